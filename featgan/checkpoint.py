@@ -1,0 +1,133 @@
+"""Checkpoints of a run: whole or not there, checked by hash, loaded without pickle.
+
+    checkpoints/step-00010000/  generator discriminator average optimizer-*  (safetensors)   state.json  manifest.json
+                                model.json  space.safetensors: with `average`, the exported generator
+
+Random states and data positions are functions of the step, so there are none to save.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from featgan.data.files import explain_write_errors, sha256_of, whole_folder, write_whole
+from featgan.errors import UserError
+from featgan.progress import console
+
+MANIFEST = "manifest.json"
+MOST_JSON_BYTES = 16 << 20
+REMEDY = "free some space and run the command again: it goes on from the last checkpoint"
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], keep: int
+) -> Path:
+    """Write a step's checkpoint (groups of tensors, JSON documents) and remove all but the `keep` newest.
+
+    It is complete when its folder is there: files are synced in a temporary folder that is then renamed.
+    """
+    out = step_folder(run, step)
+    if out.exists():
+        shutil.rmtree(out)
+    with explain_write_errors(out, REMEDY), whole_folder(out) as folder:
+        for name, group in tensors.items():
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+            write_whole(folder / f"{name}.safetensors", save(contiguous))
+        for name, document in documents.items():
+            write_whole(folder / f"{name}.json", json.dumps(document, indent=1).encode())
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
+        write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
+    for old in committed_steps(run)[:-keep]:
+        shutil.rmtree(step_folder(run, old))
+    return out
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps with a checkpoint folder, ascending."""
+    folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / MANIFEST).is_file())
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None when every file is as its manifest says."""
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        for name, expected in files.items():
+            path = folder / Path(name).name
+            if not path.is_file() or path.stat().st_size != expected["bytes"]:
+                return f"{name} is missing or cut off"
+            if sha256_of(path) != expected["sha256"]:
+                return f"{name} has changed"
+    except (KeyError, TypeError, AttributeError, UserError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    for step in reversed(committed_steps(run)):
+        folder = step_folder(run, step)
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        console.print(f"[yellow]{folder} is damaged ({reason}); using the one before[/]")
+    return None
+
+
+def find_checkpoint(run: Path, step: int | None) -> Path:
+    """A whole checkpoint of a step, or the newest (None); UserError when there is none."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder; `featgan train CONFIG run={run}` makes one")
+    folder = newest_checkpoint(run) if step is None else step_folder(run, step)
+    if folder is None:
+        raise UserError(f"{run}: no checkpoint yet; `featgan train` saves one every training.save_every steps")
+    reason = damage(folder) if folder.is_dir() else "there is none"
+    if reason:
+        steps = ", ".join(map(str, committed_steps(run))) or "none"
+        raise UserError(f"{folder}: {reason}; checkpoints of this run: {steps}")
+    return folder
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; UserError when it is none."""
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of bounded size; UserError when it is none."""
+    try:
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise UserError(f"{path}: larger than {MOST_JSON_BYTES} bytes; not a file of featgan")
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments by parameter number: `3.exp_avg`."""
+    states = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, state in states.items() for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; rates come from the schedule."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,192 @@
+"""Conditions: what c is for each kind, where a data set's values come from, and the loss L of the estimate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featgan import losses
+from featgan.config import ConditionConfig, DatasetConfig
+from featgan.data.features import FeatureCache
+from featgan.data.shards import ShardSet, Split
+from featgan.directions import FeatureSpace
+from featgan.errors import UserError
+from featgan.networks.discriminator import Judgement
+
+Rows = np.ndarray
+Values = Callable[[Rows, np.ndarray], np.ndarray]
+"""(rows [n], mirrored [n]) => float32 [n, width]."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One data set's condition: C numbers of each image and how an estimate of them is scored."""
+
+    config: ConditionConfig
+    names: tuple[str, ...]
+    rows: Rows  # rows of the split that have a value
+    values: Values
+    outputs: Values | None = None
+    output_dim: int = 0
+    output_kind: str = "other"
+    space: FeatureSpace | None = None
+    blackbox: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+    def loss(
+        self, judgement: Judgement, target: Tensor, outputs: Tensor, prediction_ratio: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L of the discriminator's estimate [N, C] (and of the outputs read off it) against the target [N, C].
+
+        `prediction_ratio` is w_cls2 / w_cls. The parts are returned as scalars.
+        """
+        config = self.config
+        if config.kind == "expression":
+            return with_scalar("condition", losses.class_loss(judgement.condition, target))
+        if config.kind == "attributes":
+            return with_scalar("condition", losses.attribute_loss(judgement.condition, target))
+        parts = {}
+        if config.kind == "valence_arousal" or config.objective in ("actv", "both"):
+            parts["condition"] = losses.regression_loss(
+                judgement.condition, target, config.regression, config.reduction
+            )
+        if config.kind == "features" and config.objective in ("pred", "both"):
+            assert judgement.outputs is not None
+            parts["prediction"] = prediction_ratio * self.prediction_loss(judgement.outputs, outputs)
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def prediction_loss(self, estimate: Tensor, outputs: Tensor) -> Tensor:
+        """The box's outputs: cross-entropy to the class it saw, or the regression loss for real-valued outputs."""
+        if self.output_kind == "expression":
+            return losses.class_loss(estimate, torch.nn.functional.one_hot(outputs.argmax(1), outputs.shape[1]).float())
+        return losses.regression_loss(estimate, outputs, self.config.regression, self.config.reduction)
+
+
+def with_scalar(name: str, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return loss, {name: loss}
+
+
+def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -> Condition:
+    """The condition of a split; UserError when the shards hold no such labels or the cache does not fit."""
+    split = shards.split(split_name)
+    builders = {
+        "features": features_condition,
+        "expression": expression_condition,
+        "valence_arousal": valence_arousal_condition,
+        "attributes": attributes_condition,
+    }
+    condition = builders[dataset.condition.kind](dataset, shards, split)
+    if not len(condition.rows):
+        raise UserError(
+            f"{shards.path}: no image of split {split_name!r} has the labels of condition.kind {dataset.condition.kind!r}"
+        )
+    return condition
+
+
+def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
+    """One-hot classes."""
+    identity = np.eye(len(shards.classes), dtype=np.float32)
+
+    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return identity[split.expression[rows]]
+
+    return Condition(dataset.condition, tuple(shards.classes), np.flatnonzero(split.expression >= 0), values)
+
+
+def valence_arousal_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
+    """Two numbers in [-1, 1]."""
+    table = np.stack([split.valence, split.arousal], 1).astype(np.float32)
+
+    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return table[rows]
+
+    present = np.flatnonzero(np.isfinite(table).all(1))
+    return Condition(dataset.condition, ("valence", "arousal"), present, values)
+
+
+def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
+    """Selected attributes as 0 or 1."""
+    names = dataset.condition.attributes
+    unknown = [name for name in names if name not in shards.attribute_names]
+    if unknown:
+        known = ", ".join(shards.attribute_names) or "none"
+        raise UserError(f"{shards.path}: no attribute {unknown[0]!r} (condition.attributes); the shards hold {known}")
+    table = split.attributes[:, [list(shards.attribute_names).index(name) for name in names]]
+
+    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return table[rows].astype(np.float32)
+
+    return Condition(dataset.condition, names, np.flatnonzero((table >= 0).all(1)), values)
+
+
+def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
+    """Encoded features of the black box; a mirrored image has the mirrored image's features."""
+    config = dataset.condition
+    cache = FeatureCache.open(shards, dataset.features)
+    if config.encoding == "components" and cache.num_components is None:
+        raise UserError(
+            f"{cache.path}: condition.encoding 'components' needs a cache made with `featgan extract --components K`"
+        )
+    space = cache.space
+
+    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        features = torch.from_numpy(cache.features(split.name, rows, mirrored))
+        return np.asarray(space.encode(features, config.encoding), dtype=np.float32)
+
+    def outputs(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return cache.outputs(split.name, rows, mirrored)
+
+    width = space.condition_dim(config.encoding)
+    wants_outputs = config.objective != "actv"
+    return Condition(
+        config,
+        tuple(f"{config.encoding} {index + 1}" for index in range(width)),
+        np.arange(len(split)),
+        values,
+        outputs if wants_outputs else None,
+        cache.output_dim if wants_outputs else 0,
+        cache.output_kind,
+        space,
+        dict(cache.blackbox),
+    )
+
+
+@dataclass(frozen=True)
+class ConditionLayout:
+    """Where each data set's numbers lie in the vector G takes: [c] for one, [c_1, c_2, mask] for two (StarGAN)."""
+
+    dims: tuple[int, ...]
+
+    @property
+    def generator_dim(self) -> int:
+        """Width of what G takes."""
+        return sum(self.dims) + (len(self.dims) if len(self.dims) > 1 else 0)
+
+    @property
+    def estimate_dim(self) -> int:
+        """Width of what D estimates."""
+        return sum(self.dims)
+
+    def part(self, dataset: int) -> slice:
+        """The columns of a data set in D's estimate."""
+        start = sum(self.dims[:dataset])
+        return slice(start, start + self.dims[dataset])
+
+    def embed(self, condition: Tensor, dataset: int) -> Tensor:
+        """A data set's condition [..., C_i] => what G takes; the unknown part is zero, the mask one-hot."""
+        if len(self.dims) == 1:
+            return condition
+        whole = condition.new_zeros(*condition.shape[:-1], self.generator_dim)
+        whole[..., self.part(dataset)] = condition
+        whole[..., self.estimate_dim + dataset] = 1
+        return whole
+
+
+def describe(conditions: Sequence[Condition]) -> str:
+    """A few words for the terminal: kinds and widths."""
+    return " + ".join(f"{condition.config.kind} ({condition.dim})" for condition in conditions)

@@ -1,0 +1,1 @@
+"""Images in: layouts, drawn faces, shards, feature caches, batches."""

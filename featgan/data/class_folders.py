@@ -1,0 +1,78 @@
+"""Reader of image folders with one sub-folder a class, such as RaFD."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from featgan.data.labels import CODES, SPLIT_NAMES, UNUSABLE, UNUSABLE_NAMES, natural_order, squeeze
+from featgan.data.records import EXPRESSIONS, IMAGE_SUFFIXES, Collector, Layout
+from featgan.errors import UserError
+
+RAFD_NAME = re.compile(r"Rafd\d+_(\d+)_", re.IGNORECASE)
+"""RaFD's file names: the second number is the person."""
+
+
+def read_folder(source: Path) -> Layout:
+    """One sub-folder a class, optionally below train/ and validation/ (or val/, test/).
+
+    Classes that are all known expressions get AffectNet's codes, others are numbered in sorted order.
+    """
+    tops = split_folders(source)
+    folders = {(split, name): top / name for split, top in tops.items() for name in subfolders(top)}
+    names = sorted({name for _, name in folders}, key=natural_order)
+    if not names:
+        raise UserError(f"{source}: no sub-folder; there should be one for each class")
+    codes, classes = number_classes(names)
+    collector = Collector(source)
+    for (split, name), folder in folders.items():
+        for path in walk(folder):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                add_classified(collector, path, split, codes[name], classes)
+            else:
+                collector.skip("not an image's suffix")
+    if not collector.records:
+        raise UserError(f"{source}: no image in its {len(names)} class folders")
+    return collector.finish(classes)
+
+
+def subfolders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
+
+
+def split_folders(source: Path) -> dict[str, Path]:
+    """Split => the folder of its classes: the source itself, with split "", where its sub-folders are no splits."""
+    names = subfolders(source)
+    found = {name: split for name in names if (split := SPLIT_NAMES.get(squeeze(name))) and not name.isdigit()}
+    if "train" not in found.values():
+        return {"": source}
+    others = [name for name in names if name not in found]
+    if others or len(set(found.values())) < len(found):
+        what = ", ".join(others or found)
+        raise UserError(f"{source}: a train folder may have one validation and one test folder beside it, not {what}")
+    return {split: source / name for name, split in found.items()}
+
+
+def walk(folder: Path) -> list[Path]:
+    """Every file below, hidden ones left out, sorted."""
+    found = [Path(top) / name for top, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def number_classes(names: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The code of each name (over 7 for AffectNet's unusable ones), and the classes by code."""
+    known = CODES | UNUSABLE_NAMES
+    if all(squeeze(name) in known for name in names) and any(squeeze(name) in CODES for name in names):
+        return {name: known[squeeze(name)] for name in names}, EXPRESSIONS
+    return {name: code for code, name in enumerate(names)}, tuple(names)
+
+
+def add_classified(collector: Collector, path: Path, split: str, code: int, classes: tuple[str, ...]) -> None:
+    """Take one image of a class, with RaFD's person where the file's name tells."""
+    if code >= len(classes):
+        collector.skip(UNUSABLE[code])
+        return
+    person = RAFD_NAME.match(path.name)
+    collector.add(path, split, {"expression": code, "identity": person[1] if person else None})

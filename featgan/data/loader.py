@@ -1,0 +1,164 @@
+"""Shards and conditions => batches, each a pure function of (seed, step, rank, world size).
+
+No state is kept: the order of an epoch is f(seed, epoch), a step's global batch is a fixed stretch of it, and each
+process takes its rows of that batch. So a run resumes exactly at any step, with any number of workers, and another
+number of processes sees the same global batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from featgan.conditions import Condition
+from featgan.config import TargetConfig
+from featgan.data.shards import Split
+
+ORDER, MIRROR, TARGET, PENALTY = range(4)
+"""Independent random streams of one seed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's rows of a step's batch."""
+
+    images: Tensor  # uint8 [n, 3, H, W]
+    condition: Tensor  # [n, C]
+    condition_target: Tensor  # [n, C]
+    outputs: Tensor  # [n, O] of the black box; O = 0 where no term needs them
+    outputs_target: Tensor  # [n, O]
+    alpha: Tensor  # [n] in [0, 1], where the gradient penalty is taken
+    dataset: int
+
+    def to(self, device: torch.device) -> "Batch":
+        if device.type == "cpu":
+            return self
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "dataset"}
+        return Batch(**moved, dataset=self.dataset)
+
+
+def stream(seed: int, kind: int, *position: int) -> np.random.Generator:
+    """The random stream of one purpose at one position."""
+    return np.random.default_rng(np.random.SeedSequence([seed, kind, *position]))
+
+
+def choose_dataset(step: int, critic_steps: int, num_datasets: int) -> int:
+    """Data sets alternate every step, in such a way that the generator's steps alternate as well."""
+    shift = step // critic_steps if critic_steps % num_datasets == 0 else 0
+    return (step + shift) % num_datasets
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's images of one split and their condition."""
+
+    split: Split
+    condition: Condition
+    mirror: bool
+
+    def __len__(self) -> int:
+        return len(self.condition.rows)
+
+
+class BatchStream(Dataset[Batch]):
+    """`stream[step]` is the step's batch for this rank; the loader's workers each hold a copy."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        critic_steps: int,
+        targets: TargetConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        assert batch_size % world_size == 0
+        self.sources = sources
+        self.batch_size = batch_size
+        self.critic_steps = critic_steps
+        self.targets = targets
+        self.seed = seed
+        self.local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        dataset = choose_dataset(step, self.critic_steps, len(self.sources))
+        source = self.sources[dataset]
+        rows, mirrored = self.global_rows(dataset, step // len(self.sources) if len(self.sources) > 1 else step)
+        condition = torch.from_numpy(source.condition.values(rows, mirrored))
+        outputs = source.condition.outputs(rows, mirrored) if source.condition.outputs else np.zeros((len(rows), 0))
+        generator = stream(self.seed, TARGET, step)
+        order = generator.permutation(len(rows))
+        target = draw_targets(condition, condition[order], self.targets, generator)
+        alpha = stream(self.seed, PENALTY, step).random(len(rows), dtype=np.float32)
+        values = torch.from_numpy(outputs.astype(np.float32))
+        return Batch(
+            self.images(source, rows[self.local], mirrored[self.local]),
+            condition[self.local],
+            target[self.local],
+            values[self.local],
+            values[order][self.local],
+            torch.from_numpy(alpha)[self.local],
+            dataset,
+        )
+
+    def global_rows(self, dataset: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the data set's `turn`-th global batch and whether each is mirrored; every epoch shows each row once."""
+        source = self.sources[dataset]
+        positions = np.arange(turn * self.batch_size, (turn + 1) * self.batch_size)
+        epochs, places = positions // len(source), positions % len(source)
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = source.condition.rows[self.order(dataset, int(epoch))[places[here]]]
+        mirrored = stream(self.seed, MIRROR, dataset, turn).random(len(rows)) < 0.5
+        return rows, mirrored & source.mirror
+
+    def order(self, dataset: int, epoch: int) -> np.ndarray:
+        """The epoch's permutation; the two newest are kept, since a batch can span two epochs."""
+        key = (dataset, epoch)
+        if key not in self.orders:
+            self.orders = {known: order for known, order in self.orders.items() if known[1] >= epoch - 1}
+            self.orders[key] = stream(self.seed, ORDER, dataset, epoch).permutation(len(self.sources[dataset]))
+        return self.orders[key]
+
+    def images(self, source: Source, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        images = source.split.decode(rows)
+        images[mirrored] = images[mirrored].flip(3)
+        return images
+
+
+def draw_targets(condition: Tensor, other: Tensor, shares: TargetConfig, generator: np.random.Generator) -> Tensor:
+    """Target conditions [N, C] by the shares of the configuration; `other` is another image's condition, row by row."""
+    weights = np.array([shares.permutation, shares.interpolation, shares.component])
+    kinds = torch.from_numpy(generator.choice(3, len(condition), p=weights / weights.sum()))[:, None]
+    amount = torch.from_numpy(generator.random((len(condition), 1), dtype=np.float32))
+    # Early components are swept most, so they are asked for most.
+    falling = 1.0 / np.arange(1, condition.shape[1] + 1)
+    component = generator.choice(condition.shape[1], len(condition), p=falling / falling.sum())
+    chosen = torch.arange(condition.shape[1]) == torch.from_numpy(component)[:, None]
+    stepped = torch.where(chosen, other, condition)
+    mixed = torch.lerp(condition, other, amount)
+    return torch.where(kinds == 0, other, torch.where(kinds == 1, mixed, stepped))
+
+
+def build_loader(batches: BatchStream, first_step: int, last_step: int, num_workers: int) -> Iterator[Batch]:
+    """Batches of steps first_step .. last_step - 1, in order."""
+    loader: DataLoader[Batch] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first_step, last_step),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=single_threaded,
+    )
+    return iter(loader)
+
+
+def single_threaded(worker: int) -> None:
+    """Workers leave the cores to the networks."""
+    torch.set_num_threads(1)

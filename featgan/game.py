@@ -1,0 +1,163 @@
+"""The game of a run: its data, its two players and the average, built from the configuration, saved and restored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from featgan import __version__
+from featgan.checkpoint import optimizer_tensors, read_json, read_tensors, restore_optimizer, save_checkpoint
+from featgan.conditions import Condition, ConditionLayout, build_condition
+from featgan.config import Config
+from featgan.data.loader import Source
+from featgan.data.shards import ShardSet
+from featgan.ema import Average
+from featgan.engine import Engine, Player
+from featgan.errors import UserError
+from featgan.model import ModelCard
+from featgan.networks.discriminator import Discriminator
+from featgan.networks.generator import Generator
+
+
+@dataclass
+class Game:
+    """Everything a run holds: the data, the players, the average."""
+
+    config: Config
+    engine: Engine
+    sources: list[Source]
+    conditions: list[Condition]
+    layout: ConditionLayout
+    shards: list[ShardSet]
+    generator: Player
+    discriminator: Player
+    average: Average
+
+    @property
+    def image_size(self) -> int:
+        return self.shards[0].image_size
+
+
+def open_data(config: Config) -> tuple[list[ShardSet], list[Source]]:
+    """The data sets of a configuration; UserError when one is missing or does not fit the other."""
+    datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
+    shards = [ShardSet.open(dataset.shards) for dataset in datasets]
+    sizes = {shard.image_size for shard in shards}
+    if len(sizes) > 1:
+        raise UserError(f"second_dataset.shards: images of {sizes} px; pack both data sets at one --image-size")
+    sources = []
+    for dataset, shard in zip(datasets, shards, strict=True):
+        condition = build_condition(dataset, shard, "train")
+        sources.append(Source(shard.split("train"), condition, dataset.mirror))
+    return shards, sources
+
+
+def build_networks(config: Config, image_size: int, sources: list[Source]) -> tuple[Generator, Discriminator]:
+    """G and D with their initial weights, which the seed fixes; UserError for a size they cannot take."""
+    layout = ConditionLayout(tuple(source.condition.dim for source in sources))
+    torch.manual_seed(config.training.seed)
+    critic = config.discriminator
+    try:
+        generator = Generator(image_size, layout.generator_dim, **config.generator.model_dump())
+        discriminator = Discriminator(
+            image_size,
+            layout.estimate_dim,
+            critic.dim,
+            critic.num_layers,
+            critic.max_dim,
+            sources[0].condition.output_dim,
+            layout.generator_dim if critic.projection else 0,
+        )
+    except ValueError as error:
+        raise UserError(f"{config.dataset.shards}: {error}") from None
+    return generator, discriminator
+
+
+def build_game(config: Config) -> Game:
+    """Open the data, build the networks, hand them to the engine."""
+    engine = Engine(config.training.precision)
+    if config.training.batch_size % engine.world_size:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size} cannot be shared by {engine.world_size} processes"
+        )
+    shards, sources = open_data(config)
+    generator, discriminator = build_networks(config, shards[0].image_size, sources)
+    conditions = [source.condition for source in sources]
+    layout = ConditionLayout(tuple(condition.dim for condition in conditions))
+    generator_player = engine.player(generator, config.optimizer.generator_rate, config.optimizer)
+    discriminator_player = engine.player(discriminator, config.optimizer.discriminator_rate, config.optimizer)
+    average = Average(generator, config.training.ema_images)
+    return Game(config, engine, sources, conditions, layout, shards, generator_player, discriminator_player, average)
+
+
+def save(game: Game, run: Path, step: int) -> None:
+    """The game after `step` steps, as a checkpoint; the main process writes."""
+    if not game.engine.is_main:
+        return
+    tensors = {
+        "average": game.average.network.state_dict(),
+        "discriminator": game.discriminator.bare.state_dict(),
+        "optimizer-generator": optimizer_tensors(game.generator.optimizer),
+        "optimizer-discriminator": optimizer_tensors(game.discriminator.optimizer),
+    }
+    if game.average.half_life:
+        tensors["generator"] = game.generator.bare.state_dict()
+    space = game.conditions[0].space
+    if space is not None:
+        tensors["space"] = space.tensors()
+    state = {"step": step, "featgan": __version__, "world_size": game.engine.world_size}
+    state["fingerprints"] = [shards.fingerprint for shards in game.shards]
+    documents = {"model": model_card(game, step).model_dump(mode="json"), "state": state}
+    save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints)
+
+
+def model_card(game: Game, step: int) -> ModelCard:
+    """What the exported generator needs to be used elsewhere."""
+    config, condition = game.config, game.conditions[0]
+    features = condition.config.kind == "features"
+    return ModelCard(
+        step=step,
+        image_size=game.image_size,
+        condition_dim=game.layout.generator_dim,
+        generator=config.generator,
+        condition_kind=condition.config.kind,
+        encoding=condition.config.encoding,
+        names=tuple(name for each in game.conditions for name in each.names),
+        class_names=tuple(game.shards[0].classes),
+        attribute_names=condition.config.attributes,
+        blackbox=condition.blackbox or None,
+        dataset={
+            "shards": str(config.dataset.shards.absolute()),
+            "features": config.dataset.features if features else None,
+        },
+    )
+
+
+def restore(game: Game, folder: Path | None) -> int:
+    """Load a checkpoint folder into the game; returns its step, 0 without one.
+
+    Raises UserError when the checkpoint belongs to other shards or its tensors do not fit the networks.
+    """
+    if folder is None:
+        return 0
+    state = read_json(folder / "state.json")
+    if state["fingerprints"] != [shards.fingerprint for shards in game.shards]:
+        raise UserError(f"{folder}: was trained on other shards than {game.config.dataset.shards}; choose another run=")
+    current = "generator" if game.average.half_life else "average"
+    load_weights(game.generator.bare, folder / f"{current}.safetensors")
+    load_weights(game.discriminator.bare, folder / "discriminator.safetensors")
+    if game.average.half_life:
+        load_weights(game.average.network, folder / "average.safetensors")
+    restore_optimizer(game.generator.optimizer, read_tensors(folder / "optimizer-generator.safetensors"))
+    restore_optimizer(game.discriminator.optimizer, read_tensors(folder / "optimizer-discriminator.safetensors"))
+    return int(state["step"])
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """A network's weights; UserError when they are of another architecture."""
+    try:
+        network.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise UserError(f"{path}: does not fit the networks of this configuration ({first})") from None

@@ -1,0 +1,145 @@
+"""Does the box's own decision follow the request: labels, valence and arousal, and how few components suffice?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+
+from featgan.metrics.faithfulness import weighted_concordance, weighted_moments
+from featgan.metrics.intervals import Floats, Integers, Measure, divide, mean_measure, measure
+from featgan.metrics.response import Response
+
+NUM_OCTANTS = 8
+"""Sectors of 45 degrees of the valence-arousal circle, the first from valence 1 towards arousal 1."""
+
+
+def macro_f1(asked: Integers, decided: Integers, seed: int = 0) -> Measure:
+    """F1 of each class asked for, averaged over those classes [0, 1]: two [N] of labels."""
+    classes = np.unique(asked)
+
+    def score(weights: Floats) -> Floats:
+        scores = [
+            f1_score(asked, decided, labels=classes, average="macro", sample_weight=row, zero_division=0)
+            for row in weights
+        ]
+        return np.array(scores)
+
+    return measure(score, len(asked), seed)
+
+
+def flip_success(before: Integers, asked: Integers, decided: Integers) -> Floats:
+    """1 where the decision became the asked one, 0 where not, not a number where no change was asked: three [N] => [N]."""
+    return np.where(before == asked, np.nan, (decided == asked).astype(np.float64))
+
+
+def label_table(
+    before: Integers, asked: Integers, decided: Integers, class_names: Sequence[str] = (), seed: int = 0
+) -> dict[str, Measure]:
+    """Agreement of decisions with the labels asked for, overall and by class; `before` holds the source's decisions.
+
+    Labels asked for that are negative (unknown) are left out.
+    """
+    known = asked >= 0
+    before, asked, decided = before[known], asked[known], decided[known]
+    agrees = (asked == decided).astype(np.float64)
+    table = {
+        "label_agreement": mean_measure(agrees, seed),
+        "label_macro_f1": macro_f1(asked, decided, seed),
+        "flip_success": mean_measure(flip_success(before, asked, decided), seed),
+    }
+    for label in np.unique(asked).tolist():
+        name = class_names[label] if label < len(class_names) else str(label)
+        table[f"label_agreement_{name}"] = mean_measure(agrees[asked == label], seed)
+    return table
+
+
+def octants(targets: Floats) -> Integers:
+    """Sector of the valence-arousal circle of each [N, 2], 0 to 7."""
+    angles = np.arctan2(targets[:, 1], targets[:, 0]) % (2 * np.pi)
+    return np.minimum(angles // (2 * np.pi / NUM_OCTANTS), NUM_OCTANTS - 1).astype(np.int64)
+
+
+def regression_table(names: Sequence[str], asked: Floats, measured: Floats, seed: int = 0) -> dict[str, Measure]:
+    """CCC, Pearson correlation, root mean squared error and sign agreement of each named output of [N, len(names)]."""
+    table: dict[str, Measure] = {}
+    for index, name in enumerate(names):
+        known = np.isfinite(asked[:, index])
+        pair = asked[known, index], measured[known, index]
+        table |= {f"{name}_{statistic}": found for statistic, found in output_table(*pair, seed).items()}
+    return table
+
+
+def output_table(asked: Floats, measured: Floats, seed: int = 0) -> dict[str, Measure]:
+    """The same for one output: two [N]."""
+    first, second, count = asked[:, None], measured[:, None], len(asked)
+
+    def pearson(weights: Floats) -> Floats:
+        _, variance_first, variance_second, covariance = weighted_moments(weights, first, second)
+        return divide(covariance, np.sqrt(variance_first * variance_second))[:, 0]
+
+    return {
+        "ccc": measure(lambda weights: weighted_concordance(weights, first, second)[:, 0], count, seed),
+        "pearson": measure(pearson, count, seed),
+        "rmse": measure(lambda weights: np.sqrt(weights @ (asked - measured) ** 2), count, seed),
+        "sign_agreement": mean_measure((np.sign(asked) == np.sign(measured)).astype(np.float64), seed),
+    }
+
+
+def valence_arousal_table(asked: Floats, measured: Floats, seed: int = 0) -> dict[str, Measure]:
+    """Both outputs [N, 2], then the distance by octant of the request: averages hide failure in rare regions."""
+    table = regression_table(("valence", "arousal"), asked, measured, seed)
+    known = np.isfinite(asked).all(1)
+    squares = ((asked[known] - measured[known]) ** 2).sum(1)
+    sectors = octants(asked[known])
+    for sector in np.unique(sectors).tolist():
+        table[f"valence_arousal_rmse_octant_{sector + 1}"] = root_mean(squares[sectors == sector], seed)
+    return table
+
+
+def root_mean(squares: Floats, seed: int) -> Measure:
+    """Root of the mean of [N] squares."""
+    return measure(lambda weights: np.sqrt(weights @ squares), len(squares), seed)
+
+
+def decision_table(
+    output_kind: str,
+    source: Response,
+    target: Response,
+    measured: Response,
+    names: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Measure]:
+    """The decision measures that fit the box's outputs: `expression`, `valence_arousal` or `factors`; else none.
+
+    Requests are the box's own outputs for the images whose features were asked for. Empty where outputs are unknown.
+    `names` are the class names of an expression box, or the factor names of a factor box.
+    """
+    if source.outputs is None or target.outputs is None or measured.outputs is None:
+        return {}
+    if output_kind == "expression":
+        labels = [each.outputs.argmax(1) for each in (source, target, measured) if each.outputs is not None]
+        return label_table(labels[0], labels[1], labels[2], names, seed)
+    if output_kind == "valence_arousal":
+        return valence_arousal_table(target.outputs, measured.outputs, seed)
+    if output_kind == "factors":
+        return regression_table(names, target.outputs, measured.outputs, seed)
+    return {}
+
+
+def sufficiency_table(
+    before: Integers, asked: Integers, decided: Mapping[int, Integers], seed: int = 0
+) -> dict[str, Measure]:
+    """Share of images whose decision becomes the asked one when only the top k components are set, for every k.
+
+    `decided` holds the decisions [N] by k; images of which no change is asked are left out.
+    """
+    return {
+        f"sufficiency_at_{count}": mean_measure(flip_success(before, asked, labels), seed)
+        for count, labels in sorted(decided.items())
+    }
+
+
+def flip_rate(before: Integers, after: NDArray[np.int64], seed: int = 0) -> Measure:
+    """Share of images whose decision is no longer the source's, whatever it became: two [N]."""
+    return mean_measure((before != after).astype(np.float64), seed)

@@ -1,0 +1,40 @@
+"""What a black box sees in N images, and the coordinates in which it is compared."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featgan.directions import FeatureSpace
+from featgan.metrics.intervals import Floats, Integers, as_floats
+
+
+@dataclass(frozen=True)
+class Response:
+    """Raw features [N, F] and outputs [N, O] of a black box; outputs are None where they cannot be known."""
+
+    features: Floats
+    outputs: Floats | None = None
+
+    @classmethod
+    def of(cls, features: Tensor | Floats, outputs: Tensor | Floats | None = None) -> "Response":
+        """From tensors or arrays of any float type."""
+        return cls(as_floats(features), None if outputs is None else as_floats(outputs))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: Integers) -> "Response":
+        """The given rows, in that order."""
+        return Response(self.features[rows], None if self.outputs is None else self.outputs[rows])
+
+
+def standardize(space: FeatureSpace, features: Floats) -> Floats:
+    """Raw [N, F] => standardised [N, L], dead features dropped."""
+    live = as_floats(space.live).astype(bool)
+    return (features[:, live] - as_floats(space.mean)[live]) / as_floats(space.std)[live]
+
+
+def project(space: FeatureSpace, features: Floats) -> Floats:
+    """Raw [N, F] => whitened principal components [N, K]."""
+    return as_floats(space.to("cpu").project(torch.from_numpy(features).float()))

@@ -1,0 +1,120 @@
+"""The exported generator: what evaluation, rendering and other programs need to edit an image."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from featgan.checkpoint import find_checkpoint, read_json, read_tensors
+from featgan.config import GeneratorConfig
+from featgan.directions import FeatureSpace
+from featgan.errors import UserError
+from featgan.networks.generator import Generator
+
+BATCH = 64
+
+
+class ModelCard(BaseModel):
+    """model.json: the architecture, the condition, and where the data and the box were."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    image_size: int
+    condition_dim: int
+    generator: GeneratorConfig
+    condition_kind: str
+    encoding: str
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+    blackbox: dict[str, str] | None
+    dataset: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """G with its condition's encoding, on one device, without gradients."""
+
+    card: ModelCard
+    generator: Generator
+    space: FeatureSpace | None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def step(self) -> int:
+        return self.card.step
+
+    @property
+    def image_size(self) -> int:
+        return self.card.image_size
+
+    @property
+    def condition_dim(self) -> int:
+        return self.card.condition_dim
+
+    @property
+    def condition_kind(self) -> str:
+        return self.card.condition_kind
+
+    @property
+    def encoding(self) -> str:
+        return self.card.encoding
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.card.class_names
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        return self.card.attribute_names
+
+    @property
+    def blackbox(self) -> dict[str, str] | None:
+        return self.card.blackbox
+
+    @property
+    def dataset(self) -> dict[str, str | None]:
+        return self.card.dataset
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features of the black box [..., F] => the condition [..., C]."""
+        assert self.space is not None
+        return self.space.encode(features, self.encoding)
+
+    @torch.inference_mode()
+    def edit(self, images: Tensor, condition: Tensor) -> Tensor:
+        """Images [N, 3, S, S] in [-1, 1] and conditions [N, C] => edited images, clamped to [-1, 1]."""
+        parts = [
+            self.generator(part.to(self.device), wanted.to(self.device)).clamp(-1, 1).cpu()
+            for part, wanted in zip(images.split(BATCH), condition.split(BATCH), strict=True)
+        ]
+        return torch.cat(parts)
+
+
+def load_model(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> Model:
+    """The generator of a run's checkpoint (the newest by default); UserError when there is none or it is damaged."""
+    folder = find_checkpoint(run, step)
+    card = read_card(folder / "model.json")
+    generator = Generator(card.image_size, card.condition_dim, **card.generator.model_dump())
+    try:
+        generator.load_state_dict(read_tensors(folder / "average.safetensors"))
+    except RuntimeError:
+        raise UserError(f"{folder}: average.safetensors does not fit the architecture in model.json") from None
+    generator.eval().requires_grad_(False).to(device)
+    path = folder / "space.safetensors"
+    space = FeatureSpace(**read_tensors(path)) if path.exists() else None
+    return Model(card, generator, space, torch.device(device))
+
+
+def read_card(path: Path) -> ModelCard:
+    """model.json, checked."""
+    loaded: Any = read_json(path)
+    try:
+        return ModelCard.model_validate(loaded)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

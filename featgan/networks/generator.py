@@ -1,0 +1,111 @@
+"""The generator G(x, c) of StarGAN (Choi et al. 2018), for a condition of any width at any image size."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featgan.networks.conditioning import Mapping, Norm, concat_planes, tile_layout, tile_plane
+
+STYLE_DIM = 128
+BLEND_START = -1.5
+"""Initial logit of the blend mask: the source shows through by 82 %, so training starts near the source."""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each normalised, added to the input."""
+
+    def __init__(self, dim: int, style_dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.norm1 = Norm(dim, style_dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.norm2 = Norm(dim, style_dim)
+
+    def forward(self, activations: Tensor, style: Tensor | None) -> Tensor:
+        hidden = F.relu(self.norm1(self.conv1(activations), style))
+        return activations + self.norm2(self.conv2(hidden), style)
+
+
+class Generator(nn.Module):
+    """Edits images [N, 3, H, W] in [-1, 1] until a classifier would see the condition [N, C] in them.
+
+    `conditioning` is `concat`, `tile` or `modulation`. `output` is `image` (tanh of the last layer, as in StarGAN),
+    `residual` (a change in (-2, 2) added to the source) or `blend` (tanh pixels mixed with the source by a mask).
+    H and W are `image_size`, a multiple of 4, else ValueError.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        condition_dim: int,
+        dim: int = 64,
+        num_blocks: int = 6,
+        conditioning: str = "concat",
+        output: str = "image",
+    ) -> None:
+        super().__init__()
+        if image_size % 4:
+            raise ValueError(f"image size {image_size}: the generator halves it twice, so it must be a multiple of 4")
+        self.conditioning = conditioning
+        self.output = output
+        style_dim = STYLE_DIM if conditioning == "modulation" else 0
+        self.mapping = Mapping(condition_dim, style_dim) if style_dim else None
+        extra = {"concat": condition_dim, "tile": 1, "modulation": 0}[conditioning]
+        if conditioning == "tile":
+            self.register_buffer("layout", tile_layout(condition_dim, image_size), persistent=False)
+
+        self.encoder = nn.ModuleList(
+            [
+                nn.Conv2d(3 + extra, dim, 7, 1, 3, bias=False),
+                nn.Conv2d(dim, 2 * dim, 4, 2, 1, bias=False),
+                nn.Conv2d(2 * dim, 4 * dim, 4, 2, 1, bias=False),
+            ]
+        )
+        self.encoder_norms = nn.ModuleList([Norm(dim), Norm(2 * dim), Norm(4 * dim)])
+        self.blocks = nn.ModuleList([ResidualBlock(4 * dim, style_dim) for _ in range(num_blocks)])
+        self.decoder = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(4 * dim, 2 * dim, 4, 2, 1, bias=False),
+                nn.ConvTranspose2d(2 * dim, dim, 4, 2, 1, bias=False),
+            ]
+        )
+        self.decoder_norms = nn.ModuleList([Norm(2 * dim, style_dim), Norm(dim, style_dim)])
+        self.to_pixels = nn.Conv2d(dim, 3 + (output == "blend"), 7, 1, 3, bias=output == "blend")
+        self.start_near_source()
+
+    def start_near_source(self) -> None:
+        """A residual starts small and a blend mostly shows the source; a plain image starts as initialised."""
+        with torch.no_grad():
+            if self.output == "residual":
+                self.to_pixels.weight *= 0.05
+            if self.to_pixels.bias is not None:
+                self.to_pixels.bias.zero_()
+                self.to_pixels.bias[3] = BLEND_START
+
+    def forward(self, images: Tensor, condition: Tensor) -> Tensor:
+        style = self.mapping(condition) if self.mapping is not None else None
+        activations = self.insert(images, condition)
+        for conv, norm in zip(self.encoder, self.encoder_norms, strict=True):
+            activations = F.relu(norm(conv(activations), None))
+        for block in self.blocks:
+            activations = block(activations, style)
+        for conv, norm in zip(self.decoder, self.decoder_norms, strict=True):
+            activations = F.relu(norm(conv(activations), style))
+        return self.paint(images, self.to_pixels(activations).float())
+
+    def insert(self, images: Tensor, condition: Tensor) -> Tensor:
+        """The condition beside the image's channels, where it enters there."""
+        if self.conditioning == "concat":
+            return concat_planes(images, condition)
+        if self.conditioning == "tile":
+            return tile_plane(images, condition, self.get_buffer("layout"))
+        return images
+
+    def paint(self, images: Tensor, pixels: Tensor) -> Tensor:
+        """The last layer's values [N, 3 or 4, H, W] => edited images [N, 3, H, W]."""
+        if self.output == "image":
+            return pixels.tanh()
+        if self.output == "residual":
+            return images + 2 * pixels.tanh()
+        mask = pixels[:, 3:].sigmoid()
+        return images + mask * (pixels[:, :3].tanh() - images)

@@ -1,0 +1,151 @@
+"""What a run has recorded so far, read tolerantly: its newest evaluation, training curves, configuration and hashes."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featgan.data.files import sha256_of
+
+MAX_EVALUATION_BYTES = 32 << 20
+MAX_METRICS_BYTES = 256 << 20
+MAX_SERIES = 200
+
+Series = dict[str, list[tuple[int, float]]]
+"""Name => (step, value) in the order written."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number of the first panel, with its interval where there is one."""
+
+    label: str
+    value: object
+    low: float | None
+    high: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The parts of an evaluation that a report shows; everything may be empty."""
+
+    step: int | None = None
+    suite: str = ""
+    headline: list[Headline] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    statements: list[str] = field(default_factory=list)
+    components: dict[int, dict[str, Any]] = field(default_factory=dict)  # by index, from 0
+
+
+def newest_evaluation(run: Path, step: int) -> Evaluation | None:
+    """The newest evaluation of the step, or of any step when there is none; None when there is none at all."""
+    found = []
+    for path in sorted((run / "evaluations").glob("*.json")):
+        content = read_json(path)
+        if content is not None:
+            found.append((content.get("step") == step, path.stat().st_mtime_ns, path.name, content))
+    if not found:
+        return None
+    return parse_evaluation(max(found, key=lambda entry: entry[:3])[3])
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of bounded size, or None."""
+    try:
+        if path.stat().st_size > MAX_EVALUATION_BYTES:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def parse_evaluation(content: Mapping[str, Any]) -> Evaluation:
+    """Keep what has the expected form, leave out the rest."""
+    step = content.get("step")
+    components, statements = {}, content.get("statements")
+    for entry in mappings(content.get("components")):
+        if isinstance(entry.get("index"), int):
+            components[entry["index"]] = entry
+    return Evaluation(
+        step=step if isinstance(step, int) else None,
+        suite=str(content.get("suite") or ""),
+        headline=[parse_headline(entry) for entry in mappings(content.get("headline"))],
+        tables=[table for table in mappings(content.get("tables")) if is_table(table)],
+        statements=[text for text in statements if isinstance(text, str)] if isinstance(statements, list) else [],
+        components=components,
+    )
+
+
+def parse_headline(entry: Mapping[str, Any]) -> Headline:
+    low, high = entry.get("low"), entry.get("high")
+    known = is_number(low) and is_number(high)
+    return Headline(
+        label=str(entry.get("label") or entry.get("name") or ""),
+        value=entry.get("value"),
+        low=low if known else None,
+        high=high if known else None,
+        note=str(entry.get("note") or ""),
+    )
+
+
+def mappings(value: object) -> list[dict[str, Any]]:
+    """The mappings in a list; nothing when it is no list."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def is_table(table: Mapping[str, Any]) -> bool:
+    rows, columns = table.get("rows"), table.get("columns")
+    return isinstance(rows, list) and isinstance(columns, list) and all(isinstance(row, list) for row in rows)
+
+
+def read_metrics(run: Path) -> Series:
+    """The scalars of metrics.jsonl by name; damaged lines and values that are not finite are left out.
+
+    A run that was resumed may have written a step twice: the last value counts.
+    """
+    latest: dict[str, dict[int, float]] = {}
+    for line in read_lines(run / "metrics.jsonl"):
+        step = line.get("step")
+        if not isinstance(step, int):
+            continue
+        for name, value in line.items():
+            known = name in latest or len(latest) < MAX_SERIES
+            if name != "step" and known and is_number(value):
+                latest.setdefault(name, {})[step] = float(value)
+    return {name: sorted(points.items()) for name, points in latest.items()}
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file, one a line; nothing when it is missing or too large."""
+    if not path.is_file() or path.stat().st_size > MAX_METRICS_BYTES:
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(content, dict):
+                yield content
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_config(run: Path) -> str:
+    """The resolved configuration as it was written, or nothing."""
+    path = run / "config.yaml"
+    if not path.is_file() or path.stat().st_size > 1 << 20:
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def checkpoint_hashes(run: Path, step: int) -> dict[str, str]:
+    """File name => sha256 of the exported generator's files."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {f"{folder.name}/{path.name}": sha256_of(path) for path in sorted(folder.glob("generator*"))}

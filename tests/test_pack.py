@@ -1,0 +1,341 @@
+"""Packing: what is kept, how it is cropped, that equal input gives equal bytes, and that bad input leaves nothing."""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featgan.data import pack as pack_module
+from featgan.data import writer as writer_module
+from featgan.data.crops import CropJob, CropOptions, choose_box, crop_file
+from featgan.data.layouts import Layout, Record
+from featgan.data.pack import PackSummary, crop_all, pack, print_summary
+from featgan.data.plan import choose_split, plan, safe_key
+from featgan.errors import UserError
+
+OPTIONS = CropOptions(image_size=16, quality=95, crop=None, margin=0.0)
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return (40 + 37 * number % 200, 30 + 61 * number % 200, 50 + 17 * number % 200)
+
+
+def draw_source(folder: Path, count: int, **columns: list[object]) -> Path:
+    """`count` flat images of 24 x 20 pixels with a csv; every fifth is for validation, unless `columns` says else."""
+    table: dict[str, list[object]] = {
+        "filename": [f"{number:03d}.png" for number in range(count)],
+        "split": ["validation" if number % 5 == 4 else "train" for number in range(count)],
+        "expression": [number % 8 for number in range(count)],
+        **columns,
+    }
+    folder.mkdir()
+    for number, name in enumerate(table["filename"]):
+        Image.new("RGB", (24, 20), colour(number)).save(folder / str(name))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return folder
+
+
+def pack_small(source: Path, out: Path, **options: object) -> PackSummary:
+    settings: dict[str, object] = {"image_size": 16, "images_per_shard": 5, "workers": 1, **options}
+    return pack("csv", source, out, **settings)  # type: ignore[arg-type]
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_every_image_is_packed_with_its_labels(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 20, valence=[number / 20 for number in range(20)])
+    summary = pack_small(source, tmp_path / "out")
+    assert summary.kept == {"train": 16, "validation": 4}
+    assert sum(summary.classes["train"].values()) == 16
+    names = [f"train-{number:05d}.tar" for number in range(4)] + ["validation-00000.tar"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == names
+    packed = {name: data for shard in names for name, data in members(tmp_path / "out" / shard).items()}
+    assert len(packed) == 40
+    for name, data in packed.items():
+        if name.endswith(".json"):
+            labels = json.loads(data)
+            number = int(Path(labels["source"]).stem)
+            assert labels["expression"] == number % 8
+            assert labels["valence"] == pytest.approx(number / 20)
+            assert labels["arousal"] is None
+            assert labels["split"] == ("validation" if number % 5 == 4 else "train")
+            pixels = np.asarray(Image.open(io.BytesIO(packed[name.replace(".json", ".jpg")])))
+            assert pixels.shape == (16, 16, 3)
+            assert np.abs(pixels.astype(int) - colour(number)).max() <= 3
+
+
+def test_equal_input_gives_equal_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 70)
+    pack_small(source, tmp_path / "one", workers=1)
+    pack_small(source, tmp_path / "two", workers=2)
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
+
+
+def test_shards_are_mixed_whatever_the_order_of_the_records(tmp_path: Path) -> None:
+    records = [Record(key=f"image{number:03d}", path=tmp_path / f"{number}.png", split="train") for number in range(50)]
+    forward, _ = plan(Layout(records, (), Counter()), tmp_path, 0.1, None)
+    backward, _ = plan(Layout(records[::-1], (), Counter()), tmp_path, 0.1, None)
+    sample, _ = plan(Layout(records, (), Counter()), tmp_path, 0.1, 10)
+    keys = [item.key for item in forward]
+    assert keys == [item.key for item in backward]
+    assert keys != sorted(keys)
+    assert [item.key for item in sample] == keys[:10]
+
+
+def test_packing_again_says_it_is_done(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 10)
+    first = pack_small(source, tmp_path / "out")
+    before = folder_bytes(tmp_path / "out")
+    again = pack_small(source, tmp_path / "out")
+    assert again.already
+    assert not first.already
+    assert again.manifest == first.manifest
+    assert folder_bytes(tmp_path / "out") == before
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 10)
+    pack_small(source, tmp_path / "out")
+    with pytest.raises(UserError, match="packed with image_size 16, not 24"):
+        pack_small(source, tmp_path / "out", image_size=24)
+    (source / "labels.csv").write_text("filename,split,expression\n000.png,train,3\n")
+    with pytest.raises(UserError, match="other images or labels"):
+        pack_small(source, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds no packed shards"):
+        pack_small(source, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def damage(path: Path, kind: str) -> None:
+    if kind == "missing file":
+        path.unlink()
+    elif kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "not an image":
+        path.write_bytes(b"<html>404</html>" * 50)
+    elif kind == "not 8 bits a channel":
+        Image.fromarray(np.full((20, 24), 40000, np.uint16)).save(path, "PNG")
+    elif kind == "smaller than 8 pixels":
+        Image.new("RGB", (24, 7)).save(path)
+    else:
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(path, "JPEG" if kind == "truncated" else "PNG")
+        content = bytearray(path.read_bytes())
+        if kind == "truncated":
+            content = content[: len(content) // 2]
+        else:
+            content[100:5000] = bytes(4900)
+        path.write_bytes(content)
+
+
+UNUSABLE = ("missing file", "empty file", "not an image", "truncated", "damaged", "not 8 bits a channel")
+
+
+@pytest.mark.parametrize("kind", [*UNUSABLE, "smaller than 8 pixels"])
+def test_an_unusable_file_is_refused_with_its_reason(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (24, 20)).save(path)
+    damage(path, kind)
+    crop = crop_file(CropJob(path, None), OPTIONS)
+    assert (crop.jpeg, crop.refusal) == (b"", kind)
+
+
+def test_too_many_pixels_are_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    assert crop_file(CropJob(path, None), OPTIONS).refusal == "too many pixels"
+
+
+def test_few_unusable_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 110)
+    damage(source / "007.png", "truncated")
+    summary = pack_small(source, tmp_path / "out", images_per_shard=1000)
+    assert sum(summary.kept.values()) == 109
+    assert summary.skipped == {"truncated": 1}
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["skipped_files"] == [{"source": "007.png", "reason": "truncated"}]
+
+
+@pytest.mark.parametrize(("damaged", "strict"), [(2, False), (1, True)])
+def test_more_unusable_files_are_an_error_and_nothing_is_left(tmp_path: Path, damaged: int, strict: bool) -> None:
+    source = draw_source(tmp_path / "source", 110)
+    for number in range(damaged):
+        damage(source / f"{number:03d}.png", "not an image")
+    with pytest.raises(UserError, match=r"00\d\.png: not an image; . of 110 files cannot be used") as error:
+        pack_small(source, tmp_path / "out", strict=strict)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    source = draw_source(tmp_path / "source", 70)
+    whole = writer_module.tar_member
+
+    def fill(name: str, data: bytes) -> bytes:
+        if len(list((tmp_path / ".out.partial").glob("*.tar"))) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(name, data)
+
+    monkeypatch.setattr(writer_module, "tar_member", fill)
+    with pytest.raises(UserError, match=r"out: cannot be written: the disk is full; free some space") as error:
+        pack_small(source, tmp_path / "out", workers=workers)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        pack_small(source, tmp_path / "file" / "out")
+
+
+def test_what_a_killed_packing_left_is_removed(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 10)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "train-00000.tar").write_bytes(b"half")
+    (tmp_path / ".out.partial" / "train-00099.tar").write_bytes(b"half")
+    pack_small(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert not (tmp_path / "out" / "train-00099.tar").exists()
+
+
+def test_two_packings_do_not_share_a_folder(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 10)
+    (tmp_path / ".out.partial").mkdir()
+    held = os.open(tmp_path / ".out.partial", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process is writing it"):
+        pack_small(source, tmp_path / "out")
+    os.close(held)
+    assert (tmp_path / ".out.partial").exists()
+
+
+def die(jobs: object, options: object) -> None:
+    os._exit(9)
+
+
+def test_a_killed_worker_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "crop_files", die)
+    jobs = [CropJob(tmp_path / "none.png", None)] * 100
+    with pytest.raises(UserError, match="worker process was killed"):
+        list(crop_all(jobs, OPTIONS, 2))
+
+
+def test_nobody_is_in_both_splits(tmp_path: Path) -> None:
+    people = [str(number % 40) for number in range(400)]
+    records = [
+        Record(key=f"image{number}", path=tmp_path / "a.png", split="", identity=person)
+        for number, person in enumerate(people)
+    ]
+    splits = [choose_split(record, 0.25) for record in records]
+    by_split = {name: {people[row] for row in range(400) if splits[row] == name} for name in ("train", "validation")}
+    assert not by_split["train"] & by_split["validation"]
+    assert 4 <= len(by_split["validation"]) <= 16
+    assert {choose_split(record, 0.0) for record in records} == {"train"}
+
+
+def test_a_repeated_record_is_counted_and_a_contradiction_refused(tmp_path: Path) -> None:
+    once = Record(key="a", path=tmp_path / "a.png", split="train", expression=1)
+    items, repeated = plan(Layout([once, once], (), Counter()), tmp_path, 0.1, None)
+    assert (len(items), repeated) == (1, 1)
+    other = Record(key="a", path=tmp_path / "a.png", split="train", expression=2)
+    with pytest.raises(UserError, match="two records are called 'a'"):
+        plan(Layout([once, other], (), Counter()), tmp_path, 0.1, None)
+
+
+def test_nothing_to_pack_says_what_was_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing to pack \(12 no face left out\)"):
+        plan(Layout([], (), Counter({"no face": 12})), tmp_path, 0.1, None)
+
+
+def test_keys_fit_webdataset_and_stay_distinct() -> None:
+    assert safe_key("train/00001") == "train/00001"
+    keys = ["a.b", "a_b", "a b", "../a", "a.b.jpg", "x" * 200, "x" * 199 + "y", "Ünïcode", "é", "日本"]
+    safe = [safe_key(key) for key in keys]
+    assert len(set(safe)) == len(keys)
+    assert all("." not in key and len(key) <= 80 and key.isascii() and not key.startswith("/") for key in safe)
+
+
+def test_the_face_box_is_cut_square_with_its_margin() -> None:
+    options = CropOptions(image_size=16, quality=95, crop=None, margin=0.25)
+    assert choose_box((200, 100), (60, 40, 20, 16), options) == (55, 33, 85, 63)
+    # Near the border the square moves inside, and never grows beyond the image.
+    assert choose_box((200, 100), (0, 0, 40, 40), options) == (0, 0, 60, 60)
+    assert choose_box((200, 100), (50, 10, 100, 90), options) == (50, 0, 150, 100)
+    assert choose_box((200, 100), None, options) == (50, 0, 150, 100)
+    assert choose_box((178, 218), (0, 0, 40, 40), CropOptions(16, 95, 178, 0.0)) == (0, 20, 178, 198)
+
+
+def test_a_face_box_outside_the_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (24, 20)).save(path)
+    assert crop_file(CropJob(path, (30, 5, 10, 10)), OPTIONS).refusal == "face box outside the image"
+    assert crop_file(CropJob(path, (2, 5, 0, 10)), OPTIONS).refusal == "face box outside the image"
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise is needed: the stored top becomes the right side
+    Image.fromarray(pixels).save(tmp_path / "image.jpg", exif=exif)
+    crop = crop_file(CropJob(tmp_path / "image.jpg", None), OPTIONS)
+    upright = np.asarray(Image.open(io.BytesIO(crop.jpeg))).astype(int)
+    assert upright[:, 12:].min() > 200
+    assert upright[:, :4].max() < 50
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("L", (24, 20), 255).convert("RGB").convert(mode if mode != "LA" else "L").convert(mode).save(path)
+    crop = crop_file(CropJob(path, None), OPTIONS)
+    pixels = np.asarray(Image.open(io.BytesIO(crop.jpeg)))
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.min() > 245
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("image_size", 0), ("quality", 101), ("images_per_shard", 0), ("crop", 3), ("limit", 0), ("validation_fraction", 1.5)],
+)
+def test_impossible_options_are_refused(tmp_path: Path, option: str, value: float) -> None:
+    source = draw_source(tmp_path / "source", 3)
+    with pytest.raises(UserError, match=f"{option.replace('_', ' ')} {value}: it must be"):
+        pack_small(source, tmp_path / "out", **{option: value})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_shows_classes_and_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = draw_source(tmp_path / "source", 110)
+    damage(source / "007.png", "empty file")
+    print_summary(pack_small(source, tmp_path / "out"))
+    shown = capsys.readouterr().out
+    assert "contempt" in shown
+    assert "109 images in 22 shards" in shown
+    assert "skipped: 1 empty file" in shown
