@@ -134,9 +134,9 @@ def find_image_folder(collector: Collector, tables: list[Table]) -> Path:
     column = CSV_COLUMNS[0]
     for table in tables:
         table.require(column)
-        names = [row[column.lower()] for row, _ in zip(table, range(MOST_PROBED), strict=False)]
+        rows = [row for row, _ in zip(table, range(MOST_PROBED), strict=False)]
         for folder in (collector.source / name for name in CSV_IMAGE_FOLDERS):
-            if any(collector.listing.find(path_below(folder, name, str(table.path))) for name in names):
+            if any(collector.listing.find(path_below(folder, row[column.lower()], row.place)) for row in rows):
                 return folder
     return collector.source
 

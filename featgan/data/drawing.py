@@ -1,6 +1,7 @@
 """A drawn face as a pure function of its factors: geometry in head units, painted oversampled and averaged down."""
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -50,21 +51,43 @@ def blend(first: Colour, second: Colour, share: float) -> Colour:
     return red, green, blue
 
 
+@lru_cache(maxsize=64)
+def even(start: float, stop: float, count: int) -> NDArray[np.float64]:
+    """Evenly spaced numbers, kept: every face asks for the same ones."""
+    numbers = np.linspace(start, stop, count)
+    numbers.setflags(write=False)
+    return numbers
+
+
+@lru_cache(maxsize=8)
+def circle(count: int) -> Points:
+    """Points of the unit circle [count, 2]."""
+    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    points = curve(np.cos(angle), np.sin(angle))
+    points.setflags(write=False)
+    return points
+
+
 def curve(x: NDArray[np.float64], y: NDArray[np.float64]) -> Points:
-    return np.stack([x, y], axis=1)
+    """Coordinates [n] and [n] => points [n, 2]."""
+    points = np.empty((len(x), 2))
+    points[:, 0], points[:, 1] = x, y
+    return points
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, count: int = 32) -> Points:
-    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
-    return curve(x + radius_x * np.cos(angle), y + radius_y * np.sin(angle))
+    return circle(count) * (radius_x, radius_y) + (x, y)
 
 
 def ribbon(line: Points, width: float, taper: float = 0.0) -> Points:
     """The outline of a stroke along `line` [n, 2]; `taper` in [0, 1] thins its last point."""
-    step = np.gradient(line, axis=0)
-    normal = np.stack([-step[:, 1], step[:, 0]], axis=1) / np.linalg.norm(step, axis=1, keepdims=True).clip(1e-9)
-    half = 0.5 * width * (1 - taper * np.linspace(0, 1, len(line)) ** 2)[:, None]
-    return np.concatenate([line + normal * half, (line - normal * half)[::-1]])
+    step = np.empty_like(line)
+    step[1:-1] = line[2:] - line[:-2]
+    step[0], step[-1] = line[1] - line[0], line[-1] - line[-2]
+    half = 0.5 * width * (1 - taper * even(0, 1, len(line)) ** 2)
+    half /= np.hypot(step[:, 0], step[:, 1]).clip(1e-9)
+    offset = curve(-step[:, 1] * half, step[:, 0] * half)
+    return np.concatenate([line + offset, (line - offset)[::-1]])
 
 
 class Canvas:
@@ -78,25 +101,28 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def fill(self, outline: Points, colour: Colour) -> None:
-        pixels = (pose(outline, self.factors) + 1) * (self.size / 2)
-        self.draw.polygon(pixels.ravel().tolist(), fill=colour)
+        self.draw.polygon(pose(outline, self.factors, self.size).ravel().tolist(), fill=colour)
 
     def stroke(self, line: Points, width: float, colour: Colour, taper: float = 0.0) -> None:
         """A line with round ends."""
         self.fill(ribbon(line, width, taper), colour)
-        for (x, y), radius in ((line[0], width / 2), (line[-1], width / 2 * (1 - taper))):
-            self.fill(ellipse(x, y, radius, radius, 12), colour)
+        for end, end_width in ((0, width), (-1, width * (1 - taper))):
+            x, y = pose(line[end], self.factors, self.size).tolist()
+            self.draw.circle((x, y), end_width * ZOOM * self.size / 4, fill=colour)
 
     def pixels(self) -> NDArray[np.uint8]:
         return np.asarray(self.image.reduce(self.oversampling))
 
 
-def pose(points: Points, factors: Mapping[str, float]) -> Points:
-    """Head units => image units in [-1, 1]: rolled about the head's centre, then shifted."""
+def pose(points: Points, factors: Mapping[str, float], size: int) -> Points:
+    """Head units => pixels of an image of `size`: rolled about the head's centre, then shifted; [..., 2]."""
     angle = MAX_TILT * factors["head_tilt"]
-    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    shift = MAX_SHIFT * np.array([factors["pose_x"], factors["pose_y"]])
-    return ZOOM * points @ rotation + shift
+    scale = ZOOM * size / 2
+    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+    x = (1 + MAX_SHIFT * factors["pose_x"]) * size / 2
+    y = (1 + MAX_SHIFT * factors["pose_y"]) * size / 2
+    placed: Points = points @ np.array(((cosine, sine), (-sine, cosine))) + (x, y)
+    return placed
 
 
 def head_half_width(factors: Mapping[str, float]) -> float:
@@ -105,7 +131,7 @@ def head_half_width(factors: Mapping[str, float]) -> float:
 
 def head_outline(factors: Mapping[str, float], start: float = 0.0, stop: float = 2 * np.pi, count: int = 64) -> Points:
     """The head between two angles (0 = its right side, pi / 2 = the chin): an ellipse whose jaw is narrower."""
-    angle = np.linspace(start, stop, count)
+    angle = even(start, stop, count)
     jaw = 1 - 0.16 * np.sin(angle).clip(0) ** 2
     x = head_half_width(factors) * np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** 0.86 * jaw
     return curve(x, HEAD_Y + HEAD_HALF_HEIGHT * np.sin(angle))
@@ -114,7 +140,7 @@ def head_outline(factors: Mapping[str, float], start: float = 0.0, stop: float =
 def eyelids(factors: Mapping[str, float], side: int, count: int = 15) -> tuple[Points, Points]:
     """Upper and lower lid of one eye (side -1 left, 1 right), from the left corner to the right."""
     opening = 0.05 + factors["eye_opening"]
-    place = np.linspace(-1, 1, count)
+    place = even(-1, 1, count)
     x = side * EYE_X + EYE_HALF_WIDTH * place
     bow = np.sqrt((1 - place**2).clip(0))
     return curve(x, EYE_Y - 0.165 * opening * bow), curve(x, EYE_Y + 0.095 * opening * bow)
@@ -122,7 +148,7 @@ def eyelids(factors: Mapping[str, float], side: int, count: int = 15) -> tuple[P
 
 def brow(factors: Mapping[str, float], side: int, count: int = 9) -> Points:
     """One brow from its inner to its outer end; a positive slant lowers the inner end."""
-    place = np.linspace(0, 1, count)
+    place = even(0, 1, count)
     x = side * (0.105 + 0.31 * place)
     y = -0.285 - 0.09 * factors["brow_height"] + 0.165 * factors["brow_slant"] * (0.5 - place)
     return curve(x, y - 0.035 * np.sin(np.pi * place**0.8))
@@ -131,7 +157,7 @@ def brow(factors: Mapping[str, float], side: int, count: int = 9) -> Points:
 def mouth(factors: Mapping[str, float], count: int = 17) -> tuple[Points, Points]:
     """Upper and lower edge of the mouth's opening, from its left corner to its right; they meet in a closed mouth."""
     curvature, opening = factors["mouth_curvature"], factors["mouth_opening"]
-    place = np.linspace(-1, 1, count)
+    place = even(-1, 1, count)
     half_width = 0.265 + 0.05 * curvature - 0.11 * opening * (1 - max(curvature, 0))
     middle = MOUTH_Y - 0.15 * curvature * (place**2 - 0.5)
     gap = opening * (1 - place**2).clip(0) ** 0.6
@@ -157,7 +183,7 @@ def landmarks(factors: Mapping[str, float], image_size: int) -> NDArray[np.float
         upper[[1, 4, 6, 8, 11]],
         lower[[8, 6, 4]],
     ]
-    return ((pose(np.concatenate(groups), factors) + 1) * (image_size / 2)).ravel()
+    return pose(np.concatenate(groups), factors, image_size).ravel()
 
 
 @lru_cache(maxsize=8)
@@ -171,7 +197,8 @@ def light(pixels: NDArray[np.uint8], factors: Mapping[str, float]) -> NDArray[np
     """Brighten towards the light: a linear gradient of up to 35 % along each axis."""
     x, y = grid(len(pixels))
     gain = 1 + 0.35 * (np.float32(factors["light_x"]) * x + np.float32(factors["light_y"]) * y)
-    return np.clip(pixels * gain[:, :, None] + 0.5, 0, 255).astype(np.uint8)
+    lit: NDArray[np.uint8] = np.clip(pixels * gain[:, :, None] + 0.5, 0, 255).astype(np.uint8)
+    return lit
 
 
 def background_colour(factors: Mapping[str, float]) -> Colour:
@@ -186,10 +213,10 @@ def paint_behind(canvas: Canvas, factors: Mapping[str, float], skin: Colour, hai
     """Back hair, shoulders, neck and ears."""
     half_width = head_half_width(factors)
     bottom = 0.05 + 0.95 * factors["hair_length"]
-    angle = np.linspace(np.pi, 2 * np.pi, 24)
+    angle = even(np.pi, 2 * np.pi, 24)
     top = curve((half_width + 0.09) * np.cos(angle), HEAD_Y - 0.04 + 0.73 * np.sin(angle))
     width = half_width + 0.09 + 0.05 * factors["hair_length"]
-    turn = np.linspace(0, np.pi / 2, 8)
+    turn = even(0, np.pi / 2, 8)
     right = curve(width - 0.14 * (1 - np.cos(turn)), bottom - 0.14 + 0.14 * np.sin(turn))
     canvas.fill(np.concatenate([top, right, (right * [-1, 1])[::-1]]), blend(hair, INK, 0.25))
     canvas.fill(ellipse(0, 1.28, 0.82, 0.44), SHIRT)
@@ -204,17 +231,17 @@ def paint_head(canvas: Canvas, factors: Mapping[str, float], skin: Colour, hair:
     blush = blend(skin, (226, 92, 84), 0.2)
     for side in (-1, 1):
         canvas.fill(ellipse(side * 0.33, 0.2, 0.1, 0.07), blush)
-    turn = np.linspace(0.1, np.pi - 0.1, 9)
+    turn = even(0.1, np.pi - 0.1, 9)
     nose = curve(0.062 * np.cos(turn), 0.165 + 0.04 * np.sin(turn))
     canvas.stroke(nose, 0.03, blend(skin, INK, 0.35))
     cap = head_outline(factors, np.pi * 0.99, 2.01 * np.pi, 32) * [1.04, 1.0] + [0, -0.035]
     half_width = head_half_width(factors)
-    across = np.linspace(1, -1, 21)
+    across = even(1, -1, 21)
     parting = 0.35
     distance = np.where(across > parting, (across - parting) / (1 - parting), (parting - across) / (1 + parting))
     line = curve(half_width * across, -0.50 + 0.46 * distance**2.6)
     canvas.fill(np.concatenate([cap, line]), hair)
-    shine = curve(half_width * np.linspace(-0.62, 0.02, 11), -0.47 - 0.11 * np.sin(np.linspace(0.5, 2.4, 11)))
+    shine = curve(half_width * even(-0.62, 0.02, 11), -0.47 - 0.11 * np.sin(even(0.5, 2.4, 11)))
     canvas.stroke(shine, 0.028, blend(hair, (255, 255, 255), 0.22), taper=0.8)
 
 

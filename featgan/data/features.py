@@ -44,14 +44,29 @@ REMEDY = "free some space and run the command again: it goes on where it stopped
 class Box(Protocol):
     """What the cache keeps of a black box."""
 
-    spec: str
-    layer: str
-    sha256: str
-    feature_dim: int
-    output_dim: int
-    output_kind: str
-    class_names: tuple[str, ...]
-    head: tuple[Tensor, Tensor] | None
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    @property
+    def output_dim(self) -> int: ...
+
+    @property
+    def output_kind(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor] | None: ...
 
 
 class FeatureCache:

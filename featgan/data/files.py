@@ -55,14 +55,24 @@ def whole_folder(out: Path) -> Iterator[Path]:
     lock = lock_folder(partial, out)
     try:
         for leftover in partial.iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield partial
         os.replace(partial, out)
+        sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     finally:
         os.close(lock)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename within a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock_folder(partial: Path, out: Path) -> int:

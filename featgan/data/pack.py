@@ -34,7 +34,7 @@ CHUNK = 32
 AHEAD = 4
 """Tasks of each worker that may be under way or waiting to be written."""
 
-MOST_UNREADABLE = 0.01
+MOST_UNUSABLE = 0.01
 """Share of the records whose files may be unusable."""
 
 REMEDY = "free some space or choose another --out; nothing was left behind"
@@ -179,14 +179,16 @@ class Packing:
         self.layout = layout
         self.items = items
         self.options = options
-        self.most_unreadable = 0 if strict else int(MOST_UNREADABLE * len(items))
+        self.most_unusable = 0.0 if strict else MOST_UNUSABLE
         self.skipped = Counter(layout.skipped)
-        self.unreadable: list[SkippedFile] = []
+        self.missing = [SkippedFile(source=name, reason="missing file") for name in layout.missing_files]
+        self.unusable: list[SkippedFile] = []
         splits: dict[SplitName, None] = dict.fromkeys(item.split for item in items)
         self.writers = {split: ShardWriter(folder, split, options.images_per_shard) for split in splits}
 
     def run(self, workers: int, bar: Meter) -> None:
         """Crop all images and write them in order."""
+        self.check_unusable()
         jobs = [CropJob(item.record.path, item.record.face_box) for item in self.items]
         with closing(crop_all(jobs, self.options.crops, workers)) as crops:
             for item, crop in zip(self.items, crops, strict=True):
@@ -199,13 +201,18 @@ class Packing:
             self.writers[item.split].add(item, crop.jpeg)
             return
         self.skipped[crop.refusal] += 1
-        self.unreadable.append(SkippedFile(source=item.source, reason=crop.refusal))
-        if len(self.unreadable) > self.most_unreadable:
-            first = self.unreadable[0]
-            raise UserError(
-                f"{first.source}: {first.reason}; {len(self.unreadable)} of {len(self.items)} files cannot be used, "
-                f"at most {self.most_unreadable} may be; mend them or take them out"
-            )
+        self.unusable.append(SkippedFile(source=item.source, reason=crop.refusal))
+        self.check_unusable()
+
+    def check_unusable(self) -> None:
+        """UserError when more files than may be are missing, by all that is listed, or damaged, by what is packed."""
+        missing = len(self.missing) / (len(self.layout.records) + len(self.missing))
+        if missing + len(self.unusable) / len(self.items) <= self.most_unusable:
+            return
+        first, *others = self.missing + self.unusable
+        more = f" and {len(others):,} more of {len(self.items) + len(self.missing):,} files" if others else ""
+        allowed = f"at most {MOST_UNUSABLE:.0%} may be unusable" if self.most_unusable else "--strict allows none"
+        raise UserError(f"{first.source}: {first.reason}{more}; {allowed}: mend them or take them out of the source")
 
     def finish(self, source: str, listing: str) -> Manifest:
         """End the shards and write the manifest last."""
@@ -225,7 +232,7 @@ class Packing:
             factor_names=names[1],
             splits=parts,
             skipped={reason: count for reason, count in sorted(self.skipped.items()) if count},
-            skipped_files=tuple(self.unreadable[:MOST_LISTED]),
+            skipped_files=tuple((self.missing + self.unusable)[:MOST_LISTED]),
         )
         write_whole(self.folder / MANIFEST, manifest.text().encode())
         return manifest

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,10 @@ def write_faces(root: Path, count: int, seed: int, image_size: int, workers: int
     # Fresh processes: a fork would inherit the threads of whatever runs here.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
-        yield from pool.map(job, chunks)
+        try:
+            yield from pool.map(job, chunks)
+        except BrokenProcessPool:
+            raise UserError("a drawing process was killed: free some memory and draw again") from None
 
 
 def write_factors(path: Path, rows: Iterable[Mapping[str, float]]) -> None:

@@ -53,7 +53,8 @@ class Table:
         first = next(read_lines(path), None)
         if first is None:
             raise UserError(f"{path}: empty")
-        self.delimiter = max(",;\t", key=first[1].count)
+        # Where the columns are known the cells may hold semicolons: AffectNet joins landmarks by them.
+        self.delimiter = "," if header else max(",;\t", key=first[1].count)
         cells = self.split(*first)
         self.has_header = header is None or cells[0].strip().lower() == header[0].lower()
         names = cells if self.has_header or header is None else header

@@ -87,7 +87,7 @@ def noise_ceiling(images: Tensor, see: See, batch_size: int = 64) -> dict[str, R
 def respond(images: Tensor, see: See, batch_size: int = 64) -> Response:
     """The box's features and outputs of uint8 or float images [N, 3, H, W], a batch at a time."""
     floats = images if images.is_floating_point() else to_float(images)
-    seen = [see(batch) for batch in floats.split(batch_size)]
+    seen = [see(batch) for batch in torch.split(floats, batch_size)]
     return Response.of(torch.cat([features for features, _ in seen]), torch.cat([outputs for _, outputs in seen]))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from featgan.metrics.faithfulness import weighted_concordance, weighted_moments
@@ -29,7 +28,7 @@ def macro_f1(asked: Integers, decided: Integers, seed: int = 0) -> Measure:
 
 
 def flip_success(before: Integers, asked: Integers, decided: Integers) -> Floats:
-    """1 where the decision became the asked one, 0 where not, not a number where no change was asked: three [N] => [N]."""
+    """1 where the decision became the asked one, else 0; not a number where no change was asked: three [N] => [N]."""
     return np.where(before == asked, np.nan, (decided == asked).astype(np.float64))
 
 
@@ -140,6 +139,6 @@ def sufficiency_table(
     }
 
 
-def flip_rate(before: Integers, after: NDArray[np.int64], seed: int = 0) -> Measure:
+def flip_rate(before: Integers, after: Integers, seed: int = 0) -> Measure:
     """Share of images whose decision is no longer the source's, whatever it became: two [N]."""
     return mean_measure((before != after).astype(np.float64), seed)

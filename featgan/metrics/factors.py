@@ -51,13 +51,13 @@ def factor_slopes(requested: Floats, estimated: Floats, deviations: Floats) -> F
 
 def factor_response(requested: Floats, estimated: Floats, deviations: Floats) -> Floats:
     """Mean over images of `factor_slopes`, signed => [K, F]: what each component does, for the report."""
-    return factor_slopes(requested, estimated, deviations).mean(0)
+    return np.mean(factor_slopes(requested, estimated, deviations), axis=0)
 
 
 def readable(names: FactorNames, r2: Floats, group: str) -> Integers:
     """Columns of a group that the probe reads well enough."""
     columns = names.columns(group)
-    return columns[r2[columns] >= READABLE]
+    return np.extract(r2[columns] >= READABLE, columns)
 
 
 def movement_table(slopes: Floats, groups: Mapping[str, Integers], seed: int = 0) -> dict[str, Measure]:
@@ -76,7 +76,7 @@ def movement_table(slopes: Floats, groups: Mapping[str, Integers], seed: int = 0
 
 def mean_size(values: Floats) -> Floats:
     """Mean absolute value over the last axis; 0 when it is empty: [..., F] => [...]."""
-    return np.abs(values).sum(-1) / max(values.shape[-1], 1)
+    return np.sum(np.abs(values), axis=-1) / max(values.shape[-1], 1)
 
 
 def drift_table(

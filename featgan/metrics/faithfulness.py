@@ -4,8 +4,6 @@ x is the source, c0 = f(x) its features, c the features asked for, c' = f(G(x, c
 the training mean and deviation, features that are dead on the training set left out.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from featgan.directions import FeatureSpace
@@ -13,7 +11,6 @@ from featgan.metrics.intervals import (
     Floats,
     Integers,
     Measure,
-    as_floats,
     divide,
     mean_measure,
     measure,
@@ -66,7 +63,8 @@ def weighted_concordance(weights: Floats, target: Floats, measured: Floats) -> F
 
 def concordance(target: Floats, measured: Floats) -> Floats:
     """CCC of each dimension over all rows: two [N, L] => [L] in [-1, 1], 1 where they agree."""
-    return weighted_concordance(np.full((1, len(target)), 1 / len(target)), target, measured)[0]
+    everyone = np.full((1, len(target)), 1 / len(target))
+    return np.ravel(weighted_concordance(everyone, target, measured))
 
 
 def weighted_r2(weights: Floats, target: Floats, measured: Floats) -> Floats:
@@ -111,7 +109,7 @@ def retrieval_ranks(measured: Floats, target: Floats, gallery: Floats, target_ro
         held = np.flatnonzero(target_rows >= 0)
         nearer[held, target_rows[held]] = 0
         ties[held, target_rows[held]] = 0
-    return 1 + nearer.sum(1) + ties.sum(1) / 2
+    return np.sum(nearer + ties / 2, axis=1) + 1
 
 
 def gallery_ranks(measured: Floats, target: Floats, others: Floats | None = None, size: int = GALLERY_SIZE) -> Floats:
@@ -154,7 +152,7 @@ def agreement_table(target: Floats, measured: Floats, seed: int = 0) -> dict[str
 
     def mean_concordance(weights: Floats) -> Floats:
         each = weighted_concordance(weights, target[:, kept], measured[:, kept])
-        return each.sum(1) / max(len(kept), 1)
+        return np.sum(each, axis=1) / max(len(kept), 1)
 
     count = len(target)
     return {
@@ -197,7 +195,7 @@ def faithfulness_table(
     source: Response,
     target: Response,
     measured: Response,
-    gallery: Sequence[Sequence[float]] | Floats | None = None,
+    gallery: Floats | None = None,
     seed: int = 0,
 ) -> dict[str, Measure]:
     """Every faithfulness measure of N pairs that lives in feature space, by name.
@@ -206,7 +204,7 @@ def faithfulness_table(
     which must not be any pair's target, to fill the retrieval gallery up to 1000.
     """
     start, wish, result = (standardize(space, each.features) for each in (source, target, measured))
-    others = None if gallery is None else standardize(space, as_floats(gallery))
+    others = None if gallery is None else standardize(space, gallery)
     return {
         **shift_table(start, wish, result, seed),
         **agreement_table(wish, result, seed),

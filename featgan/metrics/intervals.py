@@ -44,15 +44,8 @@ NOTHING = Measure(float("nan"), float("nan"), float("nan"), 0)
 def as_floats(values: Tensor | ArrayLike) -> Floats:
     """A tensor on any device, or anything numpy reads => float64 array."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
-
-
-def as_integers(values: Tensor | ArrayLike) -> Integers:
-    """A tensor on any device, or anything numpy reads => int64 array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values).astype(np.int64)
 
 
 def resample_weights(count: int, draws: int = DRAWS, seed: int = 0) -> Floats:
@@ -90,13 +83,19 @@ def mean_measure(values: Tensor | ArrayLike, seed: int = 0) -> Measure:
     return measure(lambda weights: weights @ kept, len(kept), seed)
 
 
+def column_measures(values: Floats, seed: int = 0) -> list[Measure]:
+    """Mean of each column of [N, M] => M measures."""
+    return measures(lambda weights: weights @ values, len(values), seed)
+
+
 def median_measure(values: Tensor | ArrayLike, seed: int = 0) -> Measure:
     """Median (the lower one of an even number) of one number per image [N]; not finite ones are left out."""
     kept = np.sort(finite(values))
 
     def median(weights: Floats) -> Floats:
         # Values are sorted, so the median is where the weights before it reach a half; the margin is for rounding.
-        return kept[(np.cumsum(weights, axis=1) >= 0.5 - 1e-9).argmax(axis=1)]
+        middle = (np.cumsum(weights, axis=1) >= 0.5 - 1e-9).argmax(axis=1)
+        return np.take(kept, middle)
 
     return measure(median, len(kept), seed)
 

@@ -26,7 +26,7 @@ PerImage = Callable[[Tensor, Tensor], Tensor]
 def in_batches(compare: PerImage, first: Tensor, second: Tensor) -> Floats:
     """A comparison of two image batches that gives one number per image, taken `BATCH_SIZE` images at a time => [N]."""
     assert first.shape == second.shape, (first.shape, second.shape)
-    pairs = zip(first.split(BATCH_SIZE), second.split(BATCH_SIZE), strict=True)
+    pairs = zip(torch.split(first, BATCH_SIZE), torch.split(second, BATCH_SIZE), strict=True)
     return as_floats(torch.cat([compare(one.float(), other.float()) for one, other in pairs]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from featgan.metrics.intervals import NOTHING, Floats, Measure, as_floats, resample_weights
+from featgan.metrics.intervals import DRAWS, NOTHING, Floats, Measure, as_floats, resample_weights
 
 WIDE = 256
 """Features from which an interval is taken from few draws: each costs two eigendecompositions."""
@@ -27,7 +27,7 @@ def moments(features: Floats, weights: Floats | None = None) -> tuple[Floats, Fl
 def symmetric_root(matrix: Floats) -> Floats:
     """The square root of a positive semidefinite matrix; eigenvalues below 0 are rounding and taken as 0."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return np.matmul(vectors * np.sqrt(np.maximum(values, 0)), vectors.T)
 
 
 def gaussian_distance(
@@ -56,7 +56,7 @@ def frechet_measure(real: Floats, generated: Floats, seed: int = 0) -> Measure:
     if min(len(real), len(generated)) < 2:
         return NOTHING
     value = frechet_distance(real, generated)
-    draws = DRAWS_WIDE if real.shape[1] > WIDE else 200
+    draws = DRAWS_WIDE if real.shape[1] > WIDE else DRAWS
     pairs = zip(
         resample_weights(len(real), draws, seed), resample_weights(len(generated), draws, seed + 1), strict=True
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,8 @@ class Response:
 def standardize(space: FeatureSpace, features: Floats) -> Floats:
     """Raw [N, F] => standardised [N, L], dead features dropped."""
     live = as_floats(space.live).astype(bool)
-    return (features[:, live] - as_floats(space.mean)[live]) / as_floats(space.std)[live]
+    offsets = features[:, live] - as_floats(space.mean)[live]
+    return np.divide(offsets, as_floats(space.std)[live])
 
 
 def project(space: FeatureSpace, features: Floats) -> Floats:

@@ -11,10 +11,19 @@ import numpy as np
 from scipy.stats import rankdata
 
 from featgan.metrics.faithfulness import agreement_table
-from featgan.metrics.intervals import Floats, Measure, as_floats, divide, mean_measure, measure, measures
+from featgan.metrics.intervals import Floats, Measure, as_floats, column_measures, divide, mean_measure, measure
 
 MONOTONE = 0.9
 """Rank correlation from which a sweep counts as monotone."""
+
+STILL = 1e-4
+"""Deviations below which a value did not move along a sweep: a box in float32 differs that much by itself."""
+
+
+def settle(measured: Floats) -> Floats:
+    """Sweeps along axis 2 of [N, K, S, ...] whose values differ by rounding only are made constant."""
+    moves = np.ptp(measured, axis=2, keepdims=True) > STILL
+    return np.where(moves, measured, measured[:, :, :1])
 
 
 def correlations(first: Floats, second: Floats) -> Floats:
@@ -40,15 +49,17 @@ def linearity(requested: Floats, measured: Floats) -> Floats:
 
 def sweep_slopes(requested: Floats, measured: Floats) -> Floats:
     """Least-squares slope of each measured value over the request: [N, K, S], [N, K, S, M] => [N, K, M]."""
+    measured = settle(measured)
+    measured = measured - measured[:, :, :1]  # a sweep that stands still then has a slope of exactly 0
     offsets = requested - requested.mean(-1, keepdims=True)
     squares = (offsets**2).sum(-1)
     assert (squares > 0).all(), "a sweep must ask for at least two different values"
-    return np.einsum("nks,nksm->nkm", offsets, measured) / squares[..., None]
+    return divide(np.einsum("nks,nksm->nkm", offsets, measured), squares[..., None])
 
 
 def crosstalk(requested: Floats, measured: Floats) -> Floats:
     """M[k, j]: mean over images of the change of measured component j per unit asked of k: => [K, M], in deviations."""
-    return sweep_slopes(broadcast_request(requested, measured), measured).mean(0)
+    return np.mean(sweep_slopes(broadcast_request(requested, measured), measured), axis=0)
 
 
 def broadcast_request(requested: Floats, measured: Floats) -> Floats:
@@ -68,8 +79,8 @@ def component_lines(rhos: Floats, slopes: Floats, straight: Floats, seed: int = 
     """Monotonicity, slope and linearity of each component: three [N, K]; components are numbered from 1."""
     table: dict[str, Measure] = {}
     for name, values in (("monotonicity", rhos), ("slope", slopes), ("linearity", straight)):
-        each = measures(lambda weights, values=values: weights @ values, len(values), seed)  # type: ignore[misc]
-        table |= {f"component_{index:02d}_{name}": found for index, found in enumerate(each, 1)}
+        each = enumerate(column_measures(values, seed), 1)
+        table |= {f"component_{index:02d}_{name}": found for index, found in each}
     return table
 
 
@@ -81,7 +92,7 @@ def traversal_table(
     `requested` whitened values [S], [K, S] or [N, K, S]; `measured` whitened components [N, K, S, M]; `swept` the
     measured column of each swept component, the first K by default.
     """
-    measured = as_floats(measured)
+    measured = settle(as_floats(measured))
     requested = broadcast_request(as_floats(requested), measured)
     columns = list(range(measured.shape[1])) if swept is None else list(swept)
     own = measured[:, np.arange(measured.shape[1]), :, columns].transpose(1, 0, 2)  # the index arrays come first
@@ -101,7 +112,7 @@ def traversal_table(
 def projection_table(
     requested: Mapping[int, Floats], measured: Mapping[int, Floats], seed: int = 0
 ) -> dict[str, Measure]:
-    """CCC, R2 and cosine as the first k components of the source are kept, for every k: two [N, L] standardised by k."""
+    """CCC, R2 and cosine as the first k components of the source are kept, by k: two [N, L], standardised."""
     return {
         f"projection_{count:02d}_{name}": found
         for count in sorted(requested)

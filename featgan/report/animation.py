@@ -8,7 +8,6 @@ from PIL import Image
 
 from featgan.report.grids import Column, labelled_grid
 from featgan.report.rendering import Rendering
-from featgan.report.sources import Sources
 
 FRAME_MILLISECONDS = 110
 REST_MILLISECONDS = 440
@@ -16,16 +15,22 @@ REST_MILLISECONDS = 440
 IMAGES_PER_LINE = 3
 
 
-def animation_frames(sources: Sources, rendering: Rendering) -> list[Image.Image]:
+def animate(rendering: Rendering) -> dict[str, bytes]:
+    """A sweep's animation by file ending: `gif` and `webp`."""
+    frames, durations = there_and_back(animation_frames(rendering))
+    return {"gif": encode_gif(frames, durations), "webp": encode_webp(frames, durations)}
+
+
+def animation_frames(rendering: Rendering) -> list[Image.Image]:
     """One sheet a target: every source in its place, the target's label as the title."""
     sweep = rendering.sweep
     return [
-        labelled_grid(f"{sweep.title}: {label}", columns_at(sources, rendering, target))
+        labelled_grid(f"{sweep.title}: {label}", columns_at(rendering, target))
         for target, label in enumerate(sweep.labels)
     ]
 
 
-def columns_at(sources: Sources, rendering: Rendering, target: int) -> list[Column]:
+def columns_at(rendering: Rendering, target: int) -> list[Column]:
     """The sources, edited to one target, set in up to IMAGES_PER_LINE columns; gaps at the end stay white."""
     images = rendering.frames[:, target]
     per_line = min(IMAGES_PER_LINE, len(images))
@@ -49,14 +54,15 @@ def encode_gif(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes
     stacked = Image.new("RGB", (frames[0].width, height))
     for index, frame in enumerate(frames):
         stacked.paste(frame, (0, index * frame.height))
-    palette = stacked.quantize(256, Image.Quantize.MEDIANCUT)
+    sample = stacked.resize((stacked.width // 3, stacked.height // 3), Image.Resampling.NEAREST)
+    palette = sample.quantize(256, Image.Quantize.MEDIANCUT)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     return encode(reduced, durations, "GIF", optimize=False, disposal=1)
 
 
 def encode_webp(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
     """A looping WebP: smaller than the GIF and in full colour."""
-    return encode(frames, durations, "WEBP", quality=80, method=4)
+    return encode(frames, durations, "WEBP", quality=80, method=2)
 
 
 def encode(frames: Sequence[Image.Image], durations: Sequence[int], kind: str, **options: object) -> bytes:

@@ -80,7 +80,9 @@ class ComponentFacts:
         ]
         change = rendering.visible_change()
         if change is not None:
-            found.append(Figure("visible change", change, "mean absolute change of a pixel at the two ends, of a range of 2"))
+            found.append(
+                Figure("visible change", change, "mean absolute change of a pixel at both ends, of a range of 2")
+            )
         if self.space is not None:
             share = variance_share(self.space, component)
             found.append(Figure("share of variance", share, "of the standardised training features", bounded(share)))

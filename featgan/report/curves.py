@@ -28,7 +28,7 @@ def thin_out(points: Sequence[tuple[int, float]], most: int = NUM_BINS) -> list[
     size = max(1, math.ceil(len(points) / most))
     bins = []
     for start in range(0, len(points), size):
-        steps, values = zip(*points[start : start + size])
+        steps, values = zip(*points[start : start + size], strict=True)
         bins.append(Bin(sum(steps) / len(steps), sum(values) / len(values), min(values), max(values)))
     return bins
 
@@ -109,13 +109,11 @@ def draw_curve(points: Sequence[tuple[int, float]], label: str) -> Markup:
     axes = Axes(bins[0].step, bins[-1].step, *value_range(bins, line))
     upper = [(axes.x(entry.step), axes.y(entry.high)) for entry in bins]
     lower = [(axes.x(entry.step), axes.y(entry.low)) for entry in reversed(bins)]
-    middle = [(axes.x(entry.step), axes.y(value)) for entry, value in zip(bins, line)]
+    middle = [(axes.x(entry.step), axes.y(value)) for entry, value in zip(bins, line, strict=True)]
     alternative = Markup("{}: from {} at step {} to {} at step {}").format(
         label, shorten(line[0]), points[0][0], shorten(line[-1]), points[-1][0]
     )
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}<path class="range" d="{}Z"/><path class="line" d="{}"/>'
         '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.5"/></svg>'
-    ).format(
-        WIDTH, HEIGHT, alternative, Markup(draw_axes(axes)), path(upper + lower), path(middle), middle[-1][0], middle[-1][1]
-    )
+    ).format(WIDTH, HEIGHT, alternative, Markup(draw_axes(axes)), path(upper + lower), path(middle), *middle[-1])

@@ -98,7 +98,7 @@ def labelled_grid(title: str, columns: Sequence[Column], row_labels: Sequence[st
     draw = ImageDraw.Draw(sheet)
     text, face = fitting(title, frame.width - 2 * MARGIN, TITLE_SIZE)
     draw.text((MARGIN, MARGIN), text, INK, face)
-    for column, left in zip(columns, frame.lefts):
+    for column, left in zip(columns, frame.lefts, strict=True):
         draw_column(sheet, draw, column, left, frame)
     for row, label in enumerate(row_labels):
         middle = frame.top + row * (frame.cell + GAP) + frame.cell // 2
@@ -150,7 +150,7 @@ def difference_columns(rendering: Rendering, scale: float) -> list[Column]:
 def render_grid(sources: Sources, rendering: Rendering, scale: float) -> bytes:
     """A sweep's PNG; component sweeps have their difference maps beside them.
 
-    The title and headings are also kept as text in the file (`Title`, `Columns`, `Rows`), for programs and screen readers.
+    Title and headings are also kept as text in the file (`Title`, `Columns`, `Rows`), for programs and screen readers.
     """
     columns = sweep_columns(sources, rendering)
     if rendering.sweep.component is not None:
@@ -162,5 +162,5 @@ def render_grid(sources: Sources, rendering: Rendering, scale: float) -> bytes:
     info.add_itxt("Columns", " | ".join(column.heading for column in columns))
     info.add_itxt("Rows", " | ".join(sources.names))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", pnginfo=info, optimize=True)
+    sheet.save(buffer, "PNG", pnginfo=info, compress_level=6)
     return buffer.getvalue()

@@ -21,7 +21,7 @@ def frame_size(image_size: int) -> int:
 def data_uri(picture: Image.Image, quality: int = QUALITY) -> str:
     """A picture as a WebP data address."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, method=6)
+    picture.save(buffer, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -54,5 +54,3 @@ def mosaic(columns: list[Tensor]) -> str:
 def gap_share(num_columns: int, image_size: int) -> float:
     """The width of a mosaic's gap in percent of the mosaic's width."""
     return 100 * MOSAIC_GAP / (num_columns * (frame_size(image_size) + MOSAIC_GAP) - MOSAIC_GAP)
-
-

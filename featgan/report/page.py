@@ -51,7 +51,7 @@ class Report:
 
 
 def show_number(value: object, digits: int = 3) -> str:
-    """A cell's text: floats to `digits` decimals (fewer when large), true minus signs, a dash for nothing."""
+    """A cell's text: `digits` decimals (fewer when large, 3 when small), true minus signs, a dash for nothing."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, bool):
@@ -62,6 +62,7 @@ def show_number(value: object, digits: int = 3) -> str:
         return "\N{EN DASH}" if isinstance(value, float) else str(value)
     assert isinstance(value, float)
     size = abs(value)
+    digits = max(digits, 3) if 0 < size < 0.1 else digits
     text = f"{value:.{digits}f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
     return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
@@ -108,17 +109,21 @@ def build_page(report: Report) -> str:
     """The page as HTML."""
     films, mosaics = build_cards(report.sources, report.renderings, report.scale, report.component_facts)
     curves = draw_curves(report.metrics)
-    return environment().get_template("report.html.j2").render(
-        report=report,
-        sources=[
-            {"name": name, "picture": thumbnail(image)}
-            for name, image in zip(report.sources.names, report.sources.images, strict=True)
-        ],
-        groups=group_films(films),
-        components=[card for card in films if card.component is not None],
-        mosaics=mosaics,
-        evaluation=report.evaluation,
-        tables=show_tables(report.evaluation),
-        curves=curves[:OPEN_CURVES],
-        more_curves=curves[OPEN_CURVES:],
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            sources=[
+                {"name": name, "picture": thumbnail(image)}
+                for name, image in zip(report.sources.names, report.sources.images, strict=True)
+            ],
+            groups=group_films(films),
+            components=[card for card in films if card.component is not None],
+            mosaics=mosaics,
+            evaluation=report.evaluation,
+            tables=show_tables(report.evaluation),
+            curves=curves[:OPEN_CURVES],
+            more_curves=curves[OPEN_CURVES:],
+        )
     )

@@ -1,4 +1,4 @@
-"""What a run has recorded so far, read tolerantly: its newest evaluation, training curves, configuration and hashes."""
+"""What a run has recorded so far, read tolerantly: its newest evaluation, training curves and configuration."""
 
 import json
 import math
@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from featgan.data.files import sha256_of
 
 MAX_EVALUATION_BYTES = 32 << 20
 MAX_METRICS_BYTES = 256 << 20
@@ -143,9 +141,3 @@ def read_config(run: Path) -> str:
     if not path.is_file() or path.stat().st_size > 1 << 20:
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def checkpoint_hashes(run: Path, step: int) -> dict[str, str]:
-    """File name => sha256 of the exported generator's files."""
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    return {f"{folder.name}/{path.name}": sha256_of(path) for path in sorted(folder.glob("generator*"))}

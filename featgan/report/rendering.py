@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from torch import Tensor
 
 from featgan.images import to_float, to_uint8
@@ -47,18 +48,24 @@ def render_sweep(edit: Edit, sources: Sources, sweep: Sweep, reconstruction: Ten
 def difference_scale(renderings: Sequence[Rendering]) -> float:
     """The change, as a share of the range, that difference maps show brightest; one scale for a whole report.
 
-    The 99.5th percentile over all films, rounded up to a twentieth, so that maps can be compared with each other.
+    The 98th percentile over the components' films (all films, where there are no components), rounded up to a
+    twentieth, so that maps can be compared with each other.
     """
-    maps = [rendering.differences() for rendering in renderings if rendering.sweep.film]
-    values = [torch.quantile(part.flatten()[:: max(1, part.numel() // 1_000_000)], 0.995) for part in maps if part is not None]
-    peak = max((float(value) for value in values), default=0.0)
-    return max(1, int(np.ceil(20 * peak - 1e-6))) / 20
+    films = [rendering for rendering in renderings if rendering.sweep.film]
+    components = [rendering for rendering in films if rendering.sweep.component is not None]
+    maps = [rendering.differences() for rendering in components or films]
+    peaks = [float(np.quantile(thinned(part), 0.98)) for part in maps if part is not None]
+    return max(1, int(np.ceil(20 * max(peaks, default=0.0) - 1e-6))) / 20
+
+
+def thinned(values: Tensor, most: int = 1_000_000) -> np.ndarray:
+    """Up to `most` of the values, evenly spread."""
+    return values.flatten()[:: -(-values.numel() // most)].numpy()
 
 
 def difference_images(differences: Tensor, scale: float) -> Tensor:
     """Shares [..., S, S] => colours uint8 [..., 3, S, S], black for no change to pale yellow at `scale` and above."""
-    from matplotlib import colormaps
-
-    table = torch.from_numpy((np.asarray(colormaps["magma"](np.linspace(0, 1, 256)))[:, :3] * 255).round().astype(np.uint8))
+    colours = np.asarray(colormaps["magma"](np.linspace(0, 1, 256)))[:, :3]
+    table = torch.from_numpy((255 * colours).round().astype(np.uint8))
     levels = (differences / scale).clamp(0, 1).mul(255).round().long()
     return table[levels].movedim(-1, -3)

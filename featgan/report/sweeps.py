@@ -1,17 +1,15 @@
-"""Directions as sweeps: for every source image a row of requested conditions, with the headings that say what was asked.
+"""Sweeps: for every source image a row of requested conditions, with the headings that say what was asked.
 
 Each sweep starts from the sources' own, untouched values, so nothing carries over from one sweep to the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from featgan import directions
 from featgan.directions import QUANTILE_LEVELS, FeatureSpace
-from featgan.errors import UserError
 
 GRID_LEVELS = (0.1, 0.5, 0.9)
 """Quantiles shown on a component's grid; its film shows all of QUANTILE_LEVELS."""
@@ -52,7 +50,7 @@ class Sweep:
     """T requests of each of N sources: conditions [N, T, C]."""
 
     name: str  # of the files
-    group: str  # a key of BUILDERS
+    group: str  # a direction of the catalogue
     title: str
     headings: tuple[str, ...]  # T
     conditions: Tensor
@@ -99,7 +97,9 @@ def quantile_sweep(subject: Subject, component: int) -> Sweep:
         group="quantiles",
         title=f"Component {component + 1}",
         headings=headings,
-        details=tuple(f"{heading} quantile, {signed(value)} deviations" for heading, value in zip(headings, values)),
+        details=tuple(
+            f"{heading} quantile, {signed(value)} deviations" for heading, value in zip(headings, values, strict=True)
+        ),
         conditions=encode(subject, targets),
         note="This component at quantiles of the training features, all other components as in the source.",
         grid_columns=tuple(QUANTILE_LEVELS.index(level) for level in GRID_LEVELS),
@@ -179,7 +179,7 @@ def class_sweeps(subject: Subject) -> list[Sweep]:
     names = subject.class_names[:MAX_CLASSES]
     targets = directions.toward_class_means(subject.features, subject.class_means)[:, : len(names)]
     note = "The source's features are shifted by a class's mean of the training features, less the mean over classes."
-    return [Sweep("class-means", "class", "Towards a class", names, encode(subject, targets), note=note)]
+    return [choice_sweep(subject, ("class-means", "class", "Towards a class", note), names, targets)]
 
 
 def head_sweeps(subject: Subject) -> list[Sweep]:
@@ -189,103 +189,13 @@ def head_sweeps(subject: Subject) -> list[Sweep]:
     names = subject.output_names[:MAX_CLASSES]
     targets = directions.along_head_weights(subject.feature_space, subject.features, subject.head_weight[: len(names)])
     note = "The source's features are moved two deviations along the weights of the black box's own last layer."
-    return [Sweep("head-weights", "head", "Along the last layer's weights", names, encode(subject, targets), note=note)]
+    return [choice_sweep(subject, ("head-weights", "head", "Along the last layer's weights", note), names, targets)]
 
 
-def expression_sweeps(subject: Subject) -> list[Sweep]:
-    """Every class asked of every source."""
-    names = subject.class_names[:MAX_CLASSES]
-    targets = torch.eye(len(subject.class_names))[: len(names)].expand(len(subject.images), -1, -1)
-    note = "Each class is asked of the source."
-    return [Sweep("expressions", "expression", "Expressions", names, encode(subject, targets), note=note)]
-
-
-VALENCE_AROUSAL_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-
-
-def valence_arousal_sweeps(subject: Subject) -> list[Sweep]:
-    """The 5 x 5 grid as a plane, and its two middle lines as films."""
-    count = len(subject.images)
-    grid = directions.valence_arousal_grid(VALENCE_AROUSAL_LEVELS)  # valence slow, arousal fast
-    plane = grid.unflatten(0, (5, 5)).transpose(0, 1).flip(0).flatten(0, 1)  # rows: arousal from the top
-    headings = tuple(signed(level) for level in VALENCE_AROUSAL_LEVELS)
-    whole = Sweep(
-        name="valence-arousal",
-        group="valence_arousal",
-        title="Valence and arousal",
-        headings=tuple(f"valence {heading}" for heading in headings),
-        conditions=encode(subject, plane.expand(count, -1, -1)),
-        note="Valence from left to right, arousal from bottom to top.",
-        film=False,
-        rows_per_source=5,
-        row_labels=tuple(f"arousal {heading}" for heading in reversed(headings)),
-    )
-    lines = [axis_sweep(subject, axis, name, headings) for axis, name in enumerate(("valence", "arousal"))]
-    return [whole, *lines]
-
-
-def axis_sweep(subject: Subject, axis: int, name: str, headings: tuple[str, ...]) -> Sweep:
-    """One of valence and arousal over its range, the other at 0."""
-    targets = torch.zeros(5, 2)
-    targets[:, axis] = torch.tensor(VALENCE_AROUSAL_LEVELS)
-    conditions = encode(subject, targets.expand(len(subject.images), -1, -1))
-    note = f"{name.capitalize()} over its range, the other at 0."
-    return Sweep(
-        name, "valence_arousal", name.capitalize(), headings, conditions, note=note, ordered=True, start=len(headings) - 1
-    )
-
-
-def attribute_sweeps(subject: Subject) -> list[Sweep]:
-    """Each attribute flipped in turn, one hair colour at a time."""
-    if subject.values is None:
-        raise UserError("--images: attributes are flipped from the source's own, which your images do not have; leave it out")
-    names = subject.attribute_names
-    targets = directions.attribute_flips(subject.values, names)
-    headings = tuple(name.replace("_", " ") for name in names)
-    note = "One attribute of the source is flipped, the others stay; of the hair colours, one at a time is set."
-    return [Sweep("attributes", "attributes", "Attributes", headings, encode(subject, targets), note=note)]
-
-
-Builder = Callable[[Subject], list[Sweep]]
-BUILDERS: dict[str, dict[str, Builder]] = {
-    "features": {
-        "quantiles": quantile_sweeps,
-        "class": class_sweeps,
-        "head": head_sweeps,
-        "interpolation": interpolation_sweeps,
-        "transfer": transfer_sweeps,
-        "projections": projection_sweeps,
-    },
-    "expression": {"expression": expression_sweeps},
-    "valence_arousal": {"valence_arousal": valence_arousal_sweeps},
-    "attributes": {"attributes": attribute_sweeps},
-}
-"""The directions of each kind of condition, by the name --directions takes."""
-
-
-def build_sweeps(subject: Subject, wanted: Sequence[str] | None = None) -> list[Sweep]:
-    """The wanted directions (all that the condition has, by default), in the order of BUILDERS.
-
-    UserError when a direction is unknown, does not belong to the condition, or cannot be computed for this run.
-    """
-    builders = BUILDERS[subject.kind]
-    for name in wanted or ():
-        if name not in builders:
-            known = ", ".join(builders)
-            raise UserError(f"--directions {name}: not a direction of a {subject.kind!r} condition; those are {known}")
-    built: list[Sweep] = []
-    for name, build in builders.items():
-        if not wanted or name in wanted:
-            sweeps = build(subject)
-            if wanted and not sweeps:
-                raise UserError(f"--directions {name}: cannot be computed for this run: {MISSING[name]}")
-            built += sweeps
-    return built
-
-
-MISSING = {
-    "class": "the shards' training images have no class labels",
-    "head": "the black box has no linear layer after the features",
-    "interpolation": "it takes two images or more",
-    "transfer": "it takes two images or more",
-}
+def choice_sweep(
+    subject: Subject, about: tuple[str, str, str, str], headings: tuple[str, ...], targets: Tensor
+) -> Sweep:
+    """Targets [N, T, ...] that lie in no order; `about` is name, group, title and note."""
+    name, group, title, note = about
+    conditions = encode(subject, targets)
+    return Sweep(name, group, title, headings, conditions, note=note, start=min(1, len(headings) - 1))

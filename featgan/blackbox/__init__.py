@@ -1,0 +1,1 @@
+"""The model under study: load one from anywhere, fit one, and cache what it says of every image."""
