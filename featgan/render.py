@@ -296,6 +296,6 @@ def build_report(
         evaluation=evaluation,
         metrics=read_metrics(request.run),
         config=read_config(request.run),
-        commands=commands(request.run, model, extra),
+        commands=commands(request.run, model, evaluation, extra),
         hashes=hashes(request.run, model, material.shards),
     )

@@ -1,13 +1,12 @@
-"""The network of a fitted box: any backbone, a 64-d hidden layer whose activations are the features, and the outputs."""
+"""The network of a fitted box: a backbone, a 64-d hidden layer whose activations are the features, the outputs."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import torchvision
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from featgan.blackbox.names import nearest
+from featgan.blackbox.spec import nearest
 from featgan.errors import UserError
 
 STAGES = ((32, 1), (64, 1), (128, 2), (128, 2))
@@ -15,8 +14,6 @@ STAGES = ((32, 1), (64, 1), (128, 2), (128, 2))
 
 NEGATIVE_SLOPE = 0.1
 """Of the hidden layer's leaky ReLU: units of a plain one die, and cannot be asked for less than nothing."""
-
-MOST_PARAMETERS = 2_000_000_000
 
 
 class Architecture(BaseModel):
@@ -30,7 +27,6 @@ class Architecture(BaseModel):
     """Factor on the channels of `vgg`."""
     hidden_dim: Annotated[int, Field(ge=1, le=4096)] = 64
     output_dim: Annotated[int, Field(ge=1, le=4096)]
-    input_channels: Literal[3] = 3
 
 
 class FittedNetwork(nn.Module):
@@ -96,11 +92,3 @@ def last_linear_module(model: nn.Module) -> tuple[str, nn.Linear]:
     if not linears:
         raise UserError(f"{type(model).__name__} has no linear layer to replace; use another network")
     return linears[-1]
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def seeded(seed: int) -> "torch.random.fork_rng":  # type: ignore[name-defined]
-    raise NotImplementedError

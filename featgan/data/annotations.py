@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
-from featgan.data.labels import UNUSABLE, affect, parse_expression, squeeze
+from featgan.data.labels import UNUSABLE, affect, folder_split, parse_expression, squeeze
 from featgan.data.records import EXPRESSIONS, IMAGE_SUFFIXES, Collector, Layout
 from featgan.data.tables import Table
 from featgan.errors import UserError
@@ -24,12 +24,6 @@ MAX_NPY_BYTES = 64 << 10
 MAX_JSON_BYTES = 1 << 20
 FACTOR_LABELS = ("id", "split", "expression", "valence", "arousal")
 """Columns of factors.csv that are no factors."""
-
-PLUS_SPLITS = {
-    **dict.fromkeys(("train", "training", "train_set"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "val_set", "validation_set"), "validation"),
-    **dict.fromkeys(("test", "testing", "test_set"), "test"),
-}
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -148,7 +142,7 @@ def read_affectnet_plus(source: Path) -> Layout:
             collector.skip(UNUSABLE[labels["expression"]])
             continue
         folders = path.relative_to(source).parts[:-1]
-        split = next((PLUS_SPLITS[name.lower()] for name in folders if name.lower() in PLUS_SPLITS), "")
+        split = next(filter(None, map(folder_split, folders)), "")
         collector.add(plus_image(collector, path), split, labels)
     return collector.finish(EXPRESSIONS)
 

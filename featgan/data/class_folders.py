@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from featgan.data.labels import CODES, SPLIT_NAMES, UNUSABLE, UNUSABLE_NAMES, natural_order, squeeze
+from featgan.data.labels import CODES, UNUSABLE, UNUSABLE_NAMES, folder_split, natural_order, squeeze
 from featgan.data.records import EXPRESSIONS, IMAGE_SUFFIXES, Collector, Layout
 from featgan.errors import UserError
 
@@ -45,7 +45,7 @@ def subfolders(folder: Path) -> list[str]:
 def split_folders(source: Path) -> dict[str, Path]:
     """Split => the folder of its classes: the source itself, with split "", where its sub-folders are no splits."""
     names = subfolders(source)
-    found = {name: split for name in names if (split := SPLIT_NAMES.get(squeeze(name))) and not name.isdigit()}
+    found = {name: split for name in names if (split := folder_split(name))}
     if "train" not in found.values():
         return {"": source}
     others = [name for name in names if name not in found]

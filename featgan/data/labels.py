@@ -115,6 +115,11 @@ def parse_split(text: str, place: str) -> str:
     return split
 
 
+def folder_split(name: str) -> str:
+    """The split that a folder's name tells, or ""; a number is no split but a class."""
+    return "" if name.isdigit() else SPLIT_NAMES.get(squeeze(name), "")
+
+
 def parse_attribute(text: str, place: str, name: str) -> int:
     """1, or 0 for 0 and -1."""
     if text.strip() not in ("-1", "0", "1"):

@@ -196,10 +196,10 @@ def synthesize(out: Path, count: int, seed: int, image_size: int = 112, workers:
     if is_finished(out, recipe):
         console.print(f"{out}: the {count} drawn faces are there already")
         return
-    with explain_write_errors(out, "free some space or choose another folder; nothing was left behind"):
-        with partial_folder(out) as folder:
-            write_folder(folder, recipe, workers or len(os.sched_getaffinity(0)))
-            os.replace(folder, out)
+    remedy = "free some space or choose another folder; nothing was left behind"
+    with explain_write_errors(out, remedy), partial_folder(out) as folder:
+        write_folder(folder, recipe, workers or len(os.sched_getaffinity(0)))
+        os.replace(folder, out)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from featgan.checkpoint import step_folder
 from featgan.data.files import sha256_of
 from featgan.data.shards import ShardSet
 from featgan.model import Model
+from featgan.report.records import Evaluation
 from featgan.report.sources import Sources
 
 EXPORTED = ("average.safetensors", "model.json", "space.safetensors")
@@ -29,7 +30,7 @@ def describe(run: Path, model: Model, sources: Sources) -> list[tuple[str, str]]
     return [*facts, ("Made with", versions)]
 
 
-def commands(run: Path, model: Model, render_options: Sequence[str]) -> list[str]:
+def commands(run: Path, model: Model, evaluation: Evaluation | None, render_options: Sequence[str]) -> list[str]:
     """The commands that lead from the shards to the report, quoted for a shell."""
     lines = []
     if model.blackbox:
@@ -39,7 +40,9 @@ def commands(run: Path, model: Model, render_options: Sequence[str]) -> list[str
         lines.append(shlex.join(["featgan", "extract", *parts]))
     step = ["--step", str(model.step)]
     lines.append(shlex.join(["featgan", "train", str(run / "config.yaml")]))
-    lines.append(shlex.join(["featgan", "evaluate", str(run), *step]))
+    if evaluation is not None:
+        suite = ["--suite", evaluation.suite] if evaluation.suite else []
+        lines.append(shlex.join(["featgan", "evaluate", str(run), "--step", str(evaluation.step), *suite]))
     return [*lines, shlex.join(["featgan", "render", str(run), *step, *render_options])]
 
 

@@ -42,7 +42,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def fitting(text: str, width: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text and the largest font up to `size` that fit the width; shortened where even the smallest does not."""
-    text = " ".join(text.split())[:80]
+    text = " ".join(text.split())[:200]
     for smaller in range(size, SMALLEST - 1, -1):
         if font(smaller).getlength(text) <= width:
             return text, font(smaller)

@@ -4,7 +4,7 @@ import torch
 
 from featgan import directions
 from featgan.errors import UserError
-from featgan.report.sweeps import MAX_CLASSES, Subject, Sweep, choice_sweep, encode, signed
+from featgan.report.sweeps import MAX_CLASSES, Subject, Sweep, choice_sweep, encode
 
 VALENCE_AROUSAL_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -19,7 +19,7 @@ def expression_sweeps(subject: Subject) -> list[Sweep]:
 
 def valence_arousal_sweeps(subject: Subject) -> list[Sweep]:
     """The 5 x 5 grid as a plane, and its two middle lines as films."""
-    headings = tuple(signed(level) for level in VALENCE_AROUSAL_LEVELS)
+    headings = tuple(f"{level:+g}".replace("-", "\N{MINUS SIGN}") if level else "0" for level in VALENCE_AROUSAL_LEVELS)
     lines = [axis_sweep(subject, axis, name, headings) for axis, name in enumerate(("valence", "arousal"))]
     return [plane_sweep(subject, headings), *lines]
 

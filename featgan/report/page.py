@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from featgan.report.cards import ComponentFacts, FilmCard, build_cards
+from featgan.report.cards import ComponentFacts, Figure, FilmCard, build_cards
 from featgan.report.curves import draw_curve
 from featgan.report.inline import thumbnail
 from featgan.report.records import Evaluation, Series, is_number
@@ -80,6 +80,26 @@ def environment() -> Environment:
     return built
 
 
+@dataclass(frozen=True)
+class Glance:
+    """The table of all components: a row for each, a column for every figure that any of them has."""
+
+    cards: list[FilmCard]
+
+    @property
+    def measures(self) -> list[Figure]:
+        """One figure of each name, in the order of their first appearance."""
+        found: dict[str, Figure] = {}
+        for figure in (figure for card in self.cards for figure in card.figures):
+            found.setdefault(figure.name, figure)
+        return list(found.values())
+
+    def row(self, card: FilmCard) -> list[Figure | None]:
+        """The card's figures in the columns' order; None where it has none."""
+        own = {figure.name: figure for figure in card.figures}
+        return [own.get(measure.name) for measure in self.measures]
+
+
 def group_films(films: Sequence[FilmCard]) -> list[dict[str, Any]]:
     """The film cards under their titles, in order."""
     groups = []
@@ -119,7 +139,7 @@ def build_page(report: Report) -> str:
                 for name, image in zip(report.sources.names, report.sources.images, strict=True)
             ],
             groups=group_films(films),
-            components=[card for card in films if card.component is not None],
+            glance=Glance([card for card in films if card.component is not None]),
             mosaics=mosaics,
             evaluation=report.evaluation,
             tables=show_tables(report.evaluation),

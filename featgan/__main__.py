@@ -1,0 +1,6 @@
+"""`python -m featgan` is the same as `featgan`."""
+
+from featgan.cli import main
+
+if __name__ == "__main__":
+    main()

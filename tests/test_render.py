@@ -1,0 +1,291 @@
+"""Rendering: what is asked of the generator, which images are taken, what is written."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from featgan import render
+from featgan.directions import QUANTILE_LEVELS, FeatureSpace
+from featgan.errors import UserError
+from featgan.render import render_run
+from featgan.report import sources as report_sources
+from featgan.report.sources import read_folder, sample_rows
+
+SIZE, FEATURES, CLASSES = 16, 5, ("calm", "glad", "<b>x</b>")
+DIMS = {"features": FEATURES, "expression": 3, "valence_arousal": 2, "attributes": 2}
+
+
+class TintModel:
+    """Adds the mean of the condition's first two numbers to the image, and remembers every condition."""
+
+    step = 30
+    image_size = SIZE
+    device = "cpu"
+    encoding = "standardized"
+    class_names = CLASSES
+    dataset = {"shards": "shards", "features": "box"}
+
+    def __init__(self, kind: str, space: FeatureSpace, condition_dim: int | None = None) -> None:
+        self.condition_kind = kind
+        self.space = space
+        self.condition_dim = condition_dim or DIMS[kind]
+        self.blackbox = {"spec": "boxes/tint", "layer": "last", "sha256": "ab" * 32} if kind == "features" else None
+        self.attribute_names = ("Smiling", "Young") if kind == "attributes" else ()
+        self.asked: list[Tensor] = []
+
+    def encode(self, features: Tensor) -> Tensor:
+        return self.space.encode(features, self.encoding)
+
+    def edit(self, images: Tensor, condition: Tensor) -> Tensor:
+        assert condition.shape == (len(images), self.condition_dim)
+        self.asked.append(condition)
+        return (images + 0.2 * condition[:, :2].mean(1)[:, None, None, None]).clamp(-1, 1)
+
+
+class FakeSplit:
+    def __init__(self, name: str, count: int) -> None:
+        generator = np.random.default_rng(len(name))
+        self.name = name
+        self.expression = (np.arange(count) % 3).astype(np.int16)
+        self.keys = np.array([f"{name}-{index}" for index in range(count)])
+        self.valence, self.arousal = generator.uniform(-1, 1, (2, count)).astype(np.float32)
+        self.attributes = generator.integers(0, 2, (count, 2)).astype(np.int8)
+        self.features = generator.normal(size=(count, FEATURES)).astype(np.float32)
+        self.images = torch.from_numpy(generator.integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def decode(self, rows: np.ndarray) -> Tensor:
+        return self.images[rows]
+
+
+class World:
+    """A run folder whose model, shards, cache and box are small fakes."""
+
+    def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch, kind: str, condition_dim: int | None = None) -> None:
+        self.run = run
+        run.mkdir(exist_ok=True)
+        splits = {"train": FakeSplit("train", 60), "validation": FakeSplit("validation", 12)}
+        self.validation = splits["validation"]
+        self.space = FeatureSpace.fit(torch.from_numpy(splits["train"].features))
+        self.model = TintModel(kind, self.space, condition_dim)
+        shards = SimpleNamespace(
+            path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32, attribute_names=("Smiling", "Young"),
+            split=splits.__getitem__,
+        )  # fmt: skip
+        cache = SimpleNamespace(
+            head=(torch.ones(3, FEATURES), torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
+            features=lambda split, rows, mirrored: splits[split].features[rows],
+        )  # fmt: skip
+        monkeypatch.setattr(render, "load_model", lambda run, step, device: self.model)
+        monkeypatch.setattr(render, "ShardSet", SimpleNamespace(open=lambda path: shards))
+        monkeypatch.setattr(render, "FeatureCache", SimpleNamespace(open=lambda shards, name: cache))
+        self.box_sha256 = "ab" * 32
+        monkeypatch.setattr(render, "load_blackbox", self.load_blackbox)
+
+    def load_blackbox(self, spec: str, layer: str, device: str) -> "World":
+        assert (spec, layer) == ("boxes/tint", "last")
+        return self
+
+    spec = "boxes/tint"
+
+    @property
+    def sha256(self) -> str:
+        return self.box_sha256
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.mean((2, 3)).repeat(1, 2)[:, :FEATURES], torch.zeros(len(images), 3)
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "renders" / "step-00000030"
+
+    def columns(self, name: str) -> list[str]:
+        with Image.open(self.folder / f"{name}.png") as image:
+            return image.text["Columns"].split(" | ")  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path / "run", monkeypatch, "features")
+
+
+def save_picture(path: Path, size: tuple[int, int] = (40, 20), colour: str = "red") -> Path:
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_every_direction_is_written_and_a_second_render_replaces_the_first(world: World) -> None:
+    (world.run / "renders" / "step-00000030").mkdir(parents=True)
+    (world.folder / "old.png").touch()
+    report = render_run(world.run, num_images=3, num_components=2)
+    pictures = {
+        "component-01",
+        "component-02",
+        "class-means",
+        "head-weights",
+        "interpolation",
+        "transfer",
+        "projections",
+    }
+    assert {path.stem for path in world.folder.glob("*.png")} == pictures | {"projections"}
+    moving = {"component-01.gif", "component-01.webp", "component-02.gif", "component-02.webp", "interpolation.gif"}
+    assert {path.name for path in world.folder.iterdir() if path.suffix != ".png"} == moving | {"interpolation.webp"}
+    assert report == world.run / "report.html"
+    assert {path.name for path in world.run.iterdir()} == {"renders", "report.html"}
+    assert [path.name for path in (world.run / "renders").iterdir()] == ["step-00000030"]
+
+
+def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: World) -> None:
+    render_run(world.run, num_images=3, directions=["quantiles"], num_components=1)
+    rows = sample_rows(world.validation.expression, np.arange(12), 3, seed=0)
+    own = world.model.encode(torch.from_numpy(world.validation.features[rows]))
+    torch.testing.assert_close(world.model.asked[0], own)
+    changes = ["\N{INCREMENT} 10 %", "\N{INCREMENT} 50 %", "\N{INCREMENT} 90 %"]
+    assert world.columns("component-01") == ["source", "10 %", "50 %", "90 %", "reconstruction", *changes]
+
+
+def test_quantile_sweeps_do_not_accumulate(world: World) -> None:
+    render_run(world.run, num_images=3, directions=["quantiles"], num_components=4)
+    own, *sweeps = world.model.asked
+    levels = torch.stack([world.space.quantile(level) for level in QUANTILE_LEVELS])
+    for component, asked in enumerate(sweeps):
+        whitened = world.space.project(world.space.decode(asked, "standardized")).reshape(3, len(levels), FEATURES)
+        expected = world.space.project(world.space.decode(own, "standardized"))[:, None].repeat(1, len(levels), 1)
+        expected[:, :, component] = levels[:, component]
+        torch.testing.assert_close(whitened, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("expression", {"expressions"}),
+        ("valence_arousal", {"valence-arousal", "valence", "arousal"}),
+        ("attributes", {"attributes"}),
+    ],
+)
+def test_label_conditions(kind: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path / "run", monkeypatch, kind)
+    render_run(world.run, num_images=2)
+    assert {path.stem for path in world.folder.glob("*.png")} == names
+    assert all(world.columns(name)[-1] == "reconstruction" for name in names)
+
+
+def test_the_plane_has_valence_to_the_right_and_arousal_upwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "run", monkeypatch, "valence_arousal")
+    render_run(world.run, num_images=1)
+    plane = world.model.asked[1].reshape(5, 5, 2)
+    torch.testing.assert_close(plane[0, :, 0], torch.tensor([-1, -0.5, 0, 0.5, 1]))
+    torch.testing.assert_close(plane[:, 0, 1], torch.tensor([1, 0.5, 0, -0.5, -1]))
+
+
+def test_two_data_sets_get_the_mask_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path / "run", monkeypatch, "expression", condition_dim=3 + 2 + 2)
+    world.run.joinpath("config.yaml").write_text(
+        "dataset: {condition: {kind: expression}}\nsecond_dataset: {condition: {kind: valence_arousal}}\n"
+    )
+    world.model.card = SimpleNamespace(names=(*CLASSES, "valence", "arousal"))  # type: ignore[attr-defined]
+    render_run(world.run, num_images=1)
+    first, second = world.model.asked[1], world.model.asked[2]
+    assert first.tolist() == [[1, 0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 1, 0]]
+    assert second[:, :3].abs().sum() == 0 and second[:, 5:].tolist() == [[0, 1]] * 25
+    assert (world.folder / "second-valence-arousal.png").is_file()
+
+
+def test_the_users_images_with_a_broken_one(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_picture(folder / "b.png", colour="blue")
+    save_picture(folder / "c.jpg")
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 no image")
+    content = save_picture(folder / "d.jpg", (200, 200)).read_bytes()
+    (folder / "d.jpg").write_bytes(content[: len(content) // 2])
+    render_run(world.run, images=folder, directions=["quantiles", "transfer"])
+    assert "a.jpg" in "".join(capfd.readouterr().err.split())
+    with Image.open(world.folder / "component-01.png") as image:
+        assert image.text["Rows"] == "b.png | c.jpg"  # type: ignore[attr-defined]
+    blue = torch.tensor([-1.0, -1, 1, -1, -1])
+    torch.testing.assert_close(world.model.asked[0][0], world.model.encode(blue))
+
+
+def test_without_the_shards_the_users_images_are_still_rendered(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(path: str) -> None:
+        raise UserError(f"{path}: no shards")
+
+    monkeypatch.setattr(render, "ShardSet", SimpleNamespace(open=absent))
+    save_picture(tmp_path / "a.png")
+    render_run(world.run, images=tmp_path, num_components=1)
+    assert {path.stem for path in world.folder.glob("*.png")} == {"component-01", "projections"}
+    with pytest.raises(UserError, match="no shards"):
+        render_run(world.run)
+
+
+def test_a_folder_without_readable_images(world: World, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("no image")
+    with pytest.raises(UserError, match="none of its 1 files is a readable"):
+        render_run(world.run, images=tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        render_run(world.run, images=tmp_path / "absent")
+    assert not (world.run / "renders").exists() and not (world.run / "report.html").exists()
+
+
+def test_another_box_is_refused(world: World, tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    world.box_sha256 = "00" * 32
+    with pytest.raises(UserError, match="boxes/tint: not the black box of this run"):
+        render_run(world.run, images=tmp_path)
+
+
+def test_directions_that_do_not_apply(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--directions attributes: not a direction of a 'features' condition"):
+        render_run(world.run, directions=["attributes"])
+    with pytest.raises(UserError, match="two images or more"):
+        render_run(world.run, directions=["transfer"], num_images=1)
+    save_picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match="these images do not have"):
+        render_run(World(tmp_path / "other", monkeypatch, "attributes").run, images=tmp_path)
+
+
+def test_large_and_foreign_files_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_picture(tmp_path / "large.png", (50, 50))
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.jpg", "TIFF")
+    save_picture(tmp_path / "small.png", (8, 4))
+    monkeypatch.setattr(report_sources, "MAX_PIXELS", 1000)
+    images, names = read_folder(tmp_path, 4, 10)
+    assert names == ("small.png",) and images.shape == (1, 3, 4, 4)
+
+
+def test_images_are_cropped_centrally_turned_upright_and_put_on_white(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (30, 10), "black")
+    picture.paste("white", (10, 0, 20, 10))
+    picture.save(tmp_path / "a.png")
+    turned = Image.new("RGB", (10, 10), "black")
+    turned.paste("white", (0, 0, 10, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "b.png", exif=exif)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
+    images, _ = read_folder(tmp_path, 10, 10)
+    assert (images[0] == 255).all()
+    assert (images[1, :, 0] == 0).all() and (images[1, :, -1] == 255).all()
+    assert (images[2] == 255).all()
+
+
+def test_the_sample_is_fixed_by_its_seed_and_spread_over_classes() -> None:
+    labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
+    usable = np.arange(1, 100)
+    rows = sample_rows(labels, usable, 6, seed=3)
+    assert sorted(labels[rows]) == [0, 0, 1, 1, 2, 2] and len(set(rows)) == 6 and 0 not in rows
+    assert (rows == sample_rows(labels, usable, 6, seed=3)).all()
+    assert (rows != sample_rows(labels, usable, 6, seed=4)).any()
+    assert len(sample_rows(labels, usable[:2], 6, seed=3)) == 2
