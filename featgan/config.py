@@ -31,13 +31,13 @@ class ConditionConfig(Section):
     kind: Literal["features", "expression", "valence_arousal", "attributes"] = "features"
     """`features` of a black box (cached by `featgan extract`), or labels of the shards."""
     encoding: Literal["raw", "standardized", "components"] = "raw"
-    """Features as they are, standardised over the live ones, or the whitened principal components kept by `extract --components`."""
+    """Features as they are, standardised over the live ones, or the whitened components of `extract --components`."""
     objective: Literal["actv", "pred", "both"] = "actv"
     """Features only: score the activations, the box's outputs read off them by a linear layer, or both."""
     regression: Literal["ccc", "mse"] = "ccc"
     """How real-valued conditions are scored: 1 - concordance, or mean squared error."""
     reduction: Literal["sum", "mean"] = "sum"
-    """Over the condition's dimensions, for `ccc`: the ancestor sums; the mean keeps the term's size independent of width."""
+    """Over the condition's dimensions, for `ccc`: the ancestor sums; a mean does not grow with the width."""
     attributes: tuple[str, ...] = ()
     """Attribute names for `kind: attributes`, in the condition's order."""
 
@@ -72,6 +72,8 @@ class GeneratorConfig(Section):
     """Condition as C constant planes, as one tiled plane, or as scale and shift of the normalised activations."""
     output: Literal["image", "residual", "blend"] = "image"
     """A new image; a change added to the source; or new pixels blended with the source through a mask."""
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    """Transposed convolutions, or repeated pixels and a convolution, which leaves no checkerboard."""
 
 
 class DiscriminatorConfig(Section):
@@ -84,7 +86,7 @@ class DiscriminatorConfig(Section):
     num_layers: Positive = 6
     """Stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
     projection: bool = False
-    """Add the inner product of pooled activations and the embedded condition to the patch map (Miyato & Koyama 2018)."""
+    """Add the pooled activations' inner product with the embedded condition to the patch map (Miyato & Koyama)."""
 
 
 class LossConfig(Section):

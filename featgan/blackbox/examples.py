@@ -77,11 +77,11 @@ def load_examples(shards: ShardSet, split_name: str, target: str, image_size: in
     split = shards.split(split_name)
     if target == "expression":
         found = split.expression.astype(np.int64)
-        usable = (found >= 0) & (found < len(shards.classes))
+        usable: np.ndarray = (found >= 0) & (found < len(shards.classes))
     else:
         both = np.stack([split.valence, split.arousal], 1)
         found = np.asarray(both if target == "valence_arousal" else split.factors, np.float32)
-        usable = np.isfinite(found).all(1)
+        usable = np.asarray(np.isfinite(found).all(1))
     rows = np.flatnonzero(usable)
     if len(rows) < 2:
         what = target.replace("_", " and ")

@@ -1,5 +1,6 @@
 """The network of a fitted box: a backbone, a 64-d hidden layer whose activations are the features, the outputs."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torchvision
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from featgan.blackbox.spec import nearest
 from featgan.errors import UserError
 
-STAGES = ((32, 1), (64, 1), (128, 2), (128, 2))
+STAGES = ((16, 1), (32, 1), (64, 2), (128, 2))
 """Channels (times the width) and convolutions of each stage of the VGG-style backbone; pooling halves after each."""
 
 NEGATIVE_SLOPE = 0.1
@@ -92,3 +93,10 @@ def last_linear_module(model: nn.Module) -> tuple[str, nn.Linear]:
     if not linears:
         raise UserError(f"{type(model).__name__} has no linear layer to replace; use another network")
     return linears[-1]
+
+
+def backbone_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a fitted box or a whole classifier that belong to its backbone."""
+    replaced = {name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)}
+    own = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")}
+    return {name: tensor for name, tensor in (own or weights).items() if name.rpartition(".")[0] not in replaced}

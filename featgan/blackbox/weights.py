@@ -51,25 +51,17 @@ def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     return found
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path, but: str = "") -> None:
-    """Into `model`, all of them; UserError names what does not fit.
-
-    Names that begin with `but` keep their fresh values when the file has other shapes or nothing for them.
-    """
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Into `model`, all of them; UserError names what does not fit."""
     expected = model.state_dict()
-    optional = {name for name in expected if but and name.startswith(but)}
-    kept = {name: tensor for name, tensor in weights.items() if name in expected or not (but and name.startswith(but))}
-    for name in optional & kept.keys():
-        if kept[name].shape != expected[name].shape:
-            del kept[name]
-    missing = sorted(expected.keys() - kept.keys() - optional)
-    unknown = sorted(kept.keys() - expected.keys())
-    wrong = sorted(name for name in kept.keys() & expected.keys() if kept[name].shape != expected[name].shape)
+    missing = sorted(expected.keys() - weights.keys())
+    unknown = sorted(weights.keys() - expected.keys())
+    wrong = sorted(name for name in weights.keys() & expected.keys() if weights[name].shape != expected[name].shape)
     for what, names in (("lacks", missing), ("has besides", unknown), ("has in another shape", wrong)):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise UserError(f"{path}: not the weights of this {type(model).__name__}: it {what} {shown}")
-    model.load_state_dict(kept, strict=False)
+    model.load_state_dict(dict(weights))
 
 
 def hash_module(module: nn.Module, architecture: str) -> str:

@@ -26,11 +26,20 @@ class ResidualBlock(nn.Module):
         return activations + self.norm2(self.conv2(hidden), style)
 
 
+def upsampler(dim_in: int, dim_out: int, upsampling: str) -> nn.Module:
+    """Twice the resolution, [N, dim_in, H, W] => [N, dim_out, 2 H, 2 W]."""
+    if upsampling == "transposed":
+        return nn.ConvTranspose2d(dim_in, dim_out, 4, 2, 1, bias=False)
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(dim_in, dim_out, 3, 1, 1, bias=False))
+
+
 class Generator(nn.Module):
     """Edits images [N, 3, H, W] in [-1, 1] until a classifier would see the condition [N, C] in them.
 
     `conditioning` is `concat`, `tile` or `modulation`. `output` is `image` (tanh of the last layer, as in StarGAN),
     `residual` (a change in (-2, 2) added to the source) or `blend` (tanh pixels mixed with the source by a mask).
+    `upsampling` is `transposed` (4x4 transposed convolutions, as in StarGAN) or `nearest` (repeated pixels and a 3x3
+    convolution, which leaves no checkerboard for the discriminator to be fooled with; Odena et al. 2016).
     H and W are `image_size`, a multiple of 4, else ValueError.
     """
 
@@ -42,6 +51,7 @@ class Generator(nn.Module):
         num_blocks: int = 6,
         conditioning: str = "concat",
         output: str = "image",
+        upsampling: str = "transposed",
     ) -> None:
         super().__init__()
         if image_size % 4:
@@ -63,12 +73,7 @@ class Generator(nn.Module):
         )
         self.encoder_norms = nn.ModuleList([Norm(dim), Norm(2 * dim), Norm(4 * dim)])
         self.blocks = nn.ModuleList([ResidualBlock(4 * dim, style_dim) for _ in range(num_blocks)])
-        self.decoder = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(4 * dim, 2 * dim, 4, 2, 1, bias=False),
-                nn.ConvTranspose2d(2 * dim, dim, 4, 2, 1, bias=False),
-            ]
-        )
+        self.decoder = nn.ModuleList([upsampler(4 * dim, 2 * dim, upsampling), upsampler(2 * dim, dim, upsampling)])
         self.decoder_norms = nn.ModuleList([Norm(2 * dim, style_dim), Norm(dim, style_dim)])
         self.to_pixels = nn.Conv2d(dim, 3 + (output == "blend"), 7, 1, 3, bias=output == "blend")
         self.start_near_source()
