@@ -58,7 +58,9 @@ def synthesize(out: Path, count: int, seed: int, image_size: int) -> None:
 @click.option("--workers", type=click.IntRange(1), help="Processes; all cores by default.")
 @click.option("--limit", type=click.IntRange(1), help="Take only so many images.")
 @click.option("--strict", is_flag=True, help="The first unreadable image is an error.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the layout (docs/data.md).")
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the layout (docs/data.md)."
+)
 def pack(layout: str, source: Path, out: Path, options: tuple[str, ...], **settings: Any) -> None:
     """Pack a folder of images and labels into shards: crop, resize, JPEG, labels, splits, manifest."""
     from featgan.data.pack import pack as pack_shards
@@ -67,7 +69,7 @@ def pack(layout: str, source: Path, out: Path, options: tuple[str, ...], **setti
     print_summary(pack_shards(layout, source, out, **settings, **named_options(options)))
 
 
-def named_options(options: tuple[str, ...]) -> dict[str, str]:
+def named_options(options: tuple[str, ...]) -> dict[str, Any]:
     """`NAME=VALUE` pairs; names may be written with dashes."""
     pairs = [option.partition("=") for option in options]
     for name, equals, _ in pairs:
@@ -98,10 +100,13 @@ def blackbox() -> None:
 @click.option("--seed", type=click.IntRange(0), help="Initial weights and order.")
 def fit(shards: Path, target: str, out: Path, **settings: Any) -> None:
     """Fit a network with a 64-d last hidden layer, class-balanced; report accuracy or CCC."""
-    from featgan.blackbox.fit import fit_blackbox, print_scores
+    from rich.console import Console
+
+    from featgan.blackbox.fit import fit_blackbox
+    from featgan.blackbox.scores import scores_table
 
     given = {name: value for name, value in settings.items() if value is not None}
-    print_scores(fit_blackbox(shards, target, out, **given))
+    Console().print(scores_table(fit_blackbox(shards, target, out, **given)))
 
 
 @cli.command()

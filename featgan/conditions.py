@@ -82,9 +82,8 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
     }
     condition = builders[dataset.condition.kind](dataset, shards, split)
     if not len(condition.rows):
-        raise UserError(
-            f"{shards.path}: no image of split {split_name!r} has the labels of condition.kind {dataset.condition.kind!r}"
-        )
+        kind = dataset.condition.kind
+        raise UserError(f"{shards.path}: no image of split {split_name!r} has the labels of condition.kind {kind!r}")
     return condition
 
 

@@ -9,7 +9,7 @@ from featgan.game import build_networks, open_data
 
 
 def describe_plan(config: Config) -> str:
-    """The resolved configuration, the data, parameter counts, steps and an estimate of memory; validates all of them."""
+    """The resolved configuration, the data, parameter counts, steps and an estimate of memory."""
     shards, sources = open_data(config)
     size = shards[0].image_size
     with torch.device("cpu"):
@@ -23,7 +23,7 @@ def describe_plan(config: Config) -> str:
         f"condition     {layout.generator_dim} numbers",
         f"generator     {count(generator):,} parameters, {config.generator.conditioning}",
         f"discriminator {count(discriminator):,} parameters",
-        f"steps         {training.steps} of the discriminator, {training.steps // training.critic_steps} of the generator",
+        f"steps         {training.steps}, of which {training.steps // training.critic_steps} train the generator too",
         f"memory        about {memory(config, generator, discriminator, size) / 2**30:.1f} GiB",
     ]
     return "\n".join(lines)

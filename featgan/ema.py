@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -23,5 +23,5 @@ class Average:
             return
         half_life = min(self.half_life, max(images_seen / 20, 1e-8))
         keep = 0.5 ** (images_new / half_life)
-        averages = list(self.network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(averages, [value.detach() for value in network.parameters()], 1 - keep)

@@ -27,7 +27,7 @@ class Player:
         """Backward, clip, optimise, zero, for the one scalar of this iteration; returns the gradient's norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = self.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
         self.optimizer.step()

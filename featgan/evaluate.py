@@ -14,6 +14,7 @@ from rich.table import Table as TerminalTable
 from torch.utils.tensorboard import SummaryWriter
 
 from featgan.blackbox.load import BlackBox, load_blackbox
+from featgan.checkpoint import read_json
 from featgan.conditions import build_condition
 from featgan.config import Config, read_yaml, validate
 from featgan.data.features import FeatureCache
@@ -51,7 +52,7 @@ HEADLINES = {
     "self_l1": ("self-reconstruction", "mean |G(x, f(x)) - x|, of a range of 2"),
     "edit_l1": ("size of the edit", "mean |G(x, c) - x|, of a range of 2"),
     "factor_change_expression": ("expression factors", "change in deviations per deviation of a component"),
-    "factor_nuisance_ratio": ("nuisance / expression", "change of true factors that mean nothing, against those that do"),
+    "factor_nuisance_ratio": ("nuisance / expression", "change of true factors that mean nothing, to those that do"),
 }
 """Measure => label and how to read it, in the order shown."""
 
@@ -101,11 +102,21 @@ def evaluate_run(
         config = validate(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
         findings = evaluate_labels(model, shards, config, pairs, blackbox)
     document = write_document(findings, model, suite)
-    path = run / "evaluations" / f"step-{model.step:08d}-{suite}.json"
+    path = evaluation_path(run, model.step, suite)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(document, indent=1).encode())
     write_board(run, findings, model.step)
     return document | {"path": str(path)}
+
+
+def find_evaluation(run: Path, step: int, suite: str) -> dict[str, Any] | None:
+    """The evaluation of a step that is there already."""
+    path = evaluation_path(run, step, suite)
+    return read_json(path) | {"path": str(path)} if path.exists() else None
+
+
+def evaluation_path(run: Path, step: int, suite: str) -> Path:
+    return run / "evaluations" / f"step-{step:08d}-{suite}.json"
 
 
 def evaluate_features(
@@ -179,8 +190,8 @@ def write_document(findings: Findings, model: Model, suite: str) -> dict[str, An
 
 def control_table(findings: Findings) -> list[dict[str, Any]]:
     """The generator beside every control, measure by measure."""
-    columns = [name for name, table in findings.tables.items() if "shift_aggregate" in table or "label_agreement" in table]
-    columns = [name for name in columns if name != "factors"]
+    told = {"shift_aggregate", "label_agreement", "valence_ccc"}
+    columns = [name for name, table in findings.tables.items() if told & table.keys()]
     rows = [
         [name, *(show(findings.tables[column].get(name)) for column in columns)]
         for name in OBEDIENCE
@@ -194,6 +205,7 @@ def control_table(findings: Findings) -> list[dict[str, Any]]:
 def family_tables(findings: Findings) -> list[dict[str, Any]]:
     """Every other family as measure, value, interval, N."""
     families = ("traversal", "preservation", "realism", "sufficiency", "factors")
+    columns = ["measure", "value", "95 %", "images"]
     found = []
     for family in families:
         rows = [
@@ -202,7 +214,7 @@ def family_tables(findings: Findings) -> list[dict[str, Any]]:
             if not name.startswith("component_")
         ]
         if rows:
-            found.append({"title": family.capitalize(), "columns": ["measure", "value", "95 %", "images"], "rows": rows})
+            found.append({"title": family.capitalize(), "columns": columns, "rows": rows})
     return found
 
 

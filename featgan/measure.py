@@ -10,6 +10,7 @@ from torch import Tensor
 from featgan.blackbox.load import BlackBox
 from featgan.data.features import FeatureCache
 from featgan.data.shards import ShardSet, Split
+from featgan.data.synthetic import EXPRESSION_FACTORS, NUISANCE_FACTORS
 from featgan.directions import component_sweep, projections
 from featgan.images import to_float, to_uint8
 from featgan.metrics import controls, decisions, faithfulness, preservation, realism, traversal
@@ -70,7 +71,17 @@ class FeatureSubject:
 
     def see(self, images: Tensor) -> Response:
         """What the box says of images."""
-        return controls.respond(images, lambda batch: tuple(part.cpu() for part in self.box(batch)), BATCH)  # type: ignore[arg-type, return-value]
+        return ask(self.box, images)
+
+
+def ask(box: BlackBox, images: Tensor) -> Response:
+    """What a box says of images, a batch at a time."""
+
+    def on_host(batch: Tensor) -> tuple[Tensor, Tensor]:
+        features, outputs = box(batch)
+        return features.cpu(), outputs.cpu()
+
+    return controls.respond(images, on_host, BATCH)
 
 
 @dataclass(frozen=True)
@@ -119,11 +130,16 @@ def measure_preservation(subject: FeatureSubject, seen: Obedience) -> Table:
 
 
 def measure_realism(subject: FeatureSubject, seen: Obedience) -> Table:
-    """Frechet distance of the edited images in the box's space; the floor is one half of the real ones to the other."""
-    standardized = [subject.space.standardize(torch.as_tensor(each.features).float()) for each in (seen.source, seen.measured)]
-    real, generated = (as_floats(each[:, subject.space.live]) for each in standardized)
+    """Frechet distance of edited images in the box's space; the floor is one half of the real ones to the other."""
+    real, generated = (live_features(subject, each) for each in (seen.source, seen.measured))
     half = len(real) // 2
-    return realism.realism_table({"edited": (real[:half], generated[:half]), "real_floor": (real[:half], real[half : 2 * half])})
+    first, second = real[:half], real[half : 2 * half]
+    return realism.realism_table({"edited": (first, generated[half : 2 * half]), "real_floor": (first, second)})
+
+
+def live_features(subject: FeatureSubject, seen: Response) -> Floats:
+    """Standardised features without the dead ones."""
+    return as_floats(subject.space.encode(torch.as_tensor(seen.features).float(), "standardized"))
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,7 @@ def measure_factors(subject: FeatureSubject, probe: BlackBox, sweeps: Sweeps) ->
     true = subject.split.factors[sweeps.rows][:, columns[0]]
 
     def read(images: Tensor) -> Floats:
-        outputs = controls.respond(images, lambda batch: tuple(part.cpu() for part in probe(batch))).outputs  # type: ignore[arg-type, return-value]
+        outputs = ask(probe, images).outputs
         assert outputs is not None
         return outputs[:, columns[1]]
 
@@ -199,8 +215,6 @@ def measure_factors(subject: FeatureSubject, probe: BlackBox, sweeps: Sweeps) ->
 
 def factor_columns(shards: ShardSet, probe: BlackBox) -> tuple[FactorNames, tuple[list[int], list[int]]]:
     """The factors that shards and probe share, and their columns in each."""
-    from featgan.data.synthetic import EXPRESSION_FACTORS, NUISANCE_FACTORS
-
     held, read = list(shards.factor_names), list(probe.class_names)
     expression = [name for name in EXPRESSION_FACTORS if name in held and name in read]
     nuisance = [name for name in NUISANCE_FACTORS if name in held and name in read]
@@ -224,7 +238,7 @@ def label_obedience(
         return tables
 
     def outputs(pictures: Tensor) -> Floats:
-        found = controls.respond(pictures, lambda batch: tuple(part.cpu() for part in box(batch))).outputs  # type: ignore[arg-type, return-value]
+        found = ask(box, pictures).outputs
         assert found is not None
         return found
 

@@ -1,6 +1,6 @@
 """Progress bars with time left, one look for every long step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -57,7 +57,7 @@ def meter(description: str, total: int | None, unit: str = "", completed: int = 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
     """Iterate with a bar; `total` is needed where `items` has no length."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with meter(description, total, unit) as bar:
         for item in items:

@@ -20,7 +20,9 @@ def dataset(world: World, **condition: object) -> DatasetConfig:
 
 def stream(world: World, batch_size: int = 4, seed: int = 0, **more: int) -> BatchStream:
     condition = build_condition(dataset(world), world.shards, "train")
-    return BatchStream([Source(world.shards.split("train"), condition, True)], batch_size, 1, TargetConfig(), seed, **more)
+    return BatchStream(
+        [Source(world.shards.split("train"), condition, True)], batch_size, 1, TargetConfig(), seed, **more
+    )
 
 
 def test_a_mirrored_image_has_the_mirrored_images_features(world: World) -> None:
@@ -94,7 +96,9 @@ def test_each_objective_scores_its_parts(world: World) -> None:
         condition = build_condition(dataset(world, objective=objective), world.shards, "train")
         values = torch.from_numpy(condition.values(rows, mirrored))
         outputs = torch.from_numpy(world.cache.outputs("train", rows, mirrored))
-        judgement = Judgement(torch.zeros(4, 1, 2, 2), values, 50 * torch.nn.functional.one_hot(outputs.argmax(1), 8).float())
+        judgement = Judgement(
+            torch.zeros(4, 1, 2, 2), values, 50 * torch.nn.functional.one_hot(outputs.argmax(1), 8).float()
+        )
         loss, scalars = condition.loss(judgement, values, outputs)
         assert scalars.keys() == parts and loss.item() == pytest.approx(0, abs=1e-4)
 

@@ -91,6 +91,13 @@ def test_differences_leave_operational_keys_out() -> None:
 def test_every_field_is_documented() -> None:
     from featgan import config as module
 
-    sections = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, module.Section)]
-    missing = [f"{each.__name__}.{key}" for each in sections for key, field in each.model_fields.items() if not field.description]
+    sections = [
+        value for value in vars(module).values() if isinstance(value, type) and issubclass(value, module.Section)
+    ]
+    missing = [
+        f"{each.__name__}.{key}"
+        for each in sections
+        for key, field in each.model_fields.items()
+        if not field.description
+    ]
     assert len(sections) > 8 and not missing and "training.steps" in field_names()

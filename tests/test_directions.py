@@ -33,9 +33,7 @@ def test_dead_features_are_dropped_not_divided_by_zero(space: FeatureSpace, feat
 
 @pytest.mark.parametrize("encoding", directions.ENCODINGS)
 def test_decode_inverts_encode(space: FeatureSpace, features: torch.Tensor, encoding: str) -> None:
-    torch.testing.assert_close(
-        space.decode(space.encode(features, encoding), encoding), features, atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(space.decode(space.encode(features, encoding), encoding), features, atol=1e-3, rtol=1e-3)
 
 
 def test_a_sweep_moves_one_component_and_nothing_else(space: FeatureSpace, features: torch.Tensor) -> None:

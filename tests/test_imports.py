@@ -58,7 +58,9 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_only_the_engine_knows_accelerate() -> None:
-    users = [path.name for path in FILES if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()]
+    users = [
+        path.name for path in FILES if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()
+    ]
     assert users == ["engine.py"]
 
 
@@ -70,4 +72,5 @@ def test_configuration_and_command_line_import_no_torch() -> None:
 def test_nothing_unpickles() -> None:
     for path in FILES:
         text = path.read_text()
-        assert "import pickle" not in text and "allow_pickle=True" not in text and "weights_only=False" not in text, path
+        for danger in ("pickle.load", "Unpickler", "allow_pickle=True", "weights_only=False", "yaml.load("):
+            assert danger not in text, f"{path.name}: {danger}"

@@ -76,7 +76,8 @@ def test_discriminator_heads() -> None:
     judgement = network(torch.randn(2, 3, 24, 24), torch.randn(2, 7))
     assert judgement.logits.shape == (2, 1, 3, 3) and judgement.condition.shape == (2, 5)
     assert judgement.outputs is not None and judgement.outputs.shape == (2, 2)
-    other = network(torch.zeros(1, 3, 24, 24), torch.ones(1, 7)).logits - network(
-        torch.zeros(1, 3, 24, 24), torch.zeros(1, 7)
-    ).logits
+    other = (
+        network(torch.zeros(1, 3, 24, 24), torch.ones(1, 7)).logits
+        - network(torch.zeros(1, 3, 24, 24), torch.zeros(1, 7)).logits
+    )
     assert other.abs().max() > 0 and torch.allclose(other, other[0, 0, 0, 0].expand_as(other), atol=1e-6)

@@ -104,9 +104,10 @@ def open_callable(spec: Spec, device: torch.device) -> Network:
 
 
 def import_callable(spec: Spec) -> Callable[[], Any]:
-    """Modules of the current folder are found too, as with `python -m`."""
+    """Modules of the current folder are found too, after all others."""
     module_name, _, attribute = spec.where.partition(":")
-    sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -115,8 +116,6 @@ def import_callable(spec: Spec) -> Callable[[], Any]:
         raise UserError(f"{spec.where}: {module_name} has no {attribute}; {reason(error)}") from error
     except Exception as error:  # importing runs the user's own code
         raise UserError(f"{spec.where}: cannot import {module_name} ({reason(error)})") from error
-    finally:
-        sys.path.remove(os.getcwd())
     if not callable(found):
         raise UserError(f"{spec.where}: is a {type(found).__name__} and cannot be called; name a function or class")
     called: Callable[[], Any] = found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featgan.blackbox.load import BlackBox, load_blackbox
 from featgan.blackbox.prefetch import prefetched
+from featgan.blackbox.weights import choose_device
 from featgan.data.feature_files import MANIFEST, cache_folder
 from featgan.data.features import FeatureCache, FeatureWriter, PendingShard
 from featgan.data.shards import ShardSet
@@ -24,7 +25,7 @@ def extract(
     layer: str | None = None,
     components: int | None = None,
     batch_size: int = 64,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     output_kind: str | None = None,
 ) -> FeatureCache:
@@ -35,7 +36,7 @@ def extract(
     SPEC or layer that cannot be taken, or a cache of that name with another content.
     """
     opened = ShardSet.open(shards)
-    box = load_blackbox(spec, layer, device, preprocessing, output_kind)
+    box = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
     done = find_done(opened, name, box, components)
     if done is not None:
         console.print(f"{done.path}: extracted already")
@@ -88,7 +89,7 @@ class Extraction:
 
 
 def both_sides(box: BlackBox, images: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O] on the CPU, of the images and the mirrored ones."""
+    """uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O] on the CPU; index 1 is of the mirrored images."""
     as_floats = to_float(images)
     upright, mirrored = box(as_floats), box(as_floats.flip(3))
     features, outputs = (torch.stack(pair, 1).cpu() for pair in zip(upright, mirrored, strict=True))

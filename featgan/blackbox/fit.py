@@ -12,7 +12,7 @@ from featgan.blackbox.fitting import Fitting
 from featgan.blackbox.network import Architecture, FittedNetwork, backbone_weights, build_network
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
 from featgan.blackbox.scores import compute_scores, headline
-from featgan.blackbox.weights import load_weights, read_weights
+from featgan.blackbox.weights import choose_device, load_weights, read_weights
 from featgan.data.files import sha256_of
 from featgan.data.shards import ShardSet
 from featgan.errors import UserError
@@ -50,7 +50,7 @@ def fit_blackbox(
     seed: int = 0,
     image_size: int | None = None,
     width: float = 1.0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     """Fit a box to the training split, write it to `out` and return its scores on the validation split.
 
@@ -78,7 +78,7 @@ def fit_blackbox(
     if done is not None:
         console.print(f"{out}: fitted already with these settings")
         return done
-    scores = fit_and_write(opened, names, settings, start, Path(out), torch.device(device))
+    scores = fit_and_write(opened, names, settings, start, Path(out), choose_device(device))
     console.print(f"{out}: {headline(scores)}")
     return scores
 

@@ -40,7 +40,7 @@ class Fitting:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.target = target
         self.train = train

@@ -12,12 +12,12 @@ from featgan.blackbox.builders import open_callable, open_timm, open_torchvision
 from featgan.blackbox.layers import MOST_FEATURES, NUM_PROBES, Network, as_vectors, find_head, hash_parts, no_linear
 from featgan.blackbox.onnx_graph import OnnxNetwork
 from featgan.blackbox.preprocessing import Preprocessing
-from featgan.blackbox.spec import Spec, parse_spec
+from featgan.blackbox.spec import OUTPUT_OPTIONS, Spec, parse_spec
 from featgan.blackbox.torchscript import TorchScriptNetwork
 from featgan.errors import UserError
 
 EXPRESSION_NAMES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""What the outputs of a foreign box are called, in this order, when it is said to tell expressions."""
+"""What the outputs of a foreign box are called, in this order, when it is said to tell expressions (7 or 8)."""
 
 PROBE_SIZE = 112
 """Side in pixels of the images of a trial run, where the network does not say what it takes."""
@@ -116,20 +116,25 @@ def open_network(
     """The network that SPEC names, what its outputs are, and their names as far as they are known."""
     spec = parse_spec(text, **(preprocessing or {}), output_kind=output_kind)
     if spec.kind == "box":
+        for name in OUTPUT_OPTIONS:
+            if name in spec.options:
+                raise UserError(f"{spec.name}: a fitted box knows its outputs; leave {name} out")
         network, card = open_box(spec, torch.device(device))
         return spec, network, card.target, card.class_names
     kind = spec.options.get("output_kind", "other")
-    if kind not in ("expression", "other"):
-        raise UserError(f"{spec.name}: output_kind {kind!r}; it can be expression or other")
+    if kind not in ("expression", "valence_arousal", "other"):
+        raise UserError(f"{spec.name}: output_kind {kind!r}; it can be expression, valence_arousal or other")
     names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
     return spec, OPENERS[spec.kind](spec, torch.device(device)), kind, names
 
 
 def name_outputs(spec: Spec, kind: str, names: tuple[str, ...], output_dim: int) -> tuple[str, ...]:
-    """Names of the outputs: those given, else AffectNet's 7 or 8 expressions; UserError when they are not as many."""
+    """Names of the outputs: those given, else the usual ones of their kind; UserError when they are not as many."""
+    if kind == "valence_arousal":
+        names = names or ("valence", "arousal")
     if not names and kind == "expression":
         names = EXPRESSION_NAMES[:output_dim] if output_dim >= 7 else ()
-    if len(names) != output_dim and (names or kind == "expression"):
+    if len(names) != output_dim and (names or kind != "other"):
         have = f"{len(names) or 'no'} names for {output_dim} outputs"
         raise UserError(f"{spec.name}: {have}; name them in order: SPEC?classes=neutral,happy,...")
     return names

@@ -45,10 +45,10 @@ class Preprocessing(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> "Preprocessing":
-        num_channels = 1 if self.channels == "grey" else 3
+        num_channels, needed = (1, "1 is") if self.channels == "grey" else (3, "1 or 3 are")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, num_channels):
-                raise ValueError(f"{name} has {len(values)} numbers where 1 or {num_channels} are needed")
+                raise ValueError(f"{name} has {len(values)} numbers where {needed} needed")
         if 0 in self.std:
             raise ValueError("std must not be 0")
         return self

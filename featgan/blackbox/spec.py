@@ -84,7 +84,7 @@ def parse_place(place: str, options: dict[str, str]) -> Spec:
         raise UserError(f"{place}: weights alone are no network; use torchvision:NAME:{place} or timm:NAME:{place}")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", place):
         return Spec("callable", place, None, options)
-    what = "neither a folder nor a file of a known kind" if path.exists() else "no such folder or file"
+    what = "neither a folder nor a file of a known kind" if place and path.exists() else "no such folder or file"
     raise UserError(f"{place or 'empty SPEC'}: {what}; a black box is {FORMS}")
 
 

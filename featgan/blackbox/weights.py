@@ -1,8 +1,8 @@
-"""Weights out of a file, never by executing what is in it."""
+"""Weights out of a file, never by executing what is in it, and the device that they go to."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         hint = "it holds more than tensors, which could run code; save its state_dict as .safetensors"
         raise UserError(f"{path}: refused: {hint}") from error
     except (OSError, RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
@@ -72,3 +72,8 @@ def hash_module(module: nn.Module, architecture: str) -> str:
         parts.append(f"{name} {values.dtype} {list(values.shape)}".encode())
         parts.append(values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else b"")
     return hash_parts(parts)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The one asked for, else a GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -107,7 +107,7 @@ class BatchStream(Dataset[Batch]):
         )
 
     def global_rows(self, dataset: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the data set's `turn`-th global batch and whether each is mirrored; every epoch shows each row once."""
+        """Rows of the data set's `turn`-th global batch, and which are mirrored; an epoch shows each row once."""
         source = self.sources[dataset]
         positions = np.arange(turn * self.batch_size, (turn + 1) * self.batch_size)
         epochs, places = positions // len(source), positions % len(source)

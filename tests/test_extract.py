@@ -1,0 +1,171 @@
+"""Extraction: flipped images get flipped features, finished shards are kept, and changed shards are refused."""
+
+import csv
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from featgan.blackbox.extract import extract
+from featgan.blackbox.prefetch import prefetched
+from featgan.data.features import FeatureCache
+from featgan.data.pack import pack
+from featgan.data.shards import ShardSet
+from featgan.errors import UserError
+from featgan.images import to_float
+
+SIZE = 16
+SPEC = "code_under_study:build"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """14 images of random colours, dark on the left, in shards of four."""
+    source = tmp_path / "source"
+    source.mkdir()
+    generator = np.random.default_rng(5)
+    with (source / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "split", "expression"))
+        for number in range(14):
+            colour = generator.uniform(60, 255, 3)
+            shade = np.linspace(0.2, 1, SIZE)[None, :, None]
+            pixels = np.broadcast_to(colour * shade, (SIZE, SIZE, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(source / f"{number:02d}.png")
+            writer.writerow((f"{number:02d}.png", "validation" if number > 9 else "train", "happy"))
+    pack("csv", source, tmp_path / "shards", image_size=SIZE, images_per_shard=4, workers=1)
+    return tmp_path / "shards"
+
+
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean colours of the left and of the right half as features; how much brighter the right one is as output."""
+    left, right = images[..., : SIZE // 2].mean((2, 3)), images[..., SIZE // 2 :].mean((2, 3))
+    return torch.cat([left, right], 1), (right - left).mean(1, keepdim=True)
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], str]:
+    """Give a module or function, get its SPEC."""
+
+    def name(made: object) -> str:
+        module = types.ModuleType("code_under_study")
+        module.build = lambda: made  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return SPEC
+
+    return name
+
+
+def test_flipped_images_get_the_features_of_flipped_images(shards: Path, study: Callable[[object], str]) -> None:
+    cache = extract(shards, study(halves), "halves", batch_size=3)
+    for name in ("train", "validation"):
+        split = ShardSet.open(shards).split(name)
+        rows = range(len(split))
+        images = to_float(split.decode(rows))
+        np.testing.assert_allclose(cache.features(name, rows), halves(images)[0], atol=1e-5)
+        np.testing.assert_allclose(cache.features(name, rows, True), halves(images.flip(3))[0], atol=1e-5)
+        np.testing.assert_allclose(cache.outputs(name, rows, True), halves(images.flip(3))[1], atol=1e-5)
+        assert (cache.outputs(name, rows) > 0.2).all()
+        assert (cache.outputs(name, rows, True) < -0.2).all()
+
+
+def test_cache_carries_the_boxs_identity_and_head(shards: Path, study: Callable[[object], str]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 8))
+    cache = extract(shards, study(network), "box", components=3, output_kind="expression")
+    assert cache.blackbox["layer"] == "4:input"
+    assert cache.blackbox["spec"] == f"{SPEC}?output_kind=expression"
+    assert (cache.feature_dim, cache.output_dim, cache.num_components) == (5, 8, 3)
+    assert (cache.output_kind, cache.class_names[7]) == ("expression", "contempt")
+    assert cache.space.num_components == 3
+    assert cache.head is not None
+    weight, bias = cache.head
+    rows = range(10)
+    np.testing.assert_allclose(
+        cache.features("train", rows) @ weight.numpy().T + bias.numpy(), cache.outputs("train", rows), atol=1e-5
+    )
+
+
+def test_interrupted_extraction_goes_on_where_it_stopped(shards: Path, study: Callable[[object], str]) -> None:
+    seen: list[int] = []
+
+    def interrupted(images: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(images))
+        if sum(seen) > 3 + 2 * 6:  # the trial run, one whole shard, half of the second
+            raise KeyboardInterrupt
+        return halves(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(shards, study(interrupted), "halves", batch_size=4)
+    folder = shards / "features" / "halves"
+    first = folder / "train-00000.features.npy"
+    written = first.stat().st_mtime_ns
+    with pytest.raises(UserError, match="not complete"):
+        FeatureCache.open(ShardSet.open(shards), "halves")
+    seen.clear()
+
+    def counted(images: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(images))
+        return halves(images)
+
+    cache = extract(shards, study(counted), "halves", batch_size=4)
+    assert sum(seen) == 3 + 2 * 10
+    assert first.stat().st_mtime_ns == written
+    images = to_float(ShardSet.open(shards).split("train").decode(range(10)))
+    np.testing.assert_allclose(cache.features("train", range(10)), halves(images)[0], atol=1e-5)
+
+
+def test_complete_cache_is_not_touched_again(
+    shards: Path, study: Callable[[object], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = extract(shards, study(halves), "halves")
+    before = {path.name: path.stat().st_mtime_ns for path in cache.path.iterdir()}
+    extract(shards, study(halves), "halves")
+    assert "extracted already" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in cache.path.iterdir()} == before
+    assert extract(shards, study(halves), "halves", components=2).num_components == 2
+
+
+def test_another_box_under_the_same_name_is_refused(shards: Path, study: Callable[[object], str]) -> None:
+    cache = extract(shards, study(halves), "halves")
+    before = cache.features("train", range(10))
+    with pytest.raises(UserError, match="another black box"):
+        extract(
+            shards, study(nn.Sequential(nn.Flatten(), nn.Linear(768, 2))), "halves", preprocessing={"image_size": 16}
+        )
+    with pytest.raises(UserError, match="another black box"):
+        extract(shards, study(halves), "halves", preprocessing={"range": (0, 1)})
+    np.testing.assert_array_equal(
+        FeatureCache.open(ShardSet.open(shards), "halves").features("train", range(10)), before
+    )
+
+
+def test_shards_that_changed_are_refused_before_anything_is_written(
+    shards: Path, study: Callable[[object], str]
+) -> None:
+    path = shards / "train-00001.tar"
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="train-00001.tar"):
+        extract(shards, study(halves), "halves")
+    assert not (shards / "features").exists()
+
+
+def test_features_that_are_not_finite_name_the_image(shards: Path, study: Callable[[object], str]) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        extract(shards, study(lambda images: (images.mean((2, 3)) / 0, images.mean((1, 2, 3)))), "broken")
+
+
+def test_work_ahead_keeps_its_order_and_raises_where_it_is_due() -> None:
+    assert list(prefetched(lambda number: number**2, range(7))) == [0, 1, 4, 9, 16, 25, 36]
+    results = prefetched(lambda number: 1 // (3 - number), range(5))
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
