@@ -7,6 +7,7 @@ import yaml
 
 from featgan.config import Config, differences, field_names, load_config, presets, to_yaml, validate
 from featgan.errors import UserError
+from featgan.reference import build_reference
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -101,3 +102,8 @@ def test_every_field_is_documented() -> None:
         if not field.description
     ]
     assert len(sections) > 8 and not missing and "training.steps" in field_names()
+
+
+def test_the_reference_is_that_of_the_models() -> None:
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    assert page.read_text() == build_reference(), "run: python -m featgan.reference > docs/configuration.md"

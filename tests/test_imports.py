@@ -13,7 +13,7 @@ ROWS = (
     {"__main__"},
     {"cli"},
     {"demo"},
-    {"train", "evaluate", "render", "dry_run", "info"},
+    {"train", "evaluate", "render", "dry_run", "info", "reference"},
     {"objective", "measure"},
     {"game"},
     {"engine", "metrics", "blackbox", "report"},

@@ -45,7 +45,7 @@ def fit_blackbox(
     network: str = "vgg",
     weights: Path | str | None = None,
     epochs: int = 10,
-    batch_size: int = 64,
+    batch_size: int = 32,
     learning_rate: float = 2e-3,
     seed: int = 0,
     image_size: int | None = None,
