@@ -24,13 +24,22 @@ def build_reference() -> str:
 def section_lines(section: type[Section], prefix: str) -> list[str]:
     """A section's table, then those of the sections in it."""
     title = f"## `{prefix.rstrip('.')}`" if prefix else "## A run"
-    lines = [title, "", (section.__doc__ or "").strip(), "", "| key | allowed | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        title,
+        "",
+        (section.__doc__ or "").strip(),
+        "",
+        "| key | allowed | default | meaning |",
+        "|---|---|---|---|",
+    ]
     inner: list[str] = []
     for name, field in section.model_fields.items():
         key = prefix + name
         nested = section_of(field.annotation)
         if nested is None:
-            lines.append(row(key, describe_type(field.annotation, field.metadata), show(field.default), field.description))
+            lines.append(
+                row(key, describe_type(field.annotation, field.metadata), show(field.default), field.description)
+            )
         elif name == "second_dataset":
             lines.append(row(key, "as `dataset`, or null", "null", field.description))
         else:
@@ -71,7 +80,9 @@ def bounds(metadata: list[Any]) -> list[str]:
 
 
 def show(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        str(list(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 if __name__ == "__main__":

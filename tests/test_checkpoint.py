@@ -19,7 +19,9 @@ from tests.conftest import World
 
 
 def save(run: Path, step: int, keep: int = 9) -> Path:
-    return save_checkpoint(run, step, {"weights": {"a": torch.full((3,), float(step))}}, {"state": {"step": step}}, keep)
+    return save_checkpoint(
+        run, step, {"weights": {"a": torch.full((3,), float(step))}}, {"state": {"step": step}}, keep
+    )
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

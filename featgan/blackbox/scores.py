@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from sklearn.metrics import (
     accuracy_score,
@@ -87,7 +88,10 @@ def scores_table(scores: dict[str, Any]) -> Table:
 def confusion_table(scores: dict[str, Any]) -> Table:
     """True classes as rows, the box's answers as columns, in images."""
     names = list(scores["classes"])
-    table = Table("true class", "images", "recall", *(f"-> {name}" for name in names), title=headline(scores))
+    # Short and close together, so that eight classes fit into 80 columns.
+    table = Table(title=headline(scores), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("true class", "images", "recall", *(name[:4] for name in names)):
+        table.add_column(heading, justify="left" if heading == "true class" else "right", no_wrap=True)
     for (name, part), row in zip(scores["classes"].items(), scores["confusion"], strict=True):
         recall = "" if part["recall"] is None else f"{part['recall']:.3f}"
         table.add_row(name, str(part["count"]), recall, *(str(count) if count else "." for count in row))

@@ -1,0 +1,104 @@
+"""Evaluation end to end on the tiny world, with a box that stands in for a real one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featgan import evaluate as module
+from featgan.evaluate import evaluate_run
+from featgan.errors import UserError
+from featgan.measure import Pairs
+from featgan.model import Model
+from featgan.train import train
+from tests.conftest import World
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(world.config(tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture
+def stand_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None: world.box)
+
+
+def values(document: dict[str, object]) -> dict[str, float]:
+    measures = document["measures"]
+    assert isinstance(measures, dict)
+    return {name: entry["value"] for name, entry in measures.items()}
+
+
+def test_it_writes_json_and_the_board_and_is_repeatable(trained: Path, stand_in: None) -> None:
+    first = evaluate_run(trained, suite="quick", num_components=3)
+    written = json.loads(Path(str(first["path"])).read_text())
+    assert written["step"] == 4 and written["suite"] == "quick" and written["headline"] and written["statements"]
+    assert {"shift_aggregate", "ccc", "label_agreement", "self_l1", "cycle_ssim", "frechet_edited"} <= values(
+        first
+    ).keys()
+    assert len(first["components"]) == 3 and np.shape(first["crosstalk"]) == (3, 3)
+    assert list((trained / "tensorboard" / "evaluation").glob("events*"))
+    assert values(evaluate_run(trained, suite="quick", num_components=3)) == values(first)
+
+
+def test_a_generator_that_copies_scores_as_the_identity_control(
+    trained: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "edit", lambda self, images, condition: images)
+    document = evaluate_run(trained, suite="quick", num_components=2)
+    found = values(document)
+    assert found["shift_aggregate"] == pytest.approx(0, abs=1e-3) and found["self_l1"] < 1e-3
+    table = document["tables"][0]
+    columns = table["columns"]
+    for row in table["rows"]:
+        if row[0] != "retrieval_mrr":
+            assert row[columns.index("generator")] == row[columns.index("identity_copy")], row
+    assert any("hardly reach" in sentence for sentence in document["statements"])
+    assert any("not visible in pixels" in sentence for sentence in document["statements"])
+
+
+def test_a_perfect_renderer_arrives(
+    trained: Path, world: World, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The stand-in box is linear in the image: adding its pseudo-inverse times the wanted change is a perfect edit.
+    inverse = torch.linalg.pinv(world.box.weight)
+
+    def edit(self: Model, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        change = (condition - world.box(images)[0]) @ inverse.T
+        return images + torch.nn.functional.interpolate(change.view(-1, 3, 8, 8), size=(16, 16))
+
+    monkeypatch.setattr(Model, "edit", edit)
+    monkeypatch.setattr("featgan.measure.to_uint8", lambda images: images)
+    monkeypatch.setattr(
+        "featgan.measure.to_float", lambda images: images if images.is_floating_point() else images.float() / 127.5 - 1
+    )
+    found = values(evaluate_run(trained, suite="quick", num_components=3))
+    assert found["shift_aggregate"] == pytest.approx(1, abs=1e-3) and found["ccc"] == pytest.approx(1, abs=1e-3)
+    assert found["label_agreement"] == 1 and found["retrieval_top1"] == 1
+    assert found["monotonicity"] == pytest.approx(1) and found["diagonal_dominance"] > 0.99
+    assert found["slope"] == pytest.approx(1, abs=1e-2)
+
+
+def test_another_box_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = type("Other", (), {"sha256": "2" * 64})()
+    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None: other)
+    with pytest.raises(UserError, match="not the box that the features were made with"):
+        evaluate_run(trained, suite="quick")
+
+
+def test_label_runs_are_measured_for_preservation_and_by_a_judge(world: World, tmp_path: Path, stand_in: None) -> None:
+    dataset = {"shards": str(world.shards.path), "condition": {"kind": "expression"}}
+    run = train(world.config(tmp_path / "run", dataset=dataset))
+    alone = evaluate_run(run, suite="quick")
+    assert "self_l1" in values(alone) and any("without a judge" in sentence for sentence in alone["statements"])
+    assert "label_agreement" in values(evaluate_run(run, suite="quick", blackbox="stand-in"))
+
+
+def test_pairs_are_fixed_and_no_image_is_its_own_target() -> None:
+    pairs, again = Pairs.draw(50, 20), Pairs.draw(50, 20)
+    assert np.array_equal(pairs.target_rows, again.target_rows)
+    assert (pairs.source_rows != pairs.target_rows).all()
+    assert not set(pairs.gallery_rows) & set(pairs.target_rows)
