@@ -147,8 +147,8 @@ class TrainingConfig(Section):
     """n_critic: the generator is trained every so many discriminator steps."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes the initial weights, the data's order, the targets and the penalty's points."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the networks under autocast; losses and penalties stay in fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16` runs the networks under autocast, losses and penalties in fp32; `auto` does so where it is fast."""
     ema_images: Annotated[int, Field(ge=0)] = 0
     """Half-life, in images, of the running average of G's weights that is evaluated and rendered; 0 turns it off."""
     num_workers: Annotated[int, Field(ge=0, le=64)] = 1

@@ -51,7 +51,7 @@ class Engine:
         # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
-        self.precision = precision
+        self.half = precision == "bf16" or (precision == "auto" and has_fast_bf16(self.device))
 
     @property
     def device(self) -> torch.device:
@@ -79,13 +79,20 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 for the networks, when asked for."""
-        if self.precision == "bf16":
+        if self.half:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere it is emulated, slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def learning_rate(base: float, step: int, steps: int, decay_steps: int) -> float:

@@ -36,12 +36,11 @@ def discriminator_loss(
 
 
 def generator_loss(
-    game: Game, images: Tensor, batch: Batch, source: Tensor, target: Tensor
+    game: Game, images: Tensor, fake: Tensor, batch: Batch, source: Tensor, target: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The generator's one scalar of a step and its parts."""
+    """The generator's one scalar of a step and its parts; `fake` is G(x, c_target) with its graph."""
     weights, network = game.config.losses, game.generator.network
     with game.engine.autocast():
-        fake = network(images, target)
         judgement = game.discriminator.bare(fake, target)
         reconstruction = network(fake, source)
     wgan = weights.adversarial == "wgan_gp"

@@ -60,17 +60,19 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
             target = game.layout.embed(batch.condition_target, batch.dataset)
 
             # --- train the discriminator: real against edited, the condition of the real, the penalty
-            with engine.autocast(), torch.no_grad():
-                fake = generator.bare(images, target)
-            loss, scalars = discriminator_loss(game, step, images, fake, batch, source, target)
+            # G does not change before its own step, so its edited images, with their graph, serve that step too.
+            trains_generator = (step + 1) % training.critic_steps == 0
+            with engine.autocast(), torch.set_grad_enabled(trains_generator):
+                fake = (generator.network if trains_generator else generator.bare)(images, target)
+            loss, scalars = discriminator_loss(game, step, images, fake.detach(), batch, source, target)
             rate = learning_rate(optimizer.discriminator_rate, step, training.steps, optimizer.decay_steps)
             scalars |= discriminator.step(loss, rate)
             averages.add("discriminator", scalars)
 
             # --- train the generator, every n_critic-th step: fool, obey, and find back to the source
-            if (step + 1) % training.critic_steps == 0:
+            if trains_generator:
                 with discriminator.frozen():
-                    loss, scalars = generator_loss(game, images, batch, source, target)
+                    loss, scalars = generator_loss(game, images, fake, batch, source, target)
                     rate = learning_rate(optimizer.generator_rate, step, training.steps, optimizer.decay_steps)
                     scalars |= generator.step(loss, rate)
                 averages.add("generator", scalars)
