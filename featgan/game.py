@@ -107,9 +107,15 @@ def save(game: Game, run: Path, step: int) -> None:
     if space is not None:
         tensors["space"] = space.tensors()
     state = {"step": step, "featgan": __version__, "world_size": game.engine.world_size}
-    state["fingerprints"] = [shards.fingerprint for shards in game.shards]
+    state["fingerprints"] = fingerprints(game)
     documents = {"model": model_card(game, step).model_dump(mode="json"), "state": state}
     save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints)
+
+
+def fingerprints(game: Game) -> list[str]:
+    """What decides the data: the shards, and the boxes whose features are the condition."""
+    boxes = [condition.blackbox["sha256"] for condition in game.conditions if condition.blackbox]
+    return [*(shards.fingerprint for shards in game.shards), *boxes]
 
 
 def model_card(game: Game, step: int) -> ModelCard:
@@ -142,8 +148,11 @@ def restore(game: Game, folder: Path | None) -> int:
     if folder is None:
         return 0
     state = read_json(folder / "state.json")
-    if state["fingerprints"] != [shards.fingerprint for shards in game.shards]:
-        raise UserError(f"{folder}: was trained on other shards than {game.config.dataset.shards}; choose another run=")
+    if state["fingerprints"] != fingerprints(game):
+        raise UserError(
+            f"{folder}: was trained on other shards, or on features of another black box, than lie in "
+            f"{game.config.dataset.shards} now; choose another run="
+        )
     current = "generator" if game.average.half_life else "average"
     load_weights(game.generator.bare, folder / f"{current}.safetensors")
     load_weights(game.discriminator.bare, folder / "discriminator.safetensors")

@@ -59,6 +59,10 @@ class Journal:
         """A uint8 picture [3, H, W]."""
         self.board.add_image(name, image, step)
 
+    def text(self, name: str, text: str) -> None:
+        """A text, shown as it is."""
+        self.board.add_text(name, f"```\n{text}\n```")
+
     def close(self) -> None:
         self.board.close()
 

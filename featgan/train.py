@@ -46,6 +46,8 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
     )  # fmt: skip
     loader = build_loader(batches, first_step, training.steps, training.num_workers)
     journal = Journal(run, first_step) if engine.is_main else None
+    if journal:
+        journal.text("configuration", to_yaml(config))
     preview = batches[0]
     averages, clock = Accumulator(), Clock()
     console.print(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")

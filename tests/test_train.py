@@ -133,7 +133,14 @@ def test_a_frozen_opponent_gets_no_gradient(world: World, tmp_path: Path, advers
     assert all(parameter.grad is None for parameter in game.generator.bare.parameters())
     game.discriminator.bare.zero_grad()
     with game.discriminator.frozen():
-        loss, _ = generator_loss(game, images, game.generator.bare(images, batch.condition_target), batch, batch.condition, batch.condition_target)
+        loss, _ = generator_loss(
+            game,
+            images,
+            game.generator.bare(images, batch.condition_target),
+            batch,
+            batch.condition,
+            batch.condition_target,
+        )
         loss.backward()
     assert all(parameter.grad is None for parameter in game.discriminator.bare.parameters())
     assert all(parameter.grad is not None for parameter in game.generator.bare.parameters())
@@ -147,7 +154,14 @@ def test_the_scalars_are_the_weighted_sums_of_their_parts(world: World, tmp_path
     fake = game.generator.bare(images, batch.condition_target).detach()
     total, parts = discriminator_loss(game, 0, images, fake, batch, batch.condition, batch.condition_target)
     torch.testing.assert_close(total, parts["adversarial"] + 3 * parts["penalty"] + 7 * parts["condition"])
-    total, parts = generator_loss(game, images, game.generator.bare(images, batch.condition_target), batch, batch.condition, batch.condition_target)
+    total, parts = generator_loss(
+        game,
+        images,
+        game.generator.bare(images, batch.condition_target),
+        batch,
+        batch.condition,
+        batch.condition_target,
+    )
     torch.testing.assert_close(total, parts["adversarial"] + 5 * parts["cycle"] + 7 * parts["condition"])
 
 
@@ -157,7 +171,14 @@ def test_predictions_are_read_off_the_estimate(world: World, tmp_path: Path) -> 
     batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
     images = to_float(batch.images)
     assert batch.outputs.shape == (4, 8) and game.discriminator.bare.to_outputs is not None
-    loss, parts = generator_loss(game, images, game.generator.bare(images, batch.condition_target), batch, batch.condition, batch.condition_target)
+    loss, parts = generator_loss(
+        game,
+        images,
+        game.generator.bare(images, batch.condition_target),
+        batch,
+        batch.condition,
+        batch.condition_target,
+    )
     assert {"condition", "prediction"} <= parts.keys()
     loss.backward()
     assert game.discriminator.bare.to_outputs.weight.grad is not None

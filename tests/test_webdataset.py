@@ -1,0 +1,17 @@
+"""Shards are WebDataset tars: the library reads every sample that we wrote, and the same labels."""
+
+import json
+
+import webdataset
+
+from tests.conftest import World
+
+
+def test_the_webdataset_library_reads_our_shards(world: World) -> None:
+    split = world.shards.split("train")
+    paths = [str(world.shards.path / f"{name}.tar") for name in split.shard_names]
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == split.keys.tolist()
+    for row, sample in enumerate(samples):
+        assert sample["jpg"] == split.read_jpeg(row)
+        assert json.loads(sample["json"])["expression"] == split.expression[row]
