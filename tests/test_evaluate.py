@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from featgan import evaluate as module
-from featgan.evaluate import evaluate_run
 from featgan.errors import UserError
+from featgan.evaluate import evaluate_run
 from featgan.measure import Pairs
 from featgan.model import Model
 from featgan.train import train
