@@ -67,6 +67,41 @@ class Condition:
         return losses.regression_loss(estimate, outputs, self.config.regression, self.config.reduction)
 
 
+@dataclass(frozen=True)
+class LabelValues:
+    """A row of numbers an image, whichever way it is mirrored."""
+
+    table: np.ndarray  # float32 [N, C]
+
+    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return np.asarray(self.table[rows])
+
+
+@dataclass(frozen=True)
+class FeatureValues:
+    """Encoded features of an image or of its mirror image."""
+
+    cache: FeatureCache
+    split: str
+    space: FeatureSpace
+    encoding: str
+
+    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        features = torch.from_numpy(self.cache.features(self.split, rows, mirrored))
+        return np.asarray(self.space.encode(features, self.encoding), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class OutputValues:
+    """The box's outputs for an image or its mirror image."""
+
+    cache: FeatureCache
+    split: str
+
+    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+        return self.cache.outputs(self.split, rows, mirrored)
+
+
 def with_scalar(name: str, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, {name: loss}
 
@@ -89,23 +124,16 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
 
 def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
     """One-hot classes."""
-    identity = np.eye(len(shards.classes), dtype=np.float32)
-
-    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        return identity[split.expression[rows]]
-
-    return Condition(dataset.condition, tuple(shards.classes), np.flatnonzero(split.expression >= 0), values)
+    table = np.eye(len(shards.classes), dtype=np.float32)[split.expression]
+    present = np.flatnonzero(split.expression >= 0)
+    return Condition(dataset.condition, tuple(shards.classes), present, LabelValues(table))
 
 
 def valence_arousal_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
     """Two numbers in [-1, 1]."""
     table = np.stack([split.valence, split.arousal], 1).astype(np.float32)
-
-    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        return table[rows]
-
     present = np.flatnonzero(np.isfinite(table).all(1))
-    return Condition(dataset.condition, ("valence", "arousal"), present, values)
+    return Condition(dataset.condition, ("valence", "arousal"), present, LabelValues(table))
 
 
 def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
@@ -116,11 +144,8 @@ def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split)
         known = ", ".join(shards.attribute_names) or "none"
         raise UserError(f"{shards.path}: no attribute {unknown[0]!r} (condition.attributes); the shards hold {known}")
     table = split.attributes[:, [list(shards.attribute_names).index(name) for name in names]]
-
-    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        return table[rows].astype(np.float32)
-
-    return Condition(dataset.condition, names, np.flatnonzero((table >= 0).all(1)), values)
+    present = np.flatnonzero((table >= 0).all(1))
+    return Condition(dataset.condition, names, present, LabelValues(table.astype(np.float32)))
 
 
 def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
@@ -132,22 +157,14 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
             f"{cache.path}: condition.encoding 'components' needs a cache made with `featgan extract --components K`"
         )
     space = cache.space
-
-    def values(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        features = torch.from_numpy(cache.features(split.name, rows, mirrored))
-        return np.asarray(space.encode(features, config.encoding), dtype=np.float32)
-
-    def outputs(rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        return cache.outputs(split.name, rows, mirrored)
-
     width = space.condition_dim(config.encoding)
     wants_outputs = config.objective != "actv"
     return Condition(
         config,
         tuple(f"{config.encoding} {index + 1}" for index in range(width)),
         np.arange(len(split)),
-        values,
-        outputs if wants_outputs else None,
+        FeatureValues(cache, split.name, space, config.encoding),
+        OutputValues(cache, split.name) if wants_outputs else None,
         cache.output_dim if wants_outputs else 0,
         cache.output_kind,
         space,

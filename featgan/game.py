@@ -92,9 +92,17 @@ def build_game(config: Config) -> Game:
 
 
 def save(game: Game, run: Path, step: int) -> None:
-    """The game after `step` steps, as a checkpoint; the main process writes."""
+    """The game after `step` steps, as a checkpoint; the main process writes. UserError when it has diverged."""
     if not game.engine.is_main:
         return
+    if not all(
+        torch.isfinite(each).all()
+        for player in (game.generator, game.discriminator)
+        for each in player.bare.parameters()
+    ):
+        raise UserError(
+            f"step {step}: weights are no numbers any more; lower the learning rates; the last checkpoint is kept"
+        )
     tensors = {
         "average": game.average.network.state_dict(),
         "discriminator": game.discriminator.bare.state_dict(),

@@ -14,7 +14,7 @@ ROWS = (
     {"cli"},
     {"demo"},
     {"train", "evaluate", "render", "dry_run", "info", "reference"},
-    {"objective", "measure"},
+    {"objective", "measure", "record"},
     {"game"},
     {"engine", "metrics", "blackbox", "report"},
     {"data.loader", "model"},
