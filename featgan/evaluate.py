@@ -290,6 +290,23 @@ def write_board(run: Path, findings: Findings, step: int) -> None:
                 board.add_scalar(f"evaluation/{name}", measure.value, step)
 
 
+BESIDE = {"shift_aggregate": "shift", "residue_median": "residue", "ccc": "CCC", "label_agreement": "labels",
+          "flip_success": "flips", "valence_ccc": "valence", "arousal_ccc": "arousal", "retrieval_top1": "top 1"}  # fmt: skip
+"""Measures of the terminal's table of controls, which has a row a control and must fit 80 columns."""
+
+
+def beside_controls(group: Mapping[str, Any]) -> TerminalTable:
+    """The generator and every control as rows, the main measures as columns."""
+    table = TerminalTable(title=group["title"], title_justify="left")
+    table.add_column("")
+    rows = [row for row in group["rows"] if row[0] in BESIDE]
+    for row in rows:
+        table.add_column(BESIDE[row[0]], justify="right")
+    for index, name in enumerate(group["columns"][1:], 1):
+        table.add_row(name.replace("_", " "), *(str(row[index]) for row in rows))
+    return table
+
+
 def print_evaluation(document: Mapping[str, Any], out: Console) -> None:
     """The headline, the statements and the table of controls, on the terminal."""
     table = TerminalTable(title=f"step {document['step']}, suite {document['suite']}", title_justify="left")
@@ -300,12 +317,8 @@ def print_evaluation(document: Mapping[str, Any], out: Console) -> None:
         bounds = "-" if line["low"] is None else f"{line['low']:.3f} .. {line['high']:.3f}"
         table.add_row(line["label"], value, bounds, line["note"])
     out.print(table)
-    for group in document["tables"][:1]:
-        beside = TerminalTable(title=group["title"], title_justify="left")
-        for index, column in enumerate(group["columns"]):
-            beside.add_column(column.replace("_", " "), justify="right" if index else "left")
-        for row in group["rows"]:
-            beside.add_row(*map(str, row))
-        out.print(beside)
+    for group in document["tables"]:
+        if group["columns"][1] == "generator":
+            out.print(beside_controls(group))
     for sentence in document["statements"]:
         out.print(f"* {sentence}")
