@@ -290,8 +290,16 @@ def write_board(run: Path, findings: Findings, step: int) -> None:
                 board.add_scalar(f"evaluation/{name}", measure.value, step)
 
 
-BESIDE = {"shift_aggregate": "shift", "residue_median": "residue", "ccc": "CCC", "label_agreement": "labels",
-          "flip_success": "flips", "valence_ccc": "valence", "arousal_ccc": "arousal", "retrieval_top1": "top 1"}  # fmt: skip
+BESIDE = {
+    "shift_aggregate": "shift",
+    "residue_median": "residue",
+    "ccc": "CCC",
+    "label_agreement": "labels",
+    "flip_success": "flips",
+    "valence_ccc": "valence",
+    "arousal_ccc": "arousal",
+    "retrieval_top1": "top 1",
+}
 """Measures of the terminal's table of controls, which has a row a control and must fit 80 columns."""
 
 
