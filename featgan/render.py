@@ -283,7 +283,7 @@ def build_report(
         model.space, subject.head_weight, subject.output_names, evaluation.components if evaluation else None
     )
     extra = ["--images", str(request.images)] if request.images else []
-    extra += [part for name in request.directions for part in ("--directions", name)]
+    extra += ["--directions", ",".join(request.directions)] if request.directions else []
     return Report(
         run=request.run.resolve().name,
         kind=model.condition_kind,

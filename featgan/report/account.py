@@ -36,6 +36,8 @@ def commands(run: Path, model: Model, evaluation: Evaluation | None, render_opti
     if model.blackbox:
         options = {"--shards": model.dataset["shards"], "--blackbox": model.blackbox["spec"]}
         options |= {"--layer": model.blackbox["layer"], "--name": model.dataset["features"]}
+        if model.encoding == "components" and model.space is not None:
+            options["--components"] = str(model.space.num_components)
         parts = [part for option, value in options.items() if value for part in (option, value)]
         lines.append(shlex.join(["featgan", "extract", *parts]))
     step = ["--step", str(model.step)]
