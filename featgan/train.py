@@ -26,8 +26,11 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
     training, optimizer = config.training, config.optimizer
     game = build_game(config)
     engine, generator, discriminator = game.engine, game.generator, game.discriminator
-    run = prepare_run(config, engine)
+    run = config.run
+    check_folder(config)
     first_step = restore(game, newest_checkpoint(run) or resume_from)
+    engine.wait()  # before the main process makes the folder that the others have just looked at
+    make_folder(config, engine)
     if first_step >= training.steps:
         console.print(f"{run}: trained, all {training.steps} steps are done")
         return run
@@ -91,19 +94,8 @@ def build_stream(game: Game) -> BatchStream:
     )  # fmt: skip
 
 
-def prepare_run(config: Config, engine: Engine) -> Path:
-    """The run's folder with its config.yaml; the main process makes it, the others wait.
-
-    UserError when the folder holds a run of another configuration, or something else.
-    """
-    if engine.is_main:
-        claim_folder(config)
-    engine.wait()
-    return config.run
-
-
-def claim_folder(config: Config) -> None:
-    """Write config.yaml into a new folder, or check that the one there says the same."""
+def check_folder(config: Config) -> None:
+    """UserError when the run's folder holds a run of another configuration, or something else."""
     run, path = config.run, config.run / "config.yaml"
     if path.exists():
         changed = differences(validate(read_yaml(path), str(path)), config)
@@ -114,5 +106,11 @@ def claim_folder(config: Config) -> None:
             )
     elif run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
-    run.mkdir(parents=True, exist_ok=True)
-    write_whole(path, to_yaml(config).encode())
+
+
+def make_folder(config: Config, engine: Engine) -> None:
+    """The run's folder with its config.yaml; the main process makes it, the others wait."""
+    if engine.is_main:
+        config.run.mkdir(parents=True, exist_ok=True)
+        write_whole(config.run / "config.yaml", to_yaml(config).encode())
+    engine.wait()

@@ -114,6 +114,7 @@ def test_resume_from_another_runs_checkpoint(world: World, tmp_path: Path) -> No
     wider = world.config(tmp_path / "third", generator={"dim": 8})
     with pytest.raises(UserError, match="does not fit the networks"):
         train(wider, step_folder(tmp_path / "first", 4))
+    assert not (tmp_path / "third").exists()
 
 
 def test_images_the_discriminator_cannot_take(world: World, tmp_path: Path) -> None:
