@@ -49,8 +49,10 @@ def save_checkpoint(
             write_whole(folder / f"{name}.json", json.dumps(document, indent=1).encode())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
         write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-    for old in committed_steps(run)[:-keep]:
-        shutil.rmtree(step_folder(run, old))
+    known = committed_steps(run)
+    # What lies above this step was damaged, or this step would not have been reached again.
+    for other in [*[old for old in known if old <= step][:-keep], *[later for later in known if later > step]]:
+        shutil.rmtree(step_folder(run, other))
     return out
 
 
@@ -82,8 +84,16 @@ def newest_checkpoint(run: Path) -> Path | None:
         reason = damage(folder)
         if reason is None:
             return folder
-        console.print(f"[yellow]{folder} is damaged ({reason}); using the one before[/]")
+        console.print(f"{folder} is damaged ({reason}); looking for the one before", style="yellow", markup=False)
     return None
+
+
+def checked(folder: Path | None) -> Path | None:
+    """A checkpoint folder that the user names; UserError when it is damaged or none."""
+    reason = damage(folder) if folder is not None else None
+    if reason:
+        raise UserError(f"{folder}: no checkpoint to go on from: {reason}")
+    return folder
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:

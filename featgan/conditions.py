@@ -38,18 +38,13 @@ class Condition:
     def dim(self) -> int:
         return len(self.names)
 
-    def loss(
-        self, judgement: Judgement, target: Tensor, outputs: Tensor, prediction_ratio: float = 1.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L of the discriminator's estimate [N, C] (and of the outputs read off it) against the target [N, C].
-
-        `prediction_ratio` is w_cls2 / w_cls. The parts are returned as scalars.
-        """
+    def losses(self, judgement: Judgement, target: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        """L by part: `condition`, D's estimate [N, C] against the target; `prediction`, the outputs read off it."""
         config = self.config
         if config.kind == "expression":
-            return with_scalar("condition", losses.class_loss(judgement.condition, target))
+            return {"condition": losses.class_loss(judgement.condition, target)}
         if config.kind == "attributes":
-            return with_scalar("condition", losses.attribute_loss(judgement.condition, target))
+            return {"condition": losses.attribute_loss(judgement.condition, target)}
         parts = {}
         if config.kind == "valence_arousal" or config.objective in ("actv", "both"):
             parts["condition"] = losses.regression_loss(
@@ -57,8 +52,8 @@ class Condition:
             )
         if config.kind == "features" and config.objective in ("pred", "both"):
             assert judgement.outputs is not None
-            parts["prediction"] = prediction_ratio * self.prediction_loss(judgement.outputs, outputs)
-        return torch.stack(list(parts.values())).sum(), parts
+            parts["prediction"] = self.prediction_loss(judgement.outputs, outputs)
+        return parts
 
     def prediction_loss(self, estimate: Tensor, outputs: Tensor) -> Tensor:
         """The box's outputs: cross-entropy to the class it saw, or the regression loss for real-valued outputs."""
@@ -100,10 +95,6 @@ class OutputValues:
 
     def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
         return self.cache.outputs(self.split, rows, mirrored)
-
-
-def with_scalar(name: str, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    return loss, {name: loss}
 
 
 def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -> Condition:

@@ -271,8 +271,8 @@ def merge(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             branch = branch[parent]
         try:
             branch[leaf] = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
-            raise UserError(f"{override!r}: the value is not valid YAML") from None
+        except (yaml.YAMLError, ValueError):
+            raise UserError(f"{override!r}: the value is not valid YAML; put a text in quotes") from None
     return tree
 
 

@@ -16,9 +16,12 @@ SUITE = "quick"
 
 def run_demo(run: Path) -> None:
     """Draw, pack, fit, extract, train, evaluate and render; data beside the run in RUN-data."""
+    run = run.absolute()
     data = run.with_name(f"{run.name}-data")
     box, probe = data / "blackbox", data / "probe"
-    config = load_config("demo", [f"run={run}", f"dataset.shards={data / 'shards'}"])
+    preset = load_config("demo")
+    dataset = preset.dataset.model_copy(update={"shards": data / "shards"})
+    config = preset.model_copy(update={"run": run, "dataset": dataset})
     prepare_data(data)
     fit_boxes(data / "shards", box, probe)
 

@@ -13,6 +13,9 @@ from torch import Tensor
 QUANTILE_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Training quantiles kept for each component."""
 
+SMALLEST_VARIANCE = 1e-8
+"""Of a component, relative to the first one's; below lies what float32 features make of zero."""
+
 ENCODINGS = ("raw", "standardized", "components")
 
 
@@ -32,8 +35,9 @@ class FeatureSpace:
 
     @classmethod
     def fit(cls, features: Tensor, num_components: int | None = None) -> "FeatureSpace":
-        """Fit on training features [N, F]; keeps min(num_components, L, N - 1) components (all by default).
+        """Fit on training features [N, F]; keeps at most `num_components` components (all by default).
 
+        Components along which the features do not vary, but for rounding, are never kept: whitening would blow them up.
         Signs are fixed (the largest entry of each component is positive), so that two fits agree.
         """
         features = features.double()
@@ -43,7 +47,8 @@ class FeatureSpace:
         standardized = ((features - mean) / std) * live
         covariance = standardized.T @ standardized / len(features)
         variances, vectors = torch.linalg.eigh(covariance)
-        rank = int(live.sum()) if num_components is None else min(num_components, int(live.sum()), len(features) - 1)
+        varying = int((variances > SMALLEST_VARIANCE * variances.max()).sum())
+        rank = varying if num_components is None else min(num_components, varying)
         components = vectors.flip(1)[:, :rank].T
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = components * largest.sign()

@@ -17,7 +17,6 @@ from featgan.blackbox.load import BlackBox, load_blackbox
 from featgan.checkpoint import read_json
 from featgan.conditions import build_condition
 from featgan.config import Config, read_yaml, validate
-from featgan.data.features import FeatureCache
 from featgan.data.files import write_whole
 from featgan.data.shards import ShardSet
 from featgan.errors import UserError
@@ -35,7 +34,7 @@ from featgan.measure import (
     measure_sweeps,
 )
 from featgan.metrics.intervals import Measure
-from featgan.model import Model, load_model
+from featgan.model import Model, load_model, open_cache
 
 SUITES = {"quick": (256, 32), "standard": (2000, 128)}
 """Pairs, and images that are swept, at most."""
@@ -123,7 +122,7 @@ def evaluate_features(
     model: Model, shards: ShardSet, pairs: int, swept: int, blackbox: str | None, probe: str | None, num_components: int
 ) -> Findings:
     """All families of measures for a run on features."""
-    cache = FeatureCache.open(shards, str(model.dataset["features"]))
+    cache = open_cache(model, shards)
     subject = FeatureSubject(model, open_blackbox(model, blackbox), shards, cache)
     drawn = Pairs.draw(len(subject.split), pairs)
     findings = Findings(num_components=min(num_components, subject.space.num_components))
@@ -136,7 +135,7 @@ def evaluate_features(
     findings.crosstalk = sweeps.crosstalk.tolist()
     findings.tables["sufficiency"] = measure_sufficiency(subject, drawn)
     if probe is not None:
-        reader = load_blackbox(probe)
+        reader = load_blackbox(probe, device=model.device)
         findings.tables["factors"], response = measure_factors(subject, reader, sweeps)
         findings.factor_names = list(factor_columns(shards, reader)[0].all)
         findings.factor_response = response.tolist()
@@ -151,20 +150,34 @@ def evaluate_labels(model: Model, shards: ShardSet, config: Config, pairs: int, 
     condition = build_condition(config.dataset, shards, "validation")
     rows = np.random.default_rng(0).permutation(condition.rows)[:pairs]
     values = torch.from_numpy(condition.values(rows, np.zeros(len(rows), bool)))
-    judge = load_blackbox(blackbox) if blackbox else None
+    judge = open_judge(model, blackbox) if blackbox else None
     return Findings(tables=dict(label_obedience(model, judge, split, values, rows)))
 
 
 def open_blackbox(model: Model, spec: str | None) -> BlackBox:
     """The box that made the features; UserError when other weights are found under its name."""
     known = model.blackbox or {}
-    box = load_blackbox(spec or known["spec"], known.get("layer"))
+    box = load_blackbox(spec or known["spec"], known.get("layer"), model.device)
     if box.sha256 != known["sha256"]:
         raise UserError(
             f"{spec or known['spec']}: not the box that the features were made with (its weights differ); "
             "name that one with --blackbox, or extract and train anew"
         )
     return box
+
+
+def open_judge(model: Model, spec: str) -> BlackBox:
+    """A box whose outputs are the run's labels; UserError when they are others."""
+    judge = load_blackbox(spec, device=model.device)
+    fits = judge.output_kind == model.condition_kind
+    if model.condition_kind == "expression":
+        fits = fits and tuple(judge.class_names) == tuple(model.class_names)
+    if not fits:
+        raise UserError(
+            f"{spec}: tells {judge.output_kind} ({', '.join(judge.class_names)}), but this run's labels are "
+            f"{model.condition_kind} ({', '.join(model.card.names)}); fit a judge with `featgan blackbox fit`"
+        )
+    return judge
 
 
 def write_document(findings: Findings, model: Model, suite: str) -> dict[str, Any]:
@@ -268,7 +281,7 @@ def statements(findings: Findings) -> list[str]:
     if ratio is not None:
         word = "stay put" if ratio.value <= 0.25 else "move as well"
         said.append(f"Nuisance factors {word}: {ratio.value:.2f} of the change of the factors that mean something.")
-    if not findings.tables.get("realism") and "shift_aggregate" not in flat:
+    if "generator" not in findings.tables:
         said.append("Trained on labels: without a judge (--blackbox) only preservation is measured.")
     return said
 

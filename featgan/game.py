@@ -1,9 +1,11 @@
 """The game of a run: its data, its two players and the average, built from the configuration, saved and restored."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as serialize
 from torch import nn
 
 from featgan import __version__
@@ -121,9 +123,13 @@ def save(game: Game, run: Path, step: int) -> None:
 
 
 def fingerprints(game: Game) -> list[str]:
-    """What decides the data: the shards, and the boxes whose features are the condition."""
-    boxes = [condition.blackbox["sha256"] for condition in game.conditions if condition.blackbox]
-    return [*(shards.fingerprint for shards in game.shards), *boxes]
+    """What decides the data: the shards, and the box, the layer and the space of the features."""
+    found = [shards.fingerprint for shards in game.shards]
+    for condition in game.conditions:
+        if condition.space is not None:
+            found += [condition.blackbox["sha256"], condition.blackbox["layer"]]
+            found.append(hashlib.sha256(serialize(condition.space.tensors())).hexdigest())
+    return found
 
 
 def model_card(game: Game, step: int) -> ModelCard:

@@ -12,6 +12,7 @@ from featgan.data.features import FeatureCache
 from featgan.data.shards import ShardSet, Split
 from featgan.data.synthetic import EXPRESSION_FACTORS, NUISANCE_FACTORS
 from featgan.directions import component_sweep, projections
+from featgan.errors import UserError
 from featgan.images import to_float, to_uint8
 from featgan.metrics import controls, decisions, faithfulness, preservation, realism, traversal
 from featgan.metrics.factors import FactorNames, factor_response, factor_table
@@ -218,6 +219,11 @@ def factor_columns(shards: ShardSet, probe: BlackBox) -> tuple[FactorNames, tupl
     held, read = list(shards.factor_names), list(probe.class_names)
     expression = [name for name in EXPRESSION_FACTORS if name in held and name in read]
     nuisance = [name for name in NUISANCE_FACTORS if name in held and name in read]
+    if not expression or not nuisance:
+        raise UserError(
+            f"{probe.spec}: reads none of the factors that {shards.path} holds; "
+            "make a probe on shards of drawn faces with `featgan blackbox fit --target factors`"
+        )
     names = FactorNames(expression, nuisance)
     return names, ([held.index(name) for name in names.all], [read.index(name) for name in names.all])
 

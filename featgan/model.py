@@ -10,6 +10,8 @@ from torch import Tensor
 
 from featgan.checkpoint import find_checkpoint, read_json, read_tensors
 from featgan.config import GeneratorConfig
+from featgan.data.features import FeatureCache
+from featgan.data.shards import ShardSet
 from featgan.directions import FeatureSpace
 from featgan.errors import UserError
 from featgan.networks.generator import Generator
@@ -93,6 +95,18 @@ class Model:
             for part, wanted in zip(images.split(BATCH), condition.split(BATCH), strict=True)
         ]
         return torch.cat(parts)
+
+
+def open_cache(model: Model, shards: ShardSet) -> FeatureCache:
+    """The feature cache that the model was trained on; UserError when another box or layer lies under its name."""
+    cache = FeatureCache.open(shards, str(model.dataset["features"]))
+    known = model.blackbox or {}
+    if any(cache.blackbox[key] != known.get(key) for key in ("sha256", "layer")):
+        raise UserError(
+            f"{cache.path}: holds features of another box or layer than the run was trained on; "
+            "extract those again, or train anew"
+        )
+    return cache
 
 
 def load_model(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> Model:

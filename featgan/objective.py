@@ -23,7 +23,7 @@ def discriminator_loss(
     adversarial = losses.wasserstein_discriminator if wgan else losses.logistic_discriminator
     scalars = {"adversarial": adversarial(real.logits, both.logits[count:])}
     condition, parts = condition_loss(game, real, batch, batch.condition, batch.outputs)
-    terms = [scalars["adversarial"], weights.condition_weight * condition]
+    terms = [scalars["adversarial"], condition]
     if wgan:
         penalty = losses.gradient_penalty(lambda x: critic.bare(x, target).logits, images, fake, batch.alpha)
         terms.append(weights.penalty_weight * penalty)
@@ -47,7 +47,7 @@ def generator_loss(
     adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator
     condition, parts = condition_loss(game, judgement, batch, batch.condition_target, batch.outputs_target)
     scalars = {"adversarial": adversarial(judgement.logits), "cycle": losses.cycle_loss(images, reconstruction)}
-    terms = [scalars["adversarial"], weights.condition_weight * condition, weights.cycle_weight * scalars["cycle"]]
+    terms = [scalars["adversarial"], condition, weights.cycle_weight * scalars["cycle"]]
     if weights.identity_weight:
         with game.engine.autocast():
             same = network(images, source)
@@ -59,8 +59,9 @@ def generator_loss(
 def condition_loss(
     game: Game, judgement: Judgement, batch: Batch, target: Tensor, outputs: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L on the part of D's estimate that belongs to the batch's data set."""
+    """L, weighted, on the part of D's estimate that belongs to the batch's data set; the parts as they are."""
     weights = game.config.losses
-    ratio = weights.prediction_weight / weights.condition_weight if weights.condition_weight else 0.0
     part = judgement._replace(condition=judgement.condition[:, game.layout.part(batch.dataset)])
-    return game.conditions[batch.dataset].loss(part, target, outputs, ratio)
+    parts = game.conditions[batch.dataset].losses(part, target, outputs)
+    factors = {"condition": weights.condition_weight, "prediction": weights.prediction_weight}
+    return torch.stack([factors[name] * value for name, value in parts.items()]).sum(), parts

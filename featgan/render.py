@@ -18,7 +18,7 @@ from featgan.data.shards import ShardSet, Split
 from featgan.directions import class_means
 from featgan.errors import UserError
 from featgan.images import to_float
-from featgan.model import Model, load_model
+from featgan.model import Model, load_model, open_cache
 from featgan.progress import console, track
 from featgan.report.account import commands, describe, hashes
 from featgan.report.animation import animate
@@ -107,8 +107,7 @@ def open_material(model: Model, needed: bool) -> Material:
     """The shards and the cache; where they are not needed and cannot be opened, a remark says what is left out."""
     try:
         shards = ShardSet.open(str(model.dataset["shards"]))
-        name = model.dataset["features"]
-        return Material(shards, FeatureCache.open(shards, name) if name else None)
+        return Material(shards, open_cache(model, shards) if model.dataset["features"] else None)
     except UserError as error:
         if needed:
             raise

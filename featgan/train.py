@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from featgan.checkpoint import newest_checkpoint
+from featgan.checkpoint import checked, newest_checkpoint
 from featgan.conditions import describe
 from featgan.config import Config, differences, read_yaml, to_yaml, validate
 from featgan.data.files import write_whole
@@ -21,22 +21,28 @@ from featgan.record import Recorder
 def train(config: Config, resume_from: Path | None = None) -> Path:
     """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
 
-    `resume_from` is a checkpoint folder of any run with the same networks to start from, when this run has none.
+    `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
+    has none. UserError when it is damaged, or not before this run's last step.
     """
     training, optimizer = config.training, config.optimizer
     game = build_game(config)
     engine, generator, discriminator = game.engine, game.generator, game.discriminator
     run = config.run
     check_folder(config)
-    first_step = restore(game, newest_checkpoint(run) or resume_from)
+    own = newest_checkpoint(run)
+    first_step = restore(game, own or checked(resume_from))
+    if own is None and first_step >= training.steps:
+        raise UserError(f"{resume_from}: is at step {first_step}; raise training.steps above that to go on")
     engine.wait()  # before the main process makes the folder that the others have just looked at
     make_folder(config, engine)
     if first_step >= training.steps:
-        console.print(f"{run}: trained, all {training.steps} steps are done")
+        console.print(f"{run}: trained, all {training.steps} steps are done", markup=False)
         return run
     batches = build_stream(game)
     loader = build_loader(batches, first_step, training.steps, training.num_workers)
-    console.print(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")
+    console.print(
+        f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}", markup=False
+    )
 
     with Recorder(game, run, first_step, batches[0]) as recorder:
         for step in range(first_step, training.steps):
@@ -104,8 +110,13 @@ def check_folder(config: Config) -> None:
                 f"{run}: holds a run of another configuration ({'; '.join(changed[:3])}); "
                 "choose another folder with run=..., or remove this one"
             )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
         raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
+
+
+def is_leftover(path: Path) -> bool:
+    """A file that a kill left half-written."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def make_folder(config: Config, engine: Engine) -> None:

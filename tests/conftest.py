@@ -30,7 +30,7 @@ class StandInBox:
     feature_dim = 6
     output_dim = 8
     output_kind = "expression"
-    class_names = tuple("abcdefgh")
+    class_names = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(5)

@@ -94,3 +94,10 @@ def test_one_hair_colour_at_a_time() -> None:
     names = ("Black_Hair", "Male", "Blond_Hair")
     flips = directions.attribute_flips(torch.tensor([[1.0, 0.0, 0.0]]), names)
     assert flips[0].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_components_of_rounding_are_not_kept() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(300, 4, generator=generator) @ torch.randn(4, 12, generator=generator)
+    space = FeatureSpace.fit(features, 8)
+    assert space.num_components == 4 and space.scales.min() > 1e-2

@@ -23,7 +23,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stand_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None: world.box)
+    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: world.box)
 
 
 def values(document: dict[str, object]) -> dict[str, float]:
@@ -84,7 +84,7 @@ def test_a_perfect_renderer_arrives(
 
 def test_another_box_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("Other", (), {"sha256": "2" * 64})()
-    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None: other)
+    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: other)
     with pytest.raises(UserError, match="not the box that the features were made with"):
         evaluate_run(trained, suite="quick")
 
@@ -102,3 +102,14 @@ def test_pairs_are_fixed_and_no_image_is_its_own_target() -> None:
     assert np.array_equal(pairs.target_rows, again.target_rows)
     assert (pairs.source_rows != pairs.target_rows).all()
     assert not set(pairs.gallery_rows) & set(pairs.target_rows)
+
+
+def test_a_judge_of_other_labels_and_a_probe_of_no_factors_are_refused(
+    world: World, trained: Path, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = {"shards": str(world.shards.path), "condition": {"kind": "valence_arousal"}}
+    run = train(world.config(tmp_path / "run", dataset=dataset))
+    with pytest.raises(UserError, match="tells expression"):
+        evaluate_run(run, suite="quick", blackbox="stand-in")
+    with pytest.raises(UserError, match="reads none of the factors"):
+        evaluate_run(trained, suite="quick", probe="stand-in", num_components=1)

@@ -105,12 +105,22 @@ def test_another_configuration_or_folder_is_refused(world: World, tmp_path: Path
     with pytest.raises(UserError, match="not empty"):
         train(world.config(tmp_path / "other"))
     assert (tmp_path / "other" / "thesis.tex").exists()
+    with pytest.raises(UserError, match="not empty"):
+        train(world.config(tmp_path / "other" / "thesis.tex"))
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.yaml.7.partial").write_text("ru")  # killed while the folder was made
+    train(world.config(tmp_path / "killed"))
 
 
 def test_resume_from_another_runs_checkpoint(world: World, tmp_path: Path) -> None:
     train(world.config(tmp_path / "first"))
     train(world.config(tmp_path / "second", training={"steps": 6}), step_folder(tmp_path / "first", 4))
     assert committed_steps(tmp_path / "second") == [6]
+    with pytest.raises(UserError, match=r"is at step 4; raise training.steps"):
+        train(world.config(tmp_path / "fourth"), step_folder(tmp_path / "first", 4))
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        train(world.config(tmp_path / "fourth", training={"steps": 6}), tmp_path / "first")
+    assert not (tmp_path / "fourth").exists()
     wider = world.config(tmp_path / "third", generator={"dim": 8})
     with pytest.raises(UserError, match="does not fit the networks"):
         train(wider, step_folder(tmp_path / "first", 4))
