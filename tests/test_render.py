@@ -85,7 +85,7 @@ class World:
         )  # fmt: skip
         monkeypatch.setattr(render, "load_model", lambda run, step, device: self.model)
         monkeypatch.setattr(render, "ShardSet", SimpleNamespace(open=lambda path: shards))
-        monkeypatch.setattr(render, "FeatureCache", SimpleNamespace(open=lambda shards, name: cache))
+        monkeypatch.setattr(render, "open_cache", lambda model, shards: cache)
         self.box_sha256 = "ab" * 32
         monkeypatch.setattr(render, "load_blackbox", self.load_blackbox)
 
