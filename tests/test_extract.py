@@ -92,6 +92,13 @@ def test_cache_carries_the_boxs_identity_and_head(shards: Path, study: Callable[
     )
 
 
+def test_saying_what_the_outputs_are_afterwards_is_kept(shards: Path, study: Callable[[object], str]) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 8))
+    assert extract(shards, study(network), "box").output_kind == "other"
+    again = extract(shards, study(network), "box", output_kind="expression")
+    assert (again.output_kind, again.class_names[0]) == ("expression", "neutral")
+
+
 def test_interrupted_extraction_goes_on_where_it_stopped(shards: Path, study: Callable[[object], str]) -> None:
     seen: list[int] = []
 

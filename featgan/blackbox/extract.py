@@ -59,7 +59,8 @@ def find_done(shards: ShardSet, name: str, box: BlackBox, components: int | None
         return None
     cache = FeatureCache.open(shards, name)
     same_box = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (box.sha256, box.layer)
-    return cache if same_box and cache.num_components == components else None
+    same_outputs = (cache.output_kind, cache.class_names) == (box.output_kind, box.class_names)
+    return cache if same_box and same_outputs and cache.num_components == components else None
 
 
 class Extraction:
