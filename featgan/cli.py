@@ -96,7 +96,7 @@ def blackbox() -> None:
 @click.option("--network", default="vgg", show_default=True, help="vgg, or torchvision:NAME.")
 @click.option("--weights", type=existing, help="Pretrained weights of a torchvision network.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
-@click.option("--width", type=click.FloatRange(0.05, 8), help="Factor on the channels of vgg.")
+@click.option("--width", type=click.FloatRange(0.125, 8), help="Factor on the channels of vgg.")
 @click.option("--seed", type=click.IntRange(0), help="Initial weights and order.")
 def fit(shards: Path, target: str, out: Path, **settings: Any) -> None:
     """Fit a network with a 64-d last hidden layer, class-balanced; report accuracy or CCC."""
