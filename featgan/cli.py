@@ -226,6 +226,8 @@ def explain(error: BaseException) -> str | None:
         return f"{error.filename or 'the disk'}: no space left; free some and run the command again"
     if isinstance(error, PermissionError):
         return f"{error.filename}: permission denied; make it readable or writable, or choose another place"
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return f"{error.filename}: {(error.strerror or 'is in the way').lower()}; choose another place"
     return None
 
 

@@ -81,6 +81,7 @@ def test_a_workers_error_is_one_line() -> None:
     error = UserError("Caught UserError in worker 0.\nTraceback:\n  x\nfeatgan.errors.UserError: shard a: cut off")
     assert explain(error) == "shard a: cut off"
     assert explain(OSError(28, "No space left on device", "runs/a")) is not None
+    assert explain(NotADirectoryError(20, "Not a directory", "a/b")) == "a/b: not a directory; choose another place"
     assert explain(ZeroDivisionError()) is None
 
 
