@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from featgan import __version__
-from featgan.errors import UserError
+from featgan.errors import Stopped, UserError
 
 LAYOUT_NAMES = ("affectnet-lists", "affectnet-csv", "affectnet", "affectnet-plus", "celeba", "folder", "csv")
+
+OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
 
 existing = click.Path(path_type=Path)
 
@@ -89,7 +91,7 @@ def blackbox() -> None:
     "--target",
     default="expression",
     show_default=True,
-    type=click.Choice(["expression", "valence_arousal", "factors"]),
+    type=click.Choice(["expression", "valence_arousal", "attributes", "factors"]),
     help="What it learns; factors are those of drawn faces.",
 )
 @click.option("--out", required=True, type=existing, help="The box's folder to make.")
@@ -115,7 +117,7 @@ def fit(shards: Path, target: str, out: Path, **settings: Any) -> None:
 @click.option("--layer", help="Where the features are taken; the input of the last linear layer by default.")
 @click.option("--name", default="blackbox", show_default=True, help="The cache's name beside the shards.")
 @click.option("--components", type=click.IntRange(1), help="Keep so many whitened principal components.")
-@click.option("--output-kind", type=click.Choice(["expression", "valence_arousal", "other"]), help="Of a foreign box.")
+@click.option("--output-kind", type=click.Choice(OUTPUT_KINDS), help="Of a foreign box.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images at once.")
 @click.option("--list-layers", is_flag=True, help="Name the layers that can be taken, and stop.")
 def extract(shards: Path | None, spec: str, name: str, list_layers: bool, **settings: Any) -> None:
@@ -159,14 +161,20 @@ def train(config: str, overrides: tuple[str, ...], resume_from: Path | None, dry
 @click.argument("run", type=existing)
 @click.option("--step", default="latest", show_default=True, help="A step with a checkpoint, or latest.")
 @click.option("--suite", default="standard", show_default=True, type=click.Choice(["quick", "standard"]))
-@click.option("--blackbox", help="SPEC of the box, where it has moved; the judge of a run on labels.")
+@click.option(
+    "--blackbox",
+    "blackboxes",
+    multiple=True,
+    help="SPEC of the box, where it has moved; for a run on labels a judge, one for each data set.",
+)
 @click.option("--probe", help="A box fitted on the true factors of drawn faces.")
 @click.option("--components", "num_components", default=10, show_default=True, type=click.IntRange(1), help="Swept.")
 def evaluate(run: Path, step: str, **settings: Any) -> None:
     """Measure a checkpoint against the black box, with controls and intervals."""
     from rich.console import Console
 
-    from featgan.evaluate import evaluate_run, print_evaluation
+    from featgan.evaluate import evaluate_run
+    from featgan.findings import print_evaluation
 
     document = evaluate_run(run, step_number(step), **settings)
     print_evaluation(document, Console())
@@ -232,7 +240,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def main() -> None:
-    """Run the command line; 2 for what the user can mend, 130 when interrupted."""
+    """Run the command line; 2 for what the user can mend, 128 + N when stopped by signal N."""
     debug = "--debug" in sys.argv
     try:
         cli.main(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="featgan", standalone_mode=False)
@@ -242,6 +250,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("featgan: stopped; the same command goes on where it can", err=True)
         sys.exit(130)
+    except Stopped as stopped:
+        click.echo(f"featgan: {stopped}", err=True)
+        sys.exit(stopped.exit_code)
     except Exception as error:
         line = explain(error)
         if debug or line is None:

@@ -56,9 +56,11 @@ class Condition:
         return parts
 
     def prediction_loss(self, estimate: Tensor, outputs: Tensor) -> Tensor:
-        """The box's outputs: cross-entropy to the class it saw, or the regression loss for real-valued outputs."""
+        """The box's outputs: cross-entropy to the class or attributes it saw, or regression of real-valued outputs."""
         if self.output_kind == "expression":
             return losses.class_loss(estimate, torch.nn.functional.one_hot(outputs.argmax(1), outputs.shape[1]).float())
+        if self.output_kind == "attributes":
+            return losses.attribute_loss(estimate, (outputs > 0).float())
         return losses.regression_loss(estimate, outputs, self.config.regression, self.config.reduction)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from featgan.config import load_config
-from featgan.evaluate import evaluate_run, find_evaluation, print_evaluation
+from featgan.evaluate import evaluate_run, find_evaluation
+from featgan.findings import print_evaluation
 from featgan.progress import console
 
 COUNT, DRAWN_SIZE, IMAGE_SIZE, SEED = 4000, 96, 48, 0

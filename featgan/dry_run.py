@@ -5,6 +5,7 @@ from torch import nn
 
 from featgan.conditions import ConditionLayout
 from featgan.config import Config, to_yaml
+from featgan.engine import is_half
 from featgan.game import build_networks, open_data
 
 
@@ -42,6 +43,7 @@ def memory(config: Config, generator: nn.Module, discriminator: nn.Module, image
     """
     copies = 5 if config.training.ema_images else 4
     weights = 4.0 * (copies * count(generator) + 4 * count(discriminator))
-    width = 2 if config.training.precision == "bf16" else 4
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = 2 if is_half(config.training.precision, device) else 4
     maps = 2 * 15 * config.generator.dim + 6 * config.discriminator.dim
     return weights + width * maps * image_size**2 * config.training.batch_size

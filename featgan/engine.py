@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from featgan.config import OptimizerConfig
+from featgan.progress import console
 
 
 class Player:
@@ -51,7 +54,11 @@ class Engine:
         # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
-        self.half = precision == "bf16" or (precision == "auto" and has_fast_bf16(self.device))
+        # Flags travel between the hosts, so that asking for one does not wait for the device.
+        self.hosts: dist.ProcessGroup | None = None
+        if self.world_size > 1:
+            self.hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self.half = is_half(precision, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -83,9 +90,27 @@ class Engine:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; every process gets the same answer."""
+        if self.hosts is None:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
+        return bool(votes)
+
+    def announce(self, text: str) -> None:
+        """Tell the user, once."""
+        if self.is_main:
+            console.print(text, markup=False)
+
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+def is_half(precision: str, device: torch.device) -> bool:
+    """Whether networks run in bf16 on a device under training.precision."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def has_fast_bf16(device: torch.device) -> bool:

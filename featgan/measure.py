@@ -1,6 +1,5 @@
 """What an evaluation does with a model: edit images, show them to the black box, hand both to the metrics."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,34 +225,3 @@ def factor_columns(shards: ShardSet, probe: BlackBox) -> tuple[FactorNames, tupl
         )
     names = FactorNames(expression, nuisance)
     return names, ([held.index(name) for name in names.all], [read.index(name) for name in names.all])
-
-
-def label_obedience(
-    model: Model, box: BlackBox | None, split: Split, conditions: Tensor, rows: np.ndarray
-) -> Mapping[str, Table]:
-    """Label conditions: what a judge says of images asked to show another image's labels, and what is preserved."""
-    images = to_float(split.decode(rows))
-    target = conditions[controls.derangement(len(rows), 0)]
-    edited = to_float(to_uint8(model.edit(images, target)))
-    tables = {
-        "preservation": preservation.preservation_table(
-            images, model.edit(images, conditions), model.edit(edited, conditions), edited
-        )
-    }
-    if box is None:
-        return tables
-
-    def outputs(pictures: Tensor) -> Floats:
-        found = ask(box, pictures).outputs
-        assert found is not None
-        return found
-
-    before, after = outputs(images), outputs(edited)
-    if model.condition_kind == "expression":
-        asked = as_floats(target).argmax(1)
-        for name, decided in (("generator", after), ("identity_copy", before)):
-            tables[name] = decisions.label_table(before.argmax(1), asked, decided.argmax(1), model.class_names)
-    elif model.condition_kind == "valence_arousal":
-        for name, decided in (("generator", after), ("identity_copy", before)):
-            tables[name] = decisions.valence_arousal_table(as_floats(target), decided)
-    return tables

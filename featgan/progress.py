@@ -36,7 +36,9 @@ class Meter:
 
 
 @contextmanager
-def meter(description: str, total: int | None, unit: str = "", completed: int = 0) -> Iterator[Meter]:
+def meter(
+    description: str, total: int | None, unit: str = "", completed: int = 0, shown: bool = True
+) -> Iterator[Meter]:
     """A bar for a loop that counts by itself; it starts at `completed` when work is resumed."""
     columns = (
         TextColumn("{task.description:<24}"),
@@ -49,7 +51,7 @@ def meter(description: str, total: int | None, unit: str = "", completed: int = 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=60, disable=not shown) as progress:
         bar = Meter(progress, description, total)
         bar.advance(completed)
         yield bar

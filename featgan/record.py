@@ -61,9 +61,9 @@ class Recorder:
         self.stack = ExitStack()
 
     def __enter__(self) -> "Recorder":
-        steps = self.game.config.training.steps
-        self.bar = self.stack.enter_context(meter("train", steps, "steps", self.first_step))
-        self.journal = Journal(self.run, self.first_step) if self.game.engine.is_main else None
+        steps, is_main = self.game.config.training.steps, self.game.engine.is_main
+        self.bar = self.stack.enter_context(meter("train", steps, "steps", self.first_step, shown=is_main))
+        self.journal = Journal(self.run, self.first_step) if is_main else None
         if self.journal:
             self.stack.callback(self.journal.close)
             self.journal.text("configuration", to_yaml(self.game.config))

@@ -1,6 +1,8 @@
 """Training: the loop of StarGAN with a continuous condition; it reads like the objective in docs/method.md."""
 
+import signal
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -10,11 +12,11 @@ from featgan.config import Config, differences, read_yaml, to_yaml, validate
 from featgan.data.files import write_whole
 from featgan.data.loader import BatchStream, build_loader
 from featgan.engine import Engine, learning_rate
-from featgan.errors import UserError
+from featgan.errors import Stopped, UserError
 from featgan.game import Game, build_game, restore, save
 from featgan.images import to_float
+from featgan.interruption import StopRequest
 from featgan.objective import discriminator_loss, generator_loss
-from featgan.progress import console
 from featgan.record import Recorder
 
 
@@ -22,7 +24,8 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
     """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
 
     `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
-    has none. UserError when it is damaged, or not before this run's last step.
+    has none. UserError when it is damaged, or not before this run's last step; Stopped when a signal asked for it and
+    the step was finished and saved.
     """
     training, optimizer = config.training, config.optimizer
     game = build_game(config)
@@ -36,15 +39,13 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
     engine.wait()  # before the main process makes the folder that the others have just looked at
     make_folder(config, engine)
     if first_step >= training.steps:
-        console.print(f"{run}: trained, all {training.steps} steps are done", markup=False)
+        engine.announce(f"{run}: trained, all {training.steps} steps are done")
         return run
     batches = build_stream(game)
     loader = build_loader(batches, first_step, training.steps, training.num_workers)
-    console.print(
-        f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}", markup=False
-    )
+    engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")
 
-    with Recorder(game, run, first_step, batches[0]) as recorder:
+    with Recorder(game, run, first_step, batches[0]) as recorder, StopRequest() as request:
         for step in range(first_step, training.steps):
             # --- take the batch of this step
             with recorder.clock.waiting():
@@ -80,9 +81,22 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
                 recorder.report(step + 1)
             if is_due(step + 1, training.preview_every, training.steps):
                 recorder.show(step + 1)
-            if is_due(step + 1, training.save_every, training.steps):
+            stopping = engine.any_process(request.signal is not None)
+            if stopping or is_due(step + 1, training.save_every, training.steps):
                 save(game, run, step + 1)
+            if stopping and step + 1 < training.steps:
+                leave(game, step + 1, request)
     return run
+
+
+def leave(game: Game, step: int, request: StopRequest) -> NoReturn:
+    """End a run that was asked to stop, by a signal to this process or to another, and has saved itself."""
+    game.engine.wait()  # until the main process has written
+    raise Stopped(
+        f"{game.config.run}: saved at step {step} of {game.config.training.steps} and stopped; "
+        "the same command goes on from there",
+        request.signal or signal.SIGTERM,
+    )
 
 
 def is_due(step: int, every: int, steps: int) -> bool:

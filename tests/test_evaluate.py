@@ -13,7 +13,7 @@ from featgan.evaluate import evaluate_run
 from featgan.measure import Pairs
 from featgan.model import Model
 from featgan.train import train
-from tests.conftest import World
+from tests.conftest import StandInBox, World
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,68 @@ def test_label_runs_are_measured_for_preservation_and_by_a_judge(world: World, t
     run = train(world.config(tmp_path / "run", dataset=dataset))
     alone = evaluate_run(run, suite="quick")
     assert "self_l1" in values(alone) and any("without a judge" in sentence for sentence in alone["statements"])
-    assert "label_agreement" in values(evaluate_run(run, suite="quick", blackbox="stand-in"))
+    assert "label_agreement" in values(evaluate_run(run, suite="quick", blackboxes=["stand-in"]))
+
+
+class AffectJudge(StandInBox):
+    """Tells valence and arousal."""
+
+    output_kind = "valence_arousal"
+    class_names = ("valence", "arousal")
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, outputs = super().__call__(images)
+        return features, outputs[:, :2]
+
+
+def test_two_data_sets_are_judged_each_by_its_own_box(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = str(world.shards.path)
+    run = train(
+        world.config(
+            tmp_path / "run",
+            dataset={"shards": shards, "condition": {"kind": "expression"}},
+            second_dataset={"shards": shards, "condition": {"kind": "valence_arousal"}},
+        )
+    )
+    boxes = {"classes": world.box, "affect": AffectJudge()}
+    monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: boxes[spec])
+    alone = values(evaluate_run(run, suite="quick"))
+    assert {"self_l1", "second_self_l1"} <= alone.keys() and "label_agreement" not in alone
+    document = evaluate_run(run, suite="quick", blackboxes=["affect", "classes"])
+    assert {"label_agreement", "second_valence_ccc", "frechet_edited", "second_frechet_edited"} <= values(
+        document
+    ).keys()
+    table = document["tables"][0]
+    assert table["columns"][1:] == ["generator", "identity_copy", "shuffled_condition", "ceiling_real"]
+    assert {"label_agreement", "second_valence_ccc"} <= {row[0] for row in table["rows"]}
+    with pytest.raises(UserError, match="tells expression.*this run's labels are.*valence_arousal"):
+        evaluate_run(run, suite="quick", blackboxes=["classes", "classes"])
+
+
+def test_a_perfect_generator_of_labels_reaches_the_ceiling(
+    world: World, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = {"shards": str(world.shards.path), "condition": {"kind": "expression"}}
+    run = train(world.config(tmp_path / "run", dataset=dataset))
+    split = world.shards.split("validation")
+    real = split.decode(np.arange(len(split))).float() / 127.5 - 1
+    decided = world.box(real)[1].argmax(1)
+    # A judge whose answers are the labels, and a generator that answers with a real image of the class asked for.
+    monkeypatch.setattr(split, "expression", decided.numpy())
+    chosen = {int(code): real[int((decided == code).nonzero()[0])] for code in decided.unique()}
+    monkeypatch.setattr(
+        Model, "edit", lambda self, images, condition: torch.stack([chosen[int(row.argmax())] for row in condition])
+    )
+    monkeypatch.setattr(module.ShardSet, "open", lambda path: world.shards)
+    document = evaluate_run(run, suite="quick", blackboxes=["stand-in"])
+    rows = {
+        row[0]: dict(zip(document["tables"][0]["columns"], row, strict=True)) for row in document["tables"][0]["rows"]
+    }
+    agreement = rows["label_agreement"]
+    assert agreement["generator"] == agreement["ceiling_real"] == "1.000"
+    assert float(agreement["identity_copy"]) < 0.6 > float(agreement["shuffled_condition"])
 
 
 def test_pairs_are_fixed_and_no_image_is_its_own_target() -> None:
@@ -110,6 +171,6 @@ def test_a_judge_of_other_labels_and_a_probe_of_no_factors_are_refused(
     dataset = {"shards": str(world.shards.path), "condition": {"kind": "valence_arousal"}}
     run = train(world.config(tmp_path / "run", dataset=dataset))
     with pytest.raises(UserError, match="tells expression"):
-        evaluate_run(run, suite="quick", blackbox="stand-in")
+        evaluate_run(run, suite="quick", blackboxes=["stand-in"])
     with pytest.raises(UserError, match="reads none of the factors"):
         evaluate_run(trained, suite="quick", probe="stand-in", num_components=1)

@@ -141,6 +141,26 @@ def test_factors_come_in_their_own_units(tmp_path: Path) -> None:
     assert np.abs(outputs[:, column].numpy() - split.factors[:, column]).mean() < 0.5 * split.factors[:, column].std()
 
 
+def test_attributes_are_told_and_scored_one_by_one(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = ["file,split,bright,striped"]
+    for number in range(96):
+        bright, striped = number % 2, int(number % 8 == 1 or number % 8 == 4)  # one image in four has stripes
+        pixels = np.full((SIZE, SIZE, 3), 170.0 if bright else 70.0)
+        pixels[::4] += 60 * striped
+        noisy = (pixels + generator.normal(0, 8, pixels.shape)).clip(0, 255)
+        Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / f"{number:02d}.png")
+        rows.append(f"{number:02d}.png,{'validation' if number % 6 == 5 else 'train'},{bright},{striped}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    shards = tmp_path / "shards"
+    pack("csv", tmp_path, shards, image_size=SIZE, workers=1, attribute_columns="bright,striped")
+    scores = fit_blackbox(shards, "attributes", tmp_path / "box", **{**SMALL, "epochs": 16})
+    assert scores["accuracy"] > 0.9 and scores["bright"]["accuracy"] > 0.9 and scores["striped"]["f1"] > 0.8
+    assert scores_table(scores).row_count == 2
+    box = load_blackbox(str(tmp_path / "box"))
+    assert (box.output_kind, box.class_names) == ("attributes", ("bright", "striped"))
+
+
 def test_torchvision_backbone_from_weights(shards: Path, tmp_path: Path) -> None:
     import torchvision
 
@@ -166,7 +186,7 @@ def test_start_from_another_box_of_other_classes(
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"target": "age"}, "target 'age': it can be expression, valence_arousal, factors"),
+    ({"target": "age"}, "target 'age': it can be expression, valence_arousal, attributes, factors"),
     ({"target": "factors"}, "the shards carry no factors"),
     ({"network": "resnet18"}, "unknown network 'resnet18'; use vgg or torchvision:NAME"),
     ({"network": "torchvision:resnet81"}, "unknown network torchvision:resnet81; did you mean"),

@@ -14,14 +14,14 @@ ROWS = (
     {"cli"},
     {"demo"},
     {"train", "evaluate", "render", "dry_run", "info", "reference"},
-    {"objective", "measure", "record"},
+    {"objective", "measure", "measure_labels", "findings", "record"},
     {"game"},
     {"engine", "metrics", "blackbox", "report"},
     {"data.loader", "model"},
     {"conditions"},
     {"networks", "losses", "data", "directions", "checkpoint", "ema", "stats"},
     {"distributed"},
-    {"config", "errors", "images", "progress"},
+    {"config", "errors", "images", "interruption", "progress"},
 )
 """From the top: a module imports from its own row and the rows below."""
 

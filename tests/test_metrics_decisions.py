@@ -6,6 +6,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
 from featgan.metrics.decisions import (
+    attribute_table,
     decision_table,
     flip_rate,
     label_table,
@@ -98,3 +99,21 @@ def test_the_kind_of_output_chooses_the_measures() -> None:
     assert "mouth_ccc" in decision_table("factors", single, single, single, ("mouth",))
     assert decision_table("other", scores, scores, scores) == {}
     assert decision_table("expression", scores, scores, Response(features)) == {}
+
+
+def test_attributes_count_changes_and_what_should_stay_apart() -> None:
+    before = np.array([[0, 0], [1, 0], [1, 1]], bool)
+    asked = np.array([[1, 0], [0, 1], [1, 1]], bool)
+    half = np.array([[1, 1], [0, 0], [1, 1]], bool)
+    table = attribute_table(before, asked, half, ("smiling", "young"))
+    assert table["attribute_agreement"].value == pytest.approx((0.5 + 0.5 + 1) / 3)
+    # Of the changes: one of one, one of two; nothing was asked of the third image.
+    assert (table["flip_success"].value, table["flip_success"].count) == (0.75, 2)
+    # Of what should stay: none of one, and both of the third image.
+    assert (table["attributes_kept"].value, table["attributes_kept"].count) == (0.5, 2)
+    assert table["attribute_agreement_smiling"].value == 1
+    copied = attribute_table(before, asked, before)
+    assert copied["flip_success"].value == 0 and copied["attributes_kept"].value == 1
+    logits = Response(np.zeros((3, 1)), np.where(half, 2.0, -2.0))
+    kinds = decision_table("attributes", logits, logits, logits, ("smiling", "young"))
+    assert kinds["attribute_agreement"].value == 1

@@ -51,6 +51,42 @@ def test_four_steps_are_two_and_two_bitwise(world: World, tmp_path: Path) -> Non
     assert lines == [1, 2, 3, 4]
 
 
+SIGNALLED = {"training": {"steps": 60, "save_every": 1000, "report_every": 1000, "num_workers": 1}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 steps without a signal, in a process of their own."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "config.yaml").write_text(to_yaml(world.config(folder / "run", **SIGNALLED)))
+    subprocess.run([sys.executable, "-m", "featgan", "train", str(folder / "config.yaml")], check=True)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_group_loses_no_step(
+    world: World, tmp_path: Path, undisturbed: Path, number: signal.Signals
+) -> None:
+    stopped = world.config(tmp_path / "stopped", **SIGNALLED)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(stopped))
+    command = [sys.executable, "-m", "featgan", "train", str(config)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "from step 0" in line:
+            break
+    time.sleep(0.2)
+    os.killpg(process.pid, number)
+    said = process.stderr.read()
+    assert process.wait() == 128 + number, said
+    (step,) = committed_steps(stopped.run)
+    assert 0 < step < 60 and f"saved at step {step} of 60 and stopped" in said
+    assert "Traceback" not in said
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same(undisturbed, stopped.run, 60)
+
+
 @pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_changes_nothing(world: World, tmp_path: Path) -> None:
     sections = {"training": {"steps": 30, "save_every": 3, "num_workers": 1, "keep_checkpoints": 2}}

@@ -20,7 +20,7 @@ from featgan.errors import UserError
 CARD, WEIGHTS = "box.json", "box.safetensors"
 MOST_CARD_BYTES = 16 << 20
 
-Target = Literal["expression", "valence_arousal", "factors"]
+Target = Literal["expression", "valence_arousal", "attributes", "factors"]
 
 
 class Card(BaseModel):

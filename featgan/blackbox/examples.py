@@ -20,7 +20,7 @@ CHUNK = 256
 
 
 class Examples:
-    """N images with the targets: class codes int64 [N], or numbers float32 [N, D]."""
+    """N images with the targets: class codes int64 [N], or attributes (0, 1) or numbers float32 [N, D]."""
 
     def __init__(self, split: Split, rows: np.ndarray, targets: Tensor, image_size: int) -> None:
         self.split = split
@@ -64,7 +64,12 @@ class Examples:
 
 def output_names(shards: ShardSet, target: str) -> tuple[str, ...]:
     """What the outputs of a box with this target are; UserError when the shards lack it."""
-    names = {"expression": shards.classes, "valence_arousal": ("valence", "arousal"), "factors": shards.factor_names}
+    names = {
+        "expression": shards.classes,
+        "valence_arousal": ("valence", "arousal"),
+        "attributes": shards.attribute_names,
+        "factors": shards.factor_names,
+    }
     if target not in names:
         raise UserError(f"target {target!r}: it can be {', '.join(names)}")
     if not names[target]:
@@ -78,6 +83,9 @@ def load_examples(shards: ShardSet, split_name: str, target: str, image_size: in
     if target == "expression":
         found = split.expression.astype(np.int64)
         usable: np.ndarray = (found >= 0) & (found < len(shards.classes))
+    elif target == "attributes":
+        found = split.attributes.astype(np.float32)
+        usable = np.asarray((found >= 0).all(1))
     else:
         both = np.stack([split.valence, split.arousal], 1)
         found = np.asarray(both if target == "valence_arousal" else split.factors, np.float32)

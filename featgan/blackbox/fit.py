@@ -54,10 +54,10 @@ def fit_blackbox(
 ) -> dict[str, Any]:
     """Fit a box to the training split, write it to `out` and return its scores on the validation split.
 
-    `target` is expression, valence_arousal or factors; `network` is `vgg` or `torchvision:NAME`, `weights` a file that
-    its backbone starts from; `image_size` is that of the shards by default; `width` widens `vgg`. A box that is there
-    already with the same settings is left as it is. UserError: a setting out of range, shards without the target, or an
-    `out` that holds something else.
+    `target` is expression, valence_arousal, attributes or factors; `network` is `vgg` or `torchvision:NAME`, `weights`
+    a file that its backbone starts from; `image_size` is that of the shards by default; `width` widens `vgg`. A box
+    that is there already with the same settings is left as it is. UserError: a setting out of range, shards without the
+    target, or an `out` that holds something else.
     """
     opened = ShardSet.open(shards)
     names = output_names(opened, target)

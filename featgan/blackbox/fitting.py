@@ -51,6 +51,8 @@ class Fitting:
         self.spread, self.offset = torch.ones(num_outputs), torch.zeros(num_outputs)
         if target == "expression":
             self.class_weights = balance_classes(train.targets, num_outputs)
+        elif target == "attributes":
+            self.class_weights = balance_attributes(train.targets)
         else:
             self.spread, self.offset = torch.std_mean(train.targets, 0)
             self.spread.clamp_min_(1e-6)
@@ -98,6 +100,9 @@ class Fitting:
         if self.target == "expression":
             weights = self.class_weights.to(self.device)
             return F.cross_entropy(outputs, targets.to(self.device), weights, label_smoothing=LABEL_SMOOTHING)
+        if self.target == "attributes":
+            weights = self.class_weights.to(self.device)
+            return F.binary_cross_entropy_with_logits(outputs, targets.to(self.device), pos_weight=weights)
         standardized = ((targets - self.offset) / self.spread).to(self.device)
         loss = F.mse_loss(outputs, standardized)
         return loss + (1 - concordance(outputs, standardized)).mean() if self.target == "valence_arousal" else loss
@@ -129,6 +134,12 @@ def balance_classes(codes: Tensor, num_classes: int) -> Tensor:
     counts = torch.bincount(codes, minlength=num_classes).float()
     weights = (counts.max() / counts.clamp_min(1)).sqrt().clamp_max(LARGEST_CLASS_WEIGHT) * (counts > 0)
     return weights * (counts.sum() / (weights * counts).sum())
+
+
+def balance_attributes(present: Tensor) -> Tensor:
+    """Loss weight of each attribute's presence over its absence, from 0 and 1 [N, A], by the same rule."""
+    share = present.mean(0).clamp(1 / len(present), 1 - 1 / len(present))
+    return ((1 - share) / share).sqrt().clamp(1 / LARGEST_CLASS_WEIGHT, LARGEST_CLASS_WEIGHT)
 
 
 def schedule(progress: float) -> float:

@@ -19,6 +19,9 @@ from featgan.errors import UserError
 EXPRESSION_NAMES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 """What the outputs of a foreign box are called, in this order, when it is said to tell expressions (7 or 8)."""
 
+FOREIGN_KINDS = ("expression", "valence_arousal", "attributes", "other")
+"""What a foreign box may be said to tell."""
+
 PROBE_SIZE = 112
 """Side in pixels of the images of a trial run, where the network does not say what it takes."""
 
@@ -122,8 +125,8 @@ def open_network(
         network, card = open_box(spec, torch.device(device))
         return spec, network, card.target, card.class_names
     kind = spec.options.get("output_kind", "other")
-    if kind not in ("expression", "valence_arousal", "other"):
-        raise UserError(f"{spec.name}: output_kind {kind!r}; it can be expression, valence_arousal or other")
+    if kind not in FOREIGN_KINDS:
+        raise UserError(f"{spec.name}: output_kind {kind!r}; it can be {', '.join(FOREIGN_KINDS)}")
     names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
     return spec, OPENERS[spec.kind](spec, torch.device(device)), kind, names
 

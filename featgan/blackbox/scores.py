@@ -21,7 +21,12 @@ from featgan.losses import concordance
 
 def compute_scores(outputs: Tensor, targets: Tensor, target: str, names: Sequence[str]) -> dict[str, Any]:
     """Outputs [N, O] against class codes [N] or numbers [N, O]; plain values for box.json."""
-    score = score_classes if target == "expression" else score_affect if target == "valence_arousal" else score_factors
+    score = {
+        "expression": score_classes,
+        "valence_arousal": score_affect,
+        "attributes": score_attributes,
+        "factors": score_factors,
+    }[target]
     return {"count": len(targets), **score(outputs, targets, names)}
 
 
@@ -62,6 +67,20 @@ def score_factors(outputs: Tensor, targets: Tensor, names: Sequence[str]) -> dic
     return {"r2": rounded(found.mean()), "factors": each}
 
 
+def score_attributes(logits: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy and F1 of each attribute (0 or 1; present where the logit is above 0), and their means."""
+    truth, found = targets.numpy() > 0.5, logits.numpy() > 0
+    each = {
+        name: {
+            "accuracy": rounded(accuracy_score(truth[:, index], found[:, index])),
+            "f1": rounded(f1_score(truth[:, index], found[:, index], zero_division=0)),
+        }
+        for index, name in enumerate(names)
+    }
+    means = {name: rounded(float(np.mean([part[name] for part in each.values()]))) for name in ("accuracy", "f1")}
+    return {**means, **each}
+
+
 def rounded(value: float) -> float:
     return round(float(value), 4)
 
@@ -77,11 +96,13 @@ def scores_table(scores: dict[str, Any]) -> Table:
     """The scores' parts: a row a class with its confusions, or a row a dimension or factor."""
     if "confusion" in scores:
         return confusion_table(scores)
-    table = Table("output", *(("R2",) if "factors" in scores else ("CCC", "RMSE")), title=headline(scores))
     parts = scores.get("factors") or {name: part for name, part in scores.items() if isinstance(part, dict)}
-    for name, part in parts.items():
-        values = part.values() if isinstance(part, dict) else (part,)
-        table.add_row(name, *(f"{value:.3f}" for value in values))
+    rows = {name: part if isinstance(part, dict) else {"r2": part} for name, part in parts.items()}
+    columns = next(iter(rows.values()))
+    table = Table("output", *(column.upper() if len(column) < 5 else column for column in columns))
+    table.title = headline(scores)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.3f}" for value in values.values()))
     return table
 
 

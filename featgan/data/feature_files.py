@@ -18,7 +18,7 @@ MANIFEST, PARTIAL = "manifest.json", "partial.json"
 """Of a complete cache, written last; and of one that is being made, written first."""
 
 Width = Annotated[int, Field(ge=0)]
-OutputKind = Literal["expression", "valence_arousal", "factors", "other"]
+OutputKind = Literal["expression", "valence_arousal", "attributes", "factors", "other"]
 
 
 class Fields(BaseModel):

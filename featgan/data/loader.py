@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from featgan.conditions import Condition
 from featgan.config import TargetConfig
 from featgan.data.shards import Split
+from featgan.interruption import leave_to_parent
 
 ORDER, MIRROR, TARGET, PENALTY = range(4)
 """Independent random streams of one seed."""
@@ -154,11 +155,12 @@ def build_loader(batches: BatchStream, first_step: int, last_step: int, num_work
         sampler=range(first_step, last_step),  # type: ignore[arg-type]
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=single_threaded,
+        worker_init_fn=prepare_worker,
     )
     return iter(loader)
 
 
-def single_threaded(worker: int) -> None:
-    """Workers leave the cores to the networks."""
+def prepare_worker(worker: int) -> None:
+    """Workers leave the cores to the networks; a signal to the whole group must not cut a step short."""
     torch.set_num_threads(1)
+    leave_to_parent()

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from featgan.metrics.faithfulness import weighted_concordance, weighted_moments
-from featgan.metrics.intervals import Floats, Integers, Measure, divide, mean_measure, measure
+from featgan.metrics.intervals import Booleans, Floats, Integers, Measure, divide, mean_measure, measure
 from featgan.metrics.response import Response
 
 NUM_OCTANTS = 8
@@ -101,6 +101,25 @@ def root_mean(squares: Floats, seed: int) -> Measure:
     return measure(lambda weights: np.sqrt(weights @ squares), len(squares), seed)
 
 
+def attribute_table(
+    before: Booleans, asked: Booleans, decided: Booleans, names: Sequence[str] = (), seed: int = 0
+) -> dict[str, Measure]:
+    """Attributes present or not [N, A], as the box decides for the source, as asked, and as it decides afterwards.
+
+    Agreement over all attributes, then success where a change is asked (flips) and where none is (kept); by attribute
+    the agreement. Each image counts once, whatever the number of its changes.
+    """
+    agrees, changes = asked == decided, before != asked
+    table = {"attribute_agreement": mean_measure(agrees.mean(1), seed)}
+    for name, chosen in (("flip_success", changes), ("attributes_kept", ~changes)):
+        count = chosen.sum(1)
+        share = np.divide((agrees & chosen).sum(1), count, out=np.full(len(count), np.nan), where=count > 0)
+        table[name] = mean_measure(share, seed)
+    for index, name in enumerate(names):
+        table[f"attribute_agreement_{name}"] = mean_measure(agrees[:, index].astype(np.float64), seed)
+    return table
+
+
 def decision_table(
     output_kind: str,
     source: Response,
@@ -109,10 +128,10 @@ def decision_table(
     names: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Measure]:
-    """The decision measures that fit the box's outputs: `expression`, `valence_arousal` or `factors`; else none.
+    """The decision measures that fit the outputs: `expression`, `valence_arousal`, `attributes`, `factors`; else none.
 
     Requests are the box's own outputs for the images whose features were asked for. Empty where outputs are unknown.
-    `names` are the class names of an expression box, or the factor names of a factor box.
+    `names` are the names of an expression box's classes, or of an attribute or factor box's outputs.
     """
     if source.outputs is None or target.outputs is None or measured.outputs is None:
         return {}
@@ -121,6 +140,8 @@ def decision_table(
         return label_table(labels[0], labels[1], labels[2], names, seed)
     if output_kind == "valence_arousal":
         return valence_arousal_table(target.outputs, measured.outputs, seed)
+    if output_kind == "attributes":
+        return attribute_table(source.outputs > 0, target.outputs > 0, measured.outputs > 0, names, seed)
     if output_kind == "factors":
         return regression_table(names, target.outputs, measured.outputs, seed)
     return {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 Statistic = Callable[[Floats], Floats]
 
 DRAWS = 200

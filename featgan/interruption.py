@@ -1,0 +1,34 @@
+"""A signal asks a run to stop: it sets a flag, and the loop saves and leaves at the end of its step."""
+
+import signal
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, `kill` and a scheduler's time limit, and the warning before it (sbatch --signal)."""
+
+
+class StopRequest:
+    """While entered, holds the first stopping signal that arrived; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {number: signal.signal(number, self.receive) for number in STOPPING}
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number)
+
+
+def leave_to_parent() -> None:
+    """In a helper process: the parent decides when to stop, and ends it."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
