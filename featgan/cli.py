@@ -152,9 +152,11 @@ def train(config: str, overrides: tuple[str, ...], resume_from: Path | None, dry
 
         click.echo(describe_plan(loaded))
         return
+    from featgan.interruption import StopRequest
     from featgan.train import train as train_run
 
-    click.echo(train_run(loaded, resume_from))
+    with StopRequest() as request:
+        click.echo(train_run(loaded, resume_from, request))
 
 
 @cli.command()

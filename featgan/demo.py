@@ -8,6 +8,7 @@ from rich.console import Console
 from featgan.config import load_config
 from featgan.evaluate import evaluate_run, find_evaluation
 from featgan.findings import print_evaluation
+from featgan.interruption import StopRequest
 from featgan.progress import console
 
 COUNT, DRAWN_SIZE, IMAGE_SIZE, SEED = 4000, 96, 48, 0
@@ -33,7 +34,8 @@ def run_demo(run: Path) -> None:
     announce(4, "cache what the box says of every image, and of its mirror image")
     extract(config.dataset.shards, str(box), config.dataset.features, components=COMPONENTS)
     announce(5, "train the generator to edit an image until the box would see other features in it")
-    train(config)
+    with StopRequest() as request:
+        train(config, request=request)
     announce(6, "measure what the box and the probe see in edited images")
     document: dict[str, Any] | None = find_evaluation(run, config.training.steps, SUITE)
     page = run / "report.html"

@@ -3,12 +3,16 @@
 import signal
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, `kill` and a scheduler's time limit, and the warning before it (sbatch --signal)."""
 
 
 class StopRequest:
-    """While entered, holds the first stopping signal that arrived; a second Ctrl-C interrupts at once."""
+    """While entered, holds the first stopping signal that arrived; a second Ctrl-C interrupts at once.
+
+    Enter it in the main thread, as far out as a job begins: what arrives before the loop is then heeded in its first
+    step. One that is not entered never asks for anything.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

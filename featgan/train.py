@@ -20,12 +20,12 @@ from featgan.objective import discriminator_loss, generator_loss
 from featgan.record import Recorder
 
 
-def train(config: Config, resume_from: Path | None = None) -> Path:
+def train(config: Config, resume_from: Path | None = None, request: StopRequest | None = None) -> Path:
     """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
 
     `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
-    has none. UserError when it is damaged, or not before this run's last step; Stopped when a signal asked for it and
-    the step was finished and saved.
+    has none. `request` is looked at after every step. UserError when the checkpoint is damaged, or not before the
+    run's last step; Stopped when the request was made, and the step is finished and saved.
     """
     training, optimizer = config.training, config.optimizer
     game = build_game(config)
@@ -45,7 +45,8 @@ def train(config: Config, resume_from: Path | None = None) -> Path:
     loader = build_loader(batches, first_step, training.steps, training.num_workers)
     engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")
 
-    with Recorder(game, run, first_step, batches[0]) as recorder, StopRequest() as request:
+    request = request or StopRequest()
+    with Recorder(game, run, first_step, batches[0]) as recorder:
         for step in range(first_step, training.steps):
             # --- take the batch of this step
             with recorder.clock.waiting():

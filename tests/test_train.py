@@ -63,7 +63,7 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_to_the_group_loses_no_step(
     world: World, tmp_path: Path, undisturbed: Path, number: signal.Signals
 ) -> None:
