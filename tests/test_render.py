@@ -147,8 +147,9 @@ def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: 
     rows = sample_rows(world.validation.expression, np.arange(12), 3, seed=0)
     own = world.model.encode(torch.from_numpy(world.validation.features[rows]))
     torch.testing.assert_close(world.model.asked[0], own)
-    changes = ["\N{INCREMENT} 10 %", "\N{INCREMENT} 50 %", "\N{INCREMENT} 90 %"]
-    assert world.columns("component-01") == ["source", "10 %", "50 %", "90 %", "reconstruction", *changes]
+    levels = ["1 %", "10 %", "50 %", "90 %", "99 %"]
+    changes = [f"\N{INCREMENT} {level}" for level in levels]
+    assert world.columns("component-01") == ["source", *levels, "reconstruction", *changes]
 
 
 def test_quantile_sweeps_do_not_accumulate(world: World) -> None:

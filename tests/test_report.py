@@ -109,8 +109,8 @@ def test_a_component_grid_has_the_source_first_and_difference_maps_beside(report
     component, transfer = report.renderings[0], report.renderings[-1]
     with Image.open(io.BytesIO(render_grid(report.sources, component, report.scale))) as image:
         headings = image.text["Columns"].split(" | ")  # type: ignore[attr-defined]
-        assert image.width == 2 * MARGIN + 8 * cell_size(SIZE) + 4 * GAP + 3 * GROUP_GAP
-    assert headings[:5] == ["source", "10 %", "50 %", "90 %", "reconstruction"] and len(headings) == 8
+        assert image.width == 2 * MARGIN + 12 * cell_size(SIZE) + 8 * GAP + 3 * GROUP_GAP
+    assert headings[:7] == ["source", "1 %", "10 %", "50 %", "90 %", "99 %", "reconstruction"] and len(headings) == 12
     with Image.open(io.BytesIO(render_grid(report.sources, transfer, report.scale))) as taller:
         assert taller.height == image.height + cell_size(SIZE) + GAP  # the pictures above the columns
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from featgan import directions
 from featgan.directions import QUANTILE_LEVELS, FeatureSpace
 
-GRID_LEVELS = (0.1, 0.5, 0.9)
+GRID_LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles shown on a component's grid; its film shows all of QUANTILE_LEVELS."""
 MAX_CLASSES = 16
 """Most targets of a class direction."""
