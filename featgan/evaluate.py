@@ -30,6 +30,7 @@ from featgan.measure import (
 )
 from featgan.measure_labels import LabelSubject, measure_labels
 from featgan.model import Model, load_model, open_cache
+from featgan.schedule import evaluation_path
 
 SUITES = {"quick": (256, 32), "standard": (2000, 128)}
 """Pairs, and images that are swept, at most."""
@@ -71,10 +72,6 @@ def find_evaluation(run: Path, step: int, suite: str) -> dict[str, Any] | None:
     """The evaluation of a step that is there already."""
     path = evaluation_path(run, step, suite)
     return read_json(path) | {"path": str(path)} if path.exists() else None
-
-
-def evaluation_path(run: Path, step: int, suite: str) -> Path:
-    return run / "evaluations" / f"step-{step:08d}-{suite}.json"
 
 
 def evaluate_features(

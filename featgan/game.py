@@ -9,7 +9,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from featgan import __version__
-from featgan.checkpoint import optimizer_tensors, read_json, read_tensors, restore_optimizer, save_checkpoint
+from featgan.checkpoint import read_json, read_tensors, save_checkpoint
 from featgan.conditions import Condition, ConditionLayout, build_condition
 from featgan.config import Config
 from featgan.data.loader import Source
@@ -20,6 +20,7 @@ from featgan.errors import UserError
 from featgan.model import ModelCard
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.generator import Generator
+from featgan.schedule import protected_steps
 
 
 @dataclass
@@ -78,10 +79,12 @@ def build_networks(config: Config, image_size: int, sources: list[Source]) -> tu
 
 def build_game(config: Config) -> Game:
     """Open the data, build the networks, hand them to the engine."""
-    engine = Engine(config.training.precision)
-    if config.training.batch_size % engine.world_size:
+    engine = Engine(config.training.precision, config.distribution)
+    batch_size, parts = config.training.batch_size, engine.world_size * config.distribution.accumulation
+    if batch_size % parts:
         raise UserError(
-            f"training.batch_size: {config.training.batch_size} cannot be shared by {engine.world_size} processes"
+            f"training.batch_size: {batch_size} cannot be shared by {engine.world_size} processes"
+            f" with distribution.accumulation {config.distribution.accumulation}"
         )
     shards, sources = open_data(config)
     generator, discriminator = build_networks(config, shards[0].image_size, sources)
@@ -95,6 +98,7 @@ def build_game(config: Config) -> Game:
 
 def save(game: Game, run: Path, step: int) -> None:
     """The game after `step` steps, as a checkpoint; the main process writes. UserError when it has diverged."""
+    moments = {"generator": game.generator.moments(), "discriminator": game.discriminator.moments()}
     if not game.engine.is_main:
         return
     if not all(
@@ -108,9 +112,8 @@ def save(game: Game, run: Path, step: int) -> None:
     tensors = {
         "average": game.average.network.state_dict(),
         "discriminator": game.discriminator.bare.state_dict(),
-        "optimizer-generator": optimizer_tensors(game.generator.optimizer),
-        "optimizer-discriminator": optimizer_tensors(game.discriminator.optimizer),
     }
+    tensors |= {f"optimizer-{name}": moment for name, moment in moments.items()}
     if game.average.half_life:
         tensors["generator"] = game.generator.bare.state_dict()
     space = game.conditions[0].space
@@ -119,7 +122,8 @@ def save(game: Game, run: Path, step: int) -> None:
     state = {"step": step, "featgan": __version__, "world_size": game.engine.world_size}
     state["fingerprints"] = fingerprints(game)
     documents = {"model": model_card(game, step).model_dump(mode="json"), "state": state}
-    save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints)
+    protected = protected_steps(run, game.config.evaluation)
+    save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints, protected)
 
 
 def fingerprints(game: Game) -> list[str]:
@@ -154,8 +158,8 @@ def model_card(game: Game, step: int) -> ModelCard:
     )
 
 
-def restore(game: Game, folder: Path | None) -> int:
-    """Load a checkpoint folder into the game; returns its step, 0 without one.
+def restore(game: Game, folder: Path | None, fresh_optimizer: bool = False) -> int:
+    """Load a checkpoint folder into the game, its moments only unless these shall be fresh; returns its step, or 0.
 
     Raises UserError when the checkpoint belongs to other shards or its tensors do not fit the networks.
     """
@@ -172,8 +176,8 @@ def restore(game: Game, folder: Path | None) -> int:
     load_weights(game.discriminator.bare, folder / "discriminator.safetensors")
     if game.average.half_life:
         load_weights(game.average.network, folder / "average.safetensors")
-    restore_optimizer(game.generator.optimizer, read_tensors(folder / "optimizer-generator.safetensors"))
-    restore_optimizer(game.discriminator.optimizer, read_tensors(folder / "optimizer-discriminator.safetensors"))
+    for name, player in (("generator", game.generator), ("discriminator", game.discriminator)):
+        player.restore(None if fresh_optimizer else read_tensors(folder / f"optimizer-{name}.safetensors"))
     return int(state["step"])
 
 

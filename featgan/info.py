@@ -6,12 +6,13 @@ from pathlib import Path
 from rich.table import Table
 
 from featgan.blackbox.box_folder import read_card as read_box_card
-from featgan.checkpoint import committed_steps, damage, read_json
+from featgan.checkpoint import damage, read_json
 from featgan.config import read_yaml, validate
 from featgan.data.features import FeatureCache
 from featgan.data.shards import ShardSet
 from featgan.errors import UserError
 from featgan.model import read_card
+from featgan.schedule import committed_steps
 
 Facts = dict[str, object]
 

@@ -32,7 +32,13 @@ class StopRequest:
         self.signal = self.signal or signal.Signals(number)
 
 
-def leave_to_parent() -> None:
-    """In a helper process: the parent decides when to stop, and ends it."""
+GRACE = 60
+"""Seconds in which the parent of a helper process has to finish its step."""
+
+
+def outlive_signals() -> None:
+    """In a helper process: a signal to the whole group leaves it at work until its parent has finished a step."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    # The same signal ends a helper whose parent leaves in haste, so it must not be ignored for ever.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

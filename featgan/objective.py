@@ -1,67 +1,180 @@
-"""The objective: the one scalar of each player in a step, put together from the terms in losses.py."""
+"""The objective: the one scalar of each player in a step, put together from the terms in losses.py.
+
+A batch may be taken in parts, for less memory. All terms are means over images, so their gradients add up; only
+concordance is a statistic of the whole batch. Its slopes with respect to every image's estimate are then computed
+first, from a pass without gradients, and each part is pulled along them: exact, for one more pass through D.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from featgan import losses
 from featgan.data.loader import Batch
+from featgan.engine import Loss
 from featgan.game import Game
+from featgan.images import to_float
 from featgan.networks.discriminator import Judgement
 
 
+@dataclass
+class Part:
+    """The images of one forward and backward pass, with what is asked of them."""
+
+    batch: Batch
+    images: Tensor  # [n, 3, H, W] in [-1, 1]
+    source: Tensor  # what G takes for the images' own condition [n, C]
+    target: Tensor  # and for the one asked for
+    fake: Tensor | None = None  # G(x, c_target) with its graph, where one pass serves both players
+
+
+def split(game: Game, batch: Batch) -> list[Part]:
+    """This process's rows of a batch in `distribution.accumulation` parts."""
+    parts = []
+    for rows in batch.split(game.config.distribution.accumulation):
+        source = game.layout.embed(rows.condition, batch.dataset)
+        target = game.layout.embed(rows.condition_target, batch.dataset)
+        parts.append(Part(rows, to_float(rows.images), source, target))
+    return parts
+
+
+def edit(game: Game, part: Part) -> Tensor:
+    """G(x, c_target) with its graph."""
+    with game.engine.autocast():
+        fake: Tensor = game.generator.network(part.images, part.target)
+    return fake
+
+
+@torch.no_grad()
+def edit_alone(game: Game, part: Part) -> Tensor:
+    """G(x, c_target) without a graph."""
+    if part.fake is not None:
+        return part.fake.detach()
+    with game.engine.autocast():
+        fake: Tensor = game.generator.bare(part.images, part.target)
+    return fake
+
+
+def discriminator_losses(game: Game, step: int, parts: Sequence[Part]) -> list[Loss]:
+    """The discriminator's scalar, part by part; a list of what `Player.step` takes."""
+    slopes = condition_slopes(game, parts, lambda part: judge(game, part.images, part.source))
+    return [partial(discriminator_loss, game, step, *pair) for pair in zip(parts, slopes, strict=True)]
+
+
+def generator_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
+    """The generator's scalar, part by part; the discriminator must be frozen while it is computed."""
+    slopes = condition_slopes(
+        game, parts, lambda part: judge(game, edit_alone(game, part), part.target), of_target=True
+    )
+    return [partial(generator_loss, game, *pair) for pair in zip(parts, slopes, strict=True)]
+
+
 def discriminator_loss(
-    game: Game, step: int, images: Tensor, fake: Tensor, batch: Batch, source: Tensor, target: Tensor
+    game: Game, step: int, part: Part, slopes: "Slopes | None" = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's one scalar of a step and its parts."""
-    weights, critic = game.config.losses, game.discriminator
+    """The discriminator's one scalar of a part of a step, and its terms."""
+    weights, critic, images = game.config.losses, game.discriminator, part.images
+    fake = edit_alone(game, part)
     # D has no statistics over the batch, so real and edited images go through it together.
     with game.engine.autocast():
-        both = critic.network(torch.cat([images, fake]), torch.cat([source, target]))
+        both = critic.network(torch.cat([images, fake]), torch.cat([part.source, part.target]))
     count = len(images)
-    real = type(both)(*(None if part is None else part[:count] for part in both))
+    real = type(both)(*(None if each is None else each[:count] for each in both))
     wgan = weights.adversarial == "wgan_gp"
     adversarial = losses.wasserstein_discriminator if wgan else losses.logistic_discriminator
     scalars = {"adversarial": adversarial(real.logits, both.logits[count:])}
-    condition, parts = condition_loss(game, real, batch, batch.condition, batch.outputs)
-    terms = [scalars["adversarial"], condition]
+    condition, terms = condition_loss(game, real, part.batch, slopes)
+    total = scalars["adversarial"] + condition
     if wgan:
-        penalty = losses.gradient_penalty(lambda x: critic.bare(x, target).logits, images, fake, batch.alpha)
-        terms.append(weights.penalty_weight * penalty)
+        penalty = losses.gradient_penalty(lambda x: critic.bare(x, part.target).logits, images, fake, part.batch.alpha)
+        total = total + weights.penalty_weight * penalty
         scalars["penalty"] = penalty
     elif step % weights.r1_every == 0:
-        penalty = losses.r1_penalty(lambda x: critic.bare(x, source).logits, images)
-        terms.append(weights.r1_every * weights.penalty_weight * penalty)
+        penalty = losses.r1_penalty(lambda x: critic.bare(x, part.source).logits, images)
+        total = total + weights.r1_every * weights.penalty_weight * penalty
         scalars["penalty"] = penalty
-    return torch.stack(terms).sum(), scalars | parts
+    return total, scalars | terms
 
 
-def generator_loss(
-    game: Game, images: Tensor, fake: Tensor, batch: Batch, source: Tensor, target: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The generator's one scalar of a step and its parts; `fake` is G(x, c_target) with its graph."""
+def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The generator's one scalar of a part of a step, and its terms."""
     weights, network = game.config.losses, game.generator.network
+    fake = part.fake if part.fake is not None else edit(game, part)
     with game.engine.autocast():
-        judgement = game.discriminator.bare(fake, target)
-        reconstruction = network(fake, source)
+        judgement = game.discriminator.bare(fake, part.target)
+        reconstruction = network(fake, part.source)
     wgan = weights.adversarial == "wgan_gp"
     adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator
-    condition, parts = condition_loss(game, judgement, batch, batch.condition_target, batch.outputs_target)
-    scalars = {"adversarial": adversarial(judgement.logits), "cycle": losses.cycle_loss(images, reconstruction)}
-    terms = [scalars["adversarial"], condition, weights.cycle_weight * scalars["cycle"]]
+    condition, terms = condition_loss(game, judgement, part.batch, slopes, of_target=True)
+    scalars = {"adversarial": adversarial(judgement.logits), "cycle": losses.cycle_loss(part.images, reconstruction)}
+    total = scalars["adversarial"] + condition + weights.cycle_weight * scalars["cycle"]
     if weights.identity_weight:
         with game.engine.autocast():
-            same = network(images, source)
-        scalars["identity"] = losses.cycle_loss(images, same)
-        terms.append(weights.identity_weight * scalars["identity"])
-    return torch.stack(terms).sum(), scalars | parts
+            same = network(part.images, part.source)
+        scalars["identity"] = losses.cycle_loss(part.images, same)
+        total = total + weights.identity_weight * scalars["identity"]
+    return total, scalars | terms
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The condition's weighted loss over the whole batch: its terms, and what a part's estimates are pulled along."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    condition: Tensor  # [n, C], times the number of parts, since the parts' scalars are averaged
+    outputs: Tensor | None  # [n, O]
 
 
 def condition_loss(
-    game: Game, judgement: Judgement, batch: Batch, target: Tensor, outputs: Tensor
+    game: Game, judgement: Judgement, batch: Batch, slopes: Slopes | None = None, of_target: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L, weighted, on the part of D's estimate that belongs to the batch's data set; the parts as they are."""
+    """L, weighted, on the part of D's estimate that belongs to the batch's data set; the terms as they are."""
     weights = game.config.losses
-    part = judgement._replace(condition=judgement.condition[:, game.layout.part(batch.dataset)])
-    parts = game.conditions[batch.dataset].losses(part, target, outputs)
+    own = judgement._replace(condition=judgement.condition[:, game.layout.part(batch.dataset)])
+    if slopes is not None:
+        pulled = (own.condition * slopes.condition).sum()
+        if own.outputs is not None and slopes.outputs is not None:
+            pulled = pulled + (own.outputs * slopes.outputs).sum()
+        return slopes.loss + pulled - pulled.detach(), slopes.terms
+    target = batch.condition_target if of_target else batch.condition
+    terms = game.conditions[batch.dataset].losses(own, target, batch.outputs_target if of_target else batch.outputs)
     factors = {"condition": weights.condition_weight, "prediction": weights.prediction_weight}
-    return torch.stack([factors[name] * value for name, value in parts.items()]).sum(), parts
+    return torch.stack([factors[name] * value for name, value in terms.items()]).sum(), terms
+
+
+def condition_slopes(
+    game: Game, parts: Sequence[Part], judged: Callable[[Part], Judgement], of_target: bool = False
+) -> Sequence[Slopes | None]:
+    """Slopes for every part, from judgements without gradients; None where each part's own loss is as good."""
+    batches = [part.batch for part in parts]
+    if len(parts) == 1 or not game.conditions[batches[0].dataset].is_batch_statistic:
+        return [None] * len(parts)
+    columns = game.layout.part(batches[0].dataset)
+    found = [judged(part) for part in parts]
+    estimate = torch.cat([each.condition for each in found]).requires_grad_()
+    read = [each.outputs for each in found if each.outputs is not None]
+    outputs = torch.cat(read).requires_grad_() if read else None
+    joined = Judgement(found[0].logits, estimate, outputs)
+    loss, terms = condition_loss(game, joined, Batch.join(batches), of_target=of_target)
+    inputs = [estimate] if outputs is None else [estimate, outputs]
+    pulls = torch.autograd.grad(loss, inputs, allow_unused=True)
+    scaled = [None if pull is None else (pull * len(parts)).chunk(len(parts)) for pull in pulls]
+    detached = {name: value.detach() for name, value in terms.items()}
+    zeros = torch.zeros_like(estimate).chunk(len(parts))
+    along = scaled[0] or zeros
+    read_off = scaled[1] if len(scaled) > 1 and scaled[1] is not None else [None] * len(parts)
+    return [
+        Slopes(loss.detach(), detached, pull[:, columns], output) for pull, output in zip(along, read_off, strict=True)
+    ]
+
+
+@torch.no_grad()
+def judge(game: Game, images: Tensor, condition: Tensor) -> Judgement:
+    """What D says, without a graph."""
+    with game.engine.autocast():
+        judgement: Judgement = game.discriminator.bare(images, condition)
+    return judgement

@@ -4,28 +4,31 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from featgan.checkpoint import checked, newest_checkpoint
 from featgan.conditions import describe
 from featgan.config import Config, differences, read_yaml, to_yaml, validate
 from featgan.data.files import write_whole
-from featgan.data.loader import BatchStream, build_loader
+from featgan.data.loader import BatchStream, open_loader
 from featgan.engine import Engine, learning_rate
 from featgan.errors import Stopped, UserError
 from featgan.game import Game, build_game, restore, save
-from featgan.images import to_float
 from featgan.interruption import StopRequest
-from featgan.objective import discriminator_loss, generator_loss
+from featgan.objective import discriminator_losses, edit, generator_losses, split
 from featgan.record import Recorder
 
 
-def train(config: Config, resume_from: Path | None = None, request: StopRequest | None = None) -> Path:
+def train(
+    config: Config,
+    resume_from: Path | None = None,
+    request: StopRequest | None = None,
+    fresh_optimizer: bool = False,
+) -> Path:
     """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
 
     `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
-    has none. `request` is looked at after every step. UserError when the checkpoint is damaged, or not before the
-    run's last step; Stopped when the request was made, and the step is finished and saved.
+    has none; `fresh_optimizer` takes weights without moments. `request` is looked at after every step.
+    UserError when the checkpoint is damaged, or not before the run's last step; Stopped when the request was made, and
+    the step is finished and saved.
     """
     training, optimizer = config.training, config.optimizer
     game = build_game(config)
@@ -33,7 +36,7 @@ def train(config: Config, resume_from: Path | None = None, request: StopRequest 
     run = config.run
     check_folder(config)
     own = newest_checkpoint(run)
-    first_step = restore(game, own or checked(resume_from))
+    first_step = restore(game, own or checked(resume_from), fresh_optimizer)
     if own is None and first_step >= training.steps:
         raise UserError(f"{resume_from}: is at step {first_step}; raise training.steps above that to go on")
     engine.wait()  # before the main process makes the folder that the others have just looked at
@@ -42,42 +45,37 @@ def train(config: Config, resume_from: Path | None = None, request: StopRequest 
         engine.announce(f"{run}: trained, all {training.steps} steps are done")
         return run
     batches = build_stream(game)
-    loader = build_loader(batches, first_step, training.steps, training.num_workers)
     engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")
 
     request = request or StopRequest()
-    with Recorder(game, run, first_step, batches[0]) as recorder:
+    loading = open_loader(batches, first_step, training.steps, training.num_workers)
+    with loading as loader, Recorder(game, run, first_step, batches[0]) as recorder, engine.watch():
         for step in range(first_step, training.steps):
             # --- take the batch of this step
             with recorder.clock.waiting():
                 batch = next(loader).to(engine.device)
-            images = to_float(batch.images)
-            source = game.layout.embed(batch.condition, batch.dataset)
-            target = game.layout.embed(batch.condition_target, batch.dataset)
+            parts = split(game, batch)
 
             # --- train the discriminator: real against edited, the condition of the real, the penalty
             # G does not change before its own step, so its edited images, with their graph, serve that step too.
             trains_generator = (step + 1) % training.critic_steps == 0
-            with engine.autocast(), torch.set_grad_enabled(trains_generator):
-                fake = (generator.network if trains_generator else generator.bare)(images, target)
-            loss, scalars = discriminator_loss(game, step, images, fake.detach(), batch, source, target)
+            if trains_generator and len(parts) == 1:
+                parts[0].fake = edit(game, parts[0])
             rate = learning_rate(optimizer.discriminator_rate, step, training.steps, optimizer.decay_steps)
-            scalars |= discriminator.step(loss, rate)
-            recorder.averages.add("discriminator", scalars)
+            recorder.averages.add("discriminator", discriminator.step(discriminator_losses(game, step, parts), rate))
 
             # --- train the generator, every n_critic-th step: fool, obey, and find back to the source
             if trains_generator:
                 with discriminator.frozen():
-                    loss, scalars = generator_loss(game, images, fake, batch, source, target)
                     rate = learning_rate(optimizer.generator_rate, step, training.steps, optimizer.decay_steps)
-                    scalars |= generator.step(loss, rate)
-                recorder.averages.add("generator", scalars)
+                    recorder.averages.add("generator", generator.step(generator_losses(game, parts), rate))
                 game.average.update(
                     generator.bare, (step + 1) * training.batch_size, training.batch_size * training.critic_steps
                 )
 
             # --- report, show, save
             recorder.count()
+            engine.alive()
             if is_due(step + 1, training.report_every, training.steps):
                 recorder.report(step + 1)
             if is_due(step + 1, training.preview_every, training.steps):
@@ -130,8 +128,8 @@ def check_folder(config: Config) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """A file that a kill left half-written."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
+    """A file that a kill left half-written, or what a launcher puts there before the run begins."""
+    return path.name == "jobs" or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def make_folder(config: Config, engine: Engine) -> None:

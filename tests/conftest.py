@@ -89,7 +89,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def tensors_of(run: Path, step: int, name: str) -> dict[str, np.ndarray]:
     """A checkpoint's tensors as arrays, for exact comparison."""
-    from featgan.checkpoint import read_tensors, step_folder
+    from featgan.checkpoint import read_tensors
+    from featgan.schedule import step_folder
 
     found = read_tensors(step_folder(run, step) / f"{name}.safetensors")
     return {key: value.numpy() for key, value in found.items()}

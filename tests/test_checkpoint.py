@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from featgan import checkpoint
-from featgan.checkpoint import committed_steps, damage, newest_checkpoint, save_checkpoint, step_folder
+from featgan.checkpoint import damage, newest_checkpoint, save_checkpoint
 from featgan.ema import Average
 from featgan.errors import UserError
 from featgan.model import load_model
+from featgan.schedule import committed_steps, step_folder
 from featgan.stats import Journal
 from featgan.train import train
 from tests.conftest import World

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from featgan.checkpoint import step_folder
 from featgan.cli import cli, explain, main
 from featgan.errors import UserError
+from featgan.schedule import step_folder
 from featgan.train import train
 from tests.conftest import World
 

@@ -6,7 +6,7 @@ import torch
 
 from featgan.conditions import ConditionLayout, build_condition
 from featgan.config import DatasetConfig, TargetConfig, validate
-from featgan.data.loader import BatchStream, Source, build_loader, choose_dataset, draw_targets
+from featgan.data.loader import BatchStream, Source, choose_dataset, draw_targets, open_loader
 from featgan.errors import UserError
 from featgan.images import to_float
 from featgan.networks.discriminator import Judgement
@@ -59,8 +59,10 @@ def test_targets_are_the_batchs_own_conditions(world: World) -> None:
 
 
 def test_workers_change_nothing(world: World) -> None:
-    alone = list(build_loader(stream(world), 2, 5, 0))
-    helped = list(build_loader(stream(world), 2, 5, 2))
+    with open_loader(stream(world), 2, 5, 0) as batches:
+        alone = list(batches)
+    with open_loader(stream(world), 2, 5, 2) as batches:
+        helped = list(batches)
     assert len(alone) == len(helped) == 3
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.condition_target, other.condition_target)

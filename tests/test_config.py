@@ -24,7 +24,7 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
         ("generator.dimm=3", r"unknown key 'generator.dimm'; did you mean 'generator.dim'\?"),
         ("trainning.steps=3", r"unknown key 'trainning'; did you mean 'training'\?"),
         ("training.steps=-3", r"training.steps: .*greater than or equal to 1 \(got -3\)"),
-        ("training.precision=fp16", r"training.precision: .*'fp32', 'bf16' or 'auto'"),
+        ("training.precision=fp8", r"training.precision: .*'fp32', 'bf16' or 'auto'"),
         ("targets.permutation=0", "at least one share"),
         ("optimizer.decay_steps=99999999", "decay_steps: 99999999 is more than training.steps"),
         ("second_dataset.condition.kind=expression", "labels only"),

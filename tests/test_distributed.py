@@ -1,6 +1,8 @@
 """Two processes are one process on the joined batch: concordance, and whole steps of both players."""
 
+import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from featgan.config import Config
+from featgan.errors import Stopped
+from featgan.interruption import StopRequest
 from featgan.losses import concordance_loss
 from featgan.train import train
 from tests.conftest import World, tensors_of
@@ -51,27 +55,107 @@ def test_concordance_over_two_processes_is_that_of_the_joined_batch(tmp_path: Pa
     torch.testing.assert_close(joined, whole.grad, rtol=1e-4, atol=1e-6)
 
 
-def train_part(rank: int, config: Config) -> None:
-    join(rank, PORT + 1)
-    train(config)
+class StopAfter(StopRequest):
+    """Asks to stop once it was looked at after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    @property
+    def signal(self) -> signal.Signals | None:  # type: ignore[override]
+        self.steps -= 1
+        return signal.SIGTERM if self.steps <= 0 else None
+
+
+def train_part(rank: int, config: Config, port: int, steps: int | None) -> None:
+    join(rank, port)
+    train_some(config, steps)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("adversarial", ["wgan_gp", "logistic"])
-def test_two_processes_train_as_one(world: World, tmp_path: Path, adversarial: str) -> None:
-    def config(name: str) -> Config:
-        return world.config(
-            tmp_path / name,
-            losses={"adversarial": adversarial, "r1_every": 2, "identity_weight": 1.0},
-            generator={"conditioning": "modulation", "output": "residual"},
-            discriminator={"projection": True},
-        )
+def train_some(config: Config, steps: int | None) -> None:
+    """Train to the end, or for so many steps and then as if a signal had come."""
+    try:
+        train(config, request=StopAfter(steps) if steps else None)
+    except Stopped:
+        assert steps
 
-    train(config("one"))
-    torch.multiprocessing.spawn(train_part, (config("two"),), nprocs=2)
-    for name in ("average", "discriminator"):
-        one, two = tensors_of(tmp_path / "one", 4, name), tensors_of(tmp_path / "two", 4, name)
+
+def train_together(config: Config, port: int, steps: int | None = None) -> None:
+    """Two processes that share every batch."""
+    torch.multiprocessing.spawn(train_part, (config, port, steps), nprocs=2)
+
+
+def assert_close(first: Path, second: Path, step: int = 4) -> None:
+    """The same weights and moments, but for sums in another order."""
+    for name in ("average", "discriminator", "optimizer-generator", "optimizer-discriminator"):
+        one, two = tensors_of(first, step, name), tensors_of(second, step, name)
+        assert one.keys() == two.keys()
         for key in one:
             # Adam divides by the root of tiny second moments: rounding is magnified in the first steps.
             torch.testing.assert_close(torch.from_numpy(one[key]), torch.from_numpy(two[key]), rtol=1e-3, atol=5e-5)
+
+
+WGAN = {"losses": {"adversarial": "wgan_gp", "identity_weight": 1.0}}
+LOGISTIC = {"losses": {"adversarial": "logistic", "r1_every": 2, "identity_weight": 1.0}}
+
+
+@pytest.fixture(scope="module", params=[WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+def alone(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Four steps in one process, of everything that could tell processes apart."""
+    config = world.config(
+        tmp_path_factory.mktemp("alone") / "run",
+        **request.param,
+        generator={"conditioning": "modulation", "output": "residual"},
+        discriminator={"projection": True},
+        training={"batch_size": 8, "ema_images": 20},
+    )
+    train(config)
+    return config
+
+
+def variant(config: Config, run: Path, **distribution: object) -> Config:
+    """The same training, its work shared otherwise."""
+    tree = config.model_dump(mode="json") | {"run": str(run), "distribution": distribution}
+    return Config.model_validate(tree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        {},
+        {"accumulation": 2},
+        {"strategy": "deepspeed", "zero_stage": 0},
+        {"strategy": "deepspeed", "zero_stage": 1},
+        {"strategy": "deepspeed", "zero_stage": 2},
+        {"strategy": "deepspeed", "zero_stage": 2, "accumulation": 2},
+    ],
+    ids=["ddp", "ddp-parts", "zero-0", "zero-1", "zero-2", "zero-2-parts"],
+)
+def test_two_processes_train_as_one(alone: Config, tmp_path: Path, distribution: dict[str, object]) -> None:
+    train_together(variant(alone, tmp_path / "two", **distribution), PORT + 1)
+    assert_close(alone.run, tmp_path / "two")
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_a_batch_in_parts_is_the_batch(alone: Config, tmp_path: Path, accumulation: int) -> None:
+    train(variant(alone, tmp_path / "parts", accumulation=accumulation))
+    assert_close(alone.run, tmp_path / "parts")
+    lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (alone.run, tmp_path / "parts")]
+    for whole, parts in zip(*(map(json.loads, each) for each in lines), strict=True):
+        for name in ("discriminator/condition", "generator/condition", "discriminator/loss", "generator/cycle"):
+            if name in whole:
+                assert whole[name] == pytest.approx(parts[name], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed"])
+def test_a_run_goes_on_with_more_and_with_fewer_processes(alone: Config, tmp_path: Path, strategy: str) -> None:
+    run = tmp_path / "run"
+    train_some(variant(alone, run), 1)
+    train_together(variant(alone, run, strategy=strategy), PORT + 2, 2)
+    train(variant(alone, run))
+    assert_close(alone.run, run)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]

@@ -16,11 +16,12 @@ ROWS = (
     {"train", "evaluate", "render", "dry_run", "info", "reference"},
     {"objective", "measure", "measure_labels", "findings", "record"},
     {"game"},
-    {"engine", "metrics", "blackbox", "report"},
+    {"engine", "sharded", "metrics", "blackbox", "report"},
     {"data.loader", "model"},
     {"conditions"},
     {"networks", "losses", "data", "directions", "checkpoint", "ema", "stats"},
     {"distributed"},
+    {"schedule"},
     {"config", "errors", "images", "interruption", "progress"},
 )
 """From the top: a module imports from its own row and the rows below."""

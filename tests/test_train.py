@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from featgan.checkpoint import committed_steps, step_folder
 from featgan.config import to_yaml
 from featgan.data.loader import BatchStream
 from featgan.engine import learning_rate
 from featgan.errors import UserError
 from featgan.game import build_game
-from featgan.images import to_float
 from featgan.model import load_model
-from featgan.objective import discriminator_loss, generator_loss
+from featgan.objective import discriminator_loss, generator_loss, split
+from featgan.schedule import committed_steps, step_folder
 from featgan.train import train
 from tests.conftest import World, tensors_of
 
@@ -173,21 +172,13 @@ def test_images_the_discriminator_cannot_take(world: World, tmp_path: Path) -> N
 def test_a_frozen_opponent_gets_no_gradient(world: World, tmp_path: Path, adversarial: str) -> None:
     game = build_game(world.config(tmp_path, losses={"adversarial": adversarial, "identity_weight": 1}))
     batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
-    images = to_float(batch.images)
-    fake = game.generator.bare(images, batch.condition_target).detach()
-    loss, _ = discriminator_loss(game, 0, images, fake, batch, batch.condition, batch.condition_target)
+    (part,) = split(game, batch)
+    loss, _ = discriminator_loss(game, 0, part)
     loss.backward()
     assert all(parameter.grad is None for parameter in game.generator.bare.parameters())
     game.discriminator.bare.zero_grad()
     with game.discriminator.frozen():
-        loss, _ = generator_loss(
-            game,
-            images,
-            game.generator.bare(images, batch.condition_target),
-            batch,
-            batch.condition,
-            batch.condition_target,
-        )
+        loss, _ = generator_loss(game, part)
         loss.backward()
     assert all(parameter.grad is None for parameter in game.discriminator.bare.parameters())
     assert all(parameter.grad is not None for parameter in game.generator.bare.parameters())
@@ -197,36 +188,21 @@ def test_the_scalars_are_the_weighted_sums_of_their_parts(world: World, tmp_path
     weights = {"penalty_weight": 3.0, "cycle_weight": 5.0, "condition_weight": 7.0}
     game = build_game(world.config(tmp_path, losses=weights))
     batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
-    images = to_float(batch.images)
-    fake = game.generator.bare(images, batch.condition_target).detach()
-    total, parts = discriminator_loss(game, 0, images, fake, batch, batch.condition, batch.condition_target)
-    torch.testing.assert_close(total, parts["adversarial"] + 3 * parts["penalty"] + 7 * parts["condition"])
-    total, parts = generator_loss(
-        game,
-        images,
-        game.generator.bare(images, batch.condition_target),
-        batch,
-        batch.condition,
-        batch.condition_target,
-    )
-    torch.testing.assert_close(total, parts["adversarial"] + 5 * parts["cycle"] + 7 * parts["condition"])
+    (part,) = split(game, batch)
+    total, terms = discriminator_loss(game, 0, part)
+    torch.testing.assert_close(total, terms["adversarial"] + 3 * terms["penalty"] + 7 * terms["condition"])
+    total, terms = generator_loss(game, part)
+    torch.testing.assert_close(total, terms["adversarial"] + 5 * terms["cycle"] + 7 * terms["condition"])
 
 
 def test_predictions_are_read_off_the_estimate(world: World, tmp_path: Path) -> None:
     dataset = {"condition": {"objective": "both"}, "features": "stand-in", "shards": str(world.shards.path)}
     game = build_game(world.config(tmp_path, dataset=dataset, losses={"prediction_weight": 2, "condition_weight": 4}))
     batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
-    images = to_float(batch.images)
     assert batch.outputs.shape == (4, 8) and game.discriminator.bare.to_outputs is not None
-    loss, parts = generator_loss(
-        game,
-        images,
-        game.generator.bare(images, batch.condition_target),
-        batch,
-        batch.condition,
-        batch.condition_target,
-    )
-    assert {"condition", "prediction"} <= parts.keys()
+    (part,) = split(game, batch)
+    loss, terms = generator_loss(game, part)
+    assert {"condition", "prediction"} <= terms.keys()
     loss.backward()
     assert game.discriminator.bare.to_outputs.weight.grad is not None
 

@@ -6,6 +6,7 @@ number of processes sees the same global batches.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from featgan.conditions import Condition
 from featgan.config import TargetConfig
 from featgan.data.shards import Split
-from featgan.interruption import leave_to_parent
+from featgan.interruption import outlive_signals
 
 ORDER, MIRROR, TARGET, PENALTY = range(4)
 """Independent random streams of one seed."""
@@ -34,10 +35,27 @@ class Batch:
     alpha: Tensor  # [n] in [0, 1], where the gradient penalty is taken
     dataset: int
 
+    def split(self, count: int) -> "list[Batch]":
+        """`count` parts of equal size, in order."""
+        columns = {name: value.chunk(count) for name, value in self.tensors().items()}
+        rows = ({name: chunks[index] for name, chunks in columns.items()} for index in range(count))
+        return [self] if count == 1 else [Batch(**row, dataset=self.dataset) for row in rows]
+
+    @classmethod
+    def join(cls, parts: "Sequence[Batch]") -> "Batch":
+        """The inverse of `split`."""
+        names = parts[0].tensors()
+        joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
+        return cls(**joined, dataset=parts[0].dataset)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that has a row for each image."""
+        return {name: value for name, value in vars(self).items() if name != "dataset"}
+
     def to(self, device: torch.device) -> "Batch":
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if name != "dataset"}
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
         return Batch(**moved, dataset=self.dataset)
 
 
@@ -147,8 +165,9 @@ def draw_targets(condition: Tensor, other: Tensor, shares: TargetConfig, generat
     return torch.where(kinds == 0, other, torch.where(kinds == 1, mixed, stepped))
 
 
-def build_loader(batches: BatchStream, first_step: int, last_step: int, num_workers: int) -> Iterator[Batch]:
-    """Batches of steps first_step .. last_step - 1, in order."""
+@contextmanager
+def open_loader(batches: BatchStream, first_step: int, last_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
+    """Batches of steps first_step .. last_step - 1, in order; the workers end with the block, whatever ends it."""
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
@@ -157,10 +176,15 @@ def build_loader(batches: BatchStream, first_step: int, last_step: int, num_work
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=prepare_worker,
     )
-    return iter(loader)
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        if num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def prepare_worker(worker: int) -> None:
     """Workers leave the cores to the networks; a signal to the whole group must not cut a step short."""
     torch.set_num_threads(1)
-    leave_to_parent()
+    outlive_signals()

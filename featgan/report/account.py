@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from featgan import __version__
-from featgan.checkpoint import step_folder
 from featgan.data.files import sha256_of
 from featgan.data.shards import ShardSet
 from featgan.model import Model
 from featgan.report.records import Evaluation
 from featgan.report.sources import Sources
+from featgan.schedule import step_folder
 
 EXPORTED = ("average.safetensors", "model.json", "space.safetensors")
 """The parts of a checkpoint that make the exported generator."""

@@ -1,0 +1,91 @@
+"""What lies in a run's folder and which of its checkpoints must be evaluated or kept; light, for launchers too."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from featgan.config import EvaluationConfig
+
+MANIFEST = "manifest.json"
+"""The file of a checkpoint that names the others; a checkpoint without it is none."""
+
+MOST_WAITING = 20
+"""Checkpoints kept because they wait for their evaluation; older ones are given up, so that the disk does not fill."""
+
+MOST_BYTES = 16 << 20
+
+RESULT = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps with a checkpoint folder, ascending."""
+    folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / MANIFEST).is_file())
+
+
+def evaluation_path(run: Path, step: int, suite: str) -> Path:
+    """Where a step's evaluation lies; beside it `.claim` while one runs, `.failed` after one broke."""
+    return run / "evaluations" / f"step-{step:08d}-{suite}.json"
+
+
+def evaluated_steps(run: Path, suite: str) -> list[int]:
+    """Steps with a result, ascending, whether or not their checkpoint is still there."""
+    return steps_with(run, suite, "json")
+
+
+def steps_with(run: Path, suite: str, ending: str) -> list[int]:
+    """Steps that have a result (`json`), a claim or a failure note of a suite, ascending."""
+    folder = run / "evaluations"
+    found = (RESULT.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in found if match and match[2] == suite and match[3] == ending)
+
+
+def scheduled_steps(steps: Iterable[int], config: EvaluationConfig) -> list[int]:
+    """Of committed steps, those to evaluate: every multiple of `every`, and the newest."""
+    ordered = sorted(steps)
+    return [step for step in ordered if step == ordered[-1] or (config.every and step % config.every == 0)]
+
+
+def due_steps(run: Path, config: EvaluationConfig) -> list[int]:
+    """Committed steps that the schedule names and that have no result yet, ascending."""
+    done = set(evaluated_steps(run, config.suite))
+    return [step for step in scheduled_steps(committed_steps(run), config) if step not in done]
+
+
+def best_step(run: Path, config: EvaluationConfig) -> int | None:
+    """The evaluated step whose `best` measure is largest (smallest where it is written with a minus), if any."""
+    name, sign = config.best.removeprefix("-"), -1 if config.best.startswith("-") else 1
+    scores = {
+        step: measured(evaluation_path(run, step, config.suite), name) for step in evaluated_steps(run, config.suite)
+    }
+    finite = {step: sign * score for step, score in scores.items() if score is not None and math.isfinite(score)}
+    return max(finite, key=lambda step: (finite[step], step)) if finite else None
+
+
+def measured(path: Path, name: str) -> float | None:
+    """One measure of an evaluation; None where it has none, or cannot be read."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return None
+        document: Any = json.loads(path.read_text())
+        return float(document["measures"][name]["value"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def protected_steps(run: Path, config: EvaluationConfig) -> set[int]:
+    """Checkpoints that retention must leave: the best, those being evaluated, those that still wait for it."""
+    committed = committed_steps(run)
+    claimed = set(steps_with(run, config.suite, "claim"))
+    failed = set(steps_with(run, config.suite, "failed"))
+    waiting = [step for step in due_steps(run, config) if config.every and step % config.every == 0]
+    kept = {best_step(run, config)} | claimed | set([step for step in waiting if step not in failed][-MOST_WAITING:])
+    return {step for step in committed if step in kept}

@@ -1,0 +1,100 @@
+"""Processes find each other under a scheduler, a hung one is noticed, and what cannot work is refused with a reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featgan import distributed
+from featgan.config import to_yaml, validate
+from featgan.errors import UserError
+from tests.conftest import World
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NODELIST": "n[07-09,12]"}  # fmt: skip
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A clean stand-in for os.environ, on a machine without scontrol."""
+    found: dict[str, str] = {}
+    monkeypatch.setattr(distributed.os, "environ", found)
+
+    def no_scontrol(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(distributed.subprocess, "run", no_scontrol)
+    return found
+
+
+def test_tasks_of_one_srun_find_each_other(environment: dict[str, str]) -> None:
+    environment.update(STEP)
+    distributed.adopt_scheduler()
+    assert [environment[name] for name in NAMES[:4]] == ["3", "4", "1", "n07"]
+    first = environment["MASTER_PORT"]
+    environment.clear()
+    environment.update(STEP, SLURM_RESTART_COUNT="1")
+    distributed.adopt_scheduler()
+    assert 1024 < int(first) != int(environment["MASTER_PORT"]) < 32768, "the old port may still be held"
+
+
+def test_a_launchers_word_goes_first_and_a_single_task_is_alone(environment: dict[str, str]) -> None:
+    environment.update(STEP, RANK="0", WORLD_SIZE="2")
+    distributed.adopt_scheduler()
+    assert environment["RANK"] == "0" and "MASTER_ADDR" not in environment
+    environment.clear()
+    environment.update(STEP, SLURM_NTASKS="1")
+    distributed.adopt_scheduler()
+    assert "RANK" not in environment
+    environment.clear()
+    environment.update({name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"})
+    distributed.adopt_scheduler()
+    assert "RANK" not in environment, "the batch script itself is no task of a step"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[3-4]", "gpu3"), ("a-[001,005]", "a-001"), ("", "127.0.0.1")],
+)
+def test_the_first_node_is_read_off_the_list(environment: dict[str, str], nodes: str, first: str) -> None:
+    assert distributed.first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        ({"distribution": {"strategy": "fsdp"}}, "distribution.strategy: FSDP frees weights"),
+        ({"distribution": {"strategy": "deepspeed", "zero_stage": 3}}, "distribution.zero_stage: 3 frees weights"),
+        ({"distribution": {"static_graph": True}}, "distribution.static_graph: DDP then reduces"),
+        ({"training": {"precision": "fp16"}}, "training.precision: fp16 needs a loss scale"),
+        ({"training": {"batch_size": 10}, "distribution": {"accumulation": 4}}, "distribution.accumulation: 4 parts"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(tree: dict[str, object], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        validate(tree, "config.yaml")
+
+
+HANG = """
+import sys, time
+from featgan import record
+from featgan.config import load_config
+from featgan.train import train
+
+def wait_for_ever(self):
+    time.sleep(600)
+
+record.Recorder.count = wait_for_ever
+train(load_config(sys.argv[1]))
+"""
+
+
+def test_a_hung_process_shows_its_stacks_and_ends(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path / "run", distribution={"hang_timeout": 2})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-c", HANG, str(tmp_path / "config.yaml")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert "Timeout (0:00:02)!" in found.stderr and "wait_for_ever" in found.stderr
