@@ -15,14 +15,18 @@ class BuildWithPresets(build_py):
         target = Path(self.build_lib) / "featgan" / "configs"
         if not self.editable_mode:
             target.mkdir(parents=True, exist_ok=True)
-            for preset in Path(__file__).parent.joinpath("configs").glob("*.yaml"):
-                shutil.copyfile(preset, target / preset.name)
+            presets = Path(__file__).parent / "configs"
+            for preset in presets.rglob("*.yaml"):
+                copied = target / preset.relative_to(presets)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(preset, copied)
 
 
 extras = {
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "timm": ["timm>=1.0"],
     "deepspeed": ["deepspeed>=0.19"],
+    "cluster": ["submitit>=1.5.4"],
 }
 tests = [
     "pytest>=8",
@@ -34,6 +38,7 @@ tests = [
     *extras["onnx"],
     *extras["timm"],
     *extras["deepspeed"],
+    *extras["cluster"],
 ]
 
 setup(
@@ -44,8 +49,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["featgan", "featgan.*"]),
-    package_data={"featgan.report": ["*.j2", "*.css", "*.js"]},
+    packages=find_packages(include=["featgan", "featgan.*", "launch"]),
+    package_data={"featgan.report": ["*.j2", "*.css", "*.js"], "launch": ["*.j2"]},
     cmdclass={"build_py": BuildWithPresets},
     entry_points={"console_scripts": ["featgan = featgan.cli:main"]},
     install_requires=[

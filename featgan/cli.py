@@ -244,11 +244,11 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def main() -> None:
-    """Run the command line; 2 for what the user can mend, 128 + N when stopped by signal N."""
-    debug = "--debug" in sys.argv
+def run_command(group: click.Group, name: str, arguments: list[str]) -> None:
+    """Run a command line; 2 for what the user can mend, 128 + N when stopped by signal N."""
+    debug = "--debug" in arguments
     try:
-        cli.main(args=[word for word in sys.argv[1:] if word != "--debug"], prog_name="featgan", standalone_mode=False)
+        group.main([word for word in arguments if word != "--debug"], prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -264,3 +264,8 @@ def main() -> None:
             raise
         click.echo(f"featgan: {line}", err=True)
         sys.exit(2)
+
+
+def main() -> None:
+    """The console command."""
+    run_command(cli, "featgan", sys.argv[1:])

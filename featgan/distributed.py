@@ -16,6 +16,8 @@ FIRST_PORT, NUM_PORTS = 20_000, 12_000
 def adopt_scheduler() -> None:
     """Let the processes of one `srun` (one a GPU, no launcher between) find each other; a launcher goes first."""
     inside = os.environ.get
+    if "RANK" not in os.environ and int(inside("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        adopt_local()
     if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(inside("SLURM_NTASKS", "1")) == 1:
         return
     os.environ["RANK"] = inside("SLURM_PROCID", "0")
@@ -25,6 +27,15 @@ def adopt_scheduler() -> None:
     # A requeued job must not meet on the port that its former self may still hold.
     place = int(inside("SLURM_JOB_ID", "0")) * 7 + int(inside("SLURM_RESTART_COUNT", "0"))
     os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + place % NUM_PORTS))
+
+
+def adopt_local() -> None:
+    """The same for the processes that submitit starts on one machine."""
+    inside = os.environ.get
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = inside("SUBMITIT_LOCAL_GLOBALID", "0")
+    os.environ["WORLD_SIZE"] = inside("SUBMITIT_LOCAL_NTASKS", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + int(inside("SUBMITIT_LOCAL_JOB_ID", "0")) % NUM_PORTS))
 
 
 def first_node(nodes: str) -> str:

@@ -1,0 +1,88 @@
+"""What a site's scheduler wants to know: options from configs/cluster/NAME.yaml, then from the command line."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from featgan.config import Positive, Section, read_yaml
+from featgan.errors import UserError
+
+
+class Cluster(Section):
+    """Options of one job; what is left out is left to the site's defaults."""
+
+    executor: Literal["slurm", "local"] = "slurm"
+    """`slurm`, or `local`: processes in the background of this machine."""
+    partition: str | None = None
+    """Partition (queue), or several separated by commas."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    time: str = "24:00:00"
+    """Time limit: minutes, H:MM:SS or D-HH:MM:SS."""
+    nodes: Positive = 1
+    """Machines."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    """GPUs of each machine."""
+    tasks_per_node: Annotated[int, Field(ge=0)] = 0
+    """Processes of each machine; 0: one a GPU, or one."""
+    cpus_per_task: Positive = 8
+    """Cores of each process: data workers, and one more."""
+    mem: str | None = None
+    """Memory of each machine, for example 64GB."""
+    constraint: str | None = None
+    """Features that the machines must have."""
+    exclude: str | None = None
+    """Machines to stay away from."""
+    reservation: str | None = None
+    """Reservation to run in."""
+    wckey: str | None = None
+    """Workload characterisation key, where a site asks for one."""
+    parameters: dict[str, str | int | bool] = {}
+    """Any other sbatch parameters, by their long names."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the job: modules, conda, a container."""
+    python: str | None = None
+    """The interpreter on the machines; by default the one that submits."""
+    signal_delay: Annotated[int, Field(ge=10)] = 300
+    """Seconds between the warning and the end of the time limit: a step and a checkpoint must fit in."""
+    max_failures: Positive = 3
+    """A job that ends so many times at the same step is not started again."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def as_text(cls, value: Any) -> Any:
+        """YAML reads minutes as a number, and H:MM:SS as one in base 60."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def tasks(self) -> int:
+        """Processes of each machine."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+
+def known_clusters() -> dict[str, Path]:
+    """Files by bare name: those of the package, and of a checkout's configs folder."""
+    folders = [Path(str(resources.files("featgan"))) / "configs", Path(__file__).parent.parent / "configs"]
+    return {path.stem: path for folder in folders for path in sorted((folder / "cluster").glob("*.yaml"))}
+
+
+def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
+    """A cluster by bare name or path, with the command line's options on top; UserError in one line."""
+    path = Path(name) if Path(name).is_file() else known_clusters().get(name)
+    if path is None:
+        raise UserError(f"--cluster {name}: no such file, and none of {', '.join(sorted(known_clusters()))}")
+    given = {key: value for key, value in overrides.items() if value not in (None, (), {})}
+    tree = read_yaml(path) | given
+    try:
+        return Cluster.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{path}: unknown key {key!r}; known are {', '.join(Cluster.model_fields)}") from None
+        raise UserError(f"{path}: {key}: {first['msg']} (got {first['input']!r:.80})") from None

@@ -1,0 +1,100 @@
+"""leaderboard.csv and leaderboard.html: every run's evaluations side by side, with a curve for each."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from featgan.config import Config
+from featgan.schedule import best_step, committed_steps, evaluated_steps, evaluation_path, measured
+from launch.claims import MOST_ATTEMPTS, Claim
+
+COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence_ccc", "attribute_agreement",
+           "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip
+"""Measures shown, where a run has them."""
+
+CURVE_WIDTH, CURVE_HEIGHT = 160, 36
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation of a run, or one that failed."""
+
+    run: str
+    step: int
+    suite: str
+    state: str  # done, best or failed
+    values: dict[str, float | None]
+
+
+def collect(runs: Sequence[tuple[Path, Config]]) -> list[Row]:
+    """Every evaluation, run by run, step by step."""
+    rows = []
+    for run, config in runs:
+        suite, best = config.evaluation.suite, best_step(run, config.evaluation)
+        for step in evaluated_steps(run, suite):
+            path = evaluation_path(run, step, suite)
+            values = {name: measured(path, name) for name in COLUMNS}
+            rows.append(Row(run.name, step, suite, "best" if step == best else "done", values))
+        for step in committed_steps(run):
+            if Claim(run, step, suite).attempts() >= MOST_ATTEMPTS:
+                rows.append(Row(run.name, step, suite, "failed", {}))
+    return rows
+
+
+def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None:
+    """Both files, each whole or as it was; a run's curve is of the measure that marks its best checkpoint."""
+    rows = collect(runs)
+    shown = [name for name in COLUMNS if any(row.values.get(name) is not None for row in rows)]
+    replace(folder / "leaderboard.csv", as_csv(rows, shown))
+    curves = {run.name: curve(run, config) for run, config in runs}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("leaderboard.html.j2").render(rows=rows, columns=shown, curves=curves)
+    replace(folder / "leaderboard.html", page)
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """A line an evaluation."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "step", "suite", "state", *columns])
+    for row in rows:
+        values = [row.values.get(name) for name in columns]
+        writer.writerow(
+            [row.run, row.step, row.suite, row.state, *("" if value is None else value for value in values)]
+        )
+    return out.getvalue()
+
+
+def curve(run: Path, config: Config) -> dict[str, Any]:
+    """The points of a small line over the steps, in pixels, with what it shows."""
+    name, suite = config.evaluation.best.removeprefix("-"), config.evaluation.suite
+    found = [(step, measured(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)]
+    points = [(step, value) for step, value in found if value is not None]
+    if not points:
+        return {"name": name, "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
+    steps, values = zip(*points, strict=True)
+    wide, high = max(steps) - min(steps) or 1, max(values) - min(values) or 1
+    placed = [
+        (
+            2 + (CURVE_WIDTH - 4) * (step - min(steps)) / wide,
+            CURVE_HEIGHT - 2 - (CURVE_HEIGHT - 4) * (value - min(values)) / high,
+        )
+        for step, value in points
+    ]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    return {"name": name, "points": line, "last": values[-1], "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
+
+
+def replace(path: Path, text: str) -> None:
+    """Another watch may write at the same time: each writes a file of its own first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)

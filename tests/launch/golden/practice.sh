@@ -1,0 +1,29 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=1
+#SBATCH --error=/runs/one/jobs/001-train/%j_0_log.err
+#SBATCH --job-name=featgan-train-one
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/one/jobs/001-train/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@20
+#SBATCH --time=30
+
+# setup
+export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export FEATGAN_MAX_FAILURES=3
+featgan_after() {
+  code=$?
+  trap - EXIT
+  [ "$code" -eq 0 ] || PYTHON -m launch.after /runs/one/jobs/001-train "$code"
+  exit "$code"
+}
+trap featgan_after EXIT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /runs/one/jobs/001-train
+

@@ -1,0 +1,44 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --comment='a run'
+#SBATCH --constraint=ib
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:17
+#SBATCH --error=/runs/one/jobs/001-train/%j_0_log.err
+#SBATCH --exclude='n[7-8]'
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=featgan-train-one
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mail-type=END
+#SBATCH --mem=400GB
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/one/jobs/001-train/%j_0_log.out
+#SBATCH --partition=a100,h100
+#SBATCH --qos=low
+#SBATCH --requeue
+#SBATCH --reservation=maintenance
+#SBATCH --signal=USR2@300
+#SBATCH --time=2-00:00:00
+#SBATCH --wckey=featgan
+
+# setup
+module load cuda
+source env.sh
+export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export FEATGAN_MAX_FAILURES=3
+featgan_after() {
+  code=$?
+  trap - EXIT
+  [ "$code" -eq 0 ] || python3 -m launch.after /runs/one/jobs/001-train "$code"
+  exit "$code"
+}
+trap featgan_after EXIT
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 python3 -u -m submitit.core._submit /runs/one/jobs/001-train
+

@@ -1,0 +1,81 @@
+"""What follows a job that ended: queued again, given up, or left alone when it was cancelled."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import after
+
+FAKE = """#!/bin/sh
+echo "$@" >> {calls}
+[ "$1" = show ] && echo "JobId=17 JobState={state} Requeue=1"
+exit 0
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job's folder in a run at step 20, with a stand-in for scontrol that says the job runs."""
+    folder = tmp_path / "run" / "jobs" / "001-train"
+    folder.mkdir(parents=True)
+    commit(folder, 20)
+    use_scontrol(tmp_path, "RUNNING", monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    return folder
+
+
+def commit(folder: Path, step: int) -> None:
+    checkpoint = folder.parent.parent / "checkpoints" / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+
+
+def use_scontrol(folder: Path, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = folder / "bin" / "scontrol"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(FAKE.format(calls=folder / "calls", state=state))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+
+
+def requeues(folder: Path) -> int:
+    calls = folder.parents[2] / "calls"
+    return calls.read_text().count("requeue 17") if calls.exists() else 0
+
+
+def test_a_signal_and_a_crash_queue_the_job_again(job: Path) -> None:
+    after.main(job, after.AGAIN)
+    after.main(job, 137)
+    assert requeues(job) == 2 and not (job / "verdict.txt").exists()
+    attempts = [json.loads(line) for line in (job / "attempts.jsonl").read_text().splitlines()]
+    assert [(attempt["code"], attempt["step"]) for attempt in attempts] == [(75, 20), (137, 20)]
+
+
+def test_three_failures_at_one_step_are_the_end(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after.main(job, 1)
+    commit(job, 40)
+    for _ in range(3):
+        after.main(job, 1)
+    assert requeues(job) == 3
+    assert "failed 3 times at step 40 (code 1)" in (job / "verdict.txt").read_text()
+    assert "given up" in capsys.readouterr().err
+
+
+def test_signals_are_no_failures_but_do_not_loop_for_ever(job: Path) -> None:
+    for _ in range(after.PATIENCE * 3 - 1):
+        after.main(job, after.AGAIN)
+    assert not (job / "verdict.txt").exists()
+    after.main(job, after.AGAIN)
+    assert "time limit is too short" in (job / "verdict.txt").read_text()
+
+
+def test_a_users_mistake_is_not_repeated(job: Path) -> None:
+    after.main(job, after.MISTAKE)
+    assert requeues(job) == 0 and "mistake" in (job / "verdict.txt").read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_scontrol(job.parents[2], "CANCELLED", monkeypatch)
+    after.main(job, after.AGAIN)
+    assert requeues(job) == 0 and not (job / "verdict.txt").exists()
