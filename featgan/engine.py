@@ -1,7 +1,9 @@
 """Devices, precision and optimiser steps for the two players; the only file that imports accelerate."""
 
 import faulthandler
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from featgan.checkpoint import optimizer_tensors, restore_optimizer
 from featgan.config import DistributionConfig, OptimizerConfig
 from featgan.distributed import adopt_scheduler
+from featgan.errors import UserError
 from featgan.progress import console
 
 PATIENCE = 60.0
@@ -98,7 +101,12 @@ class Engine:
         handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
         if distribution.hang_timeout:
             handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=distribution.hang_timeout + PATIENCE)))
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
+        # Without a GPU, several processes find each other only where the accelerator is told that it is on a CPU.
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        on_cpu = started > 1 and not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+        if self.world_size != started:
+            raise UserError(f"started as one of {started} processes, but sees {self.world_size}; check the launcher")
         # Flags travel between the hosts, so that asking for one does not wait for the device.
         self.hosts: dist.ProcessGroup | None = None
         if self.world_size > 1:
@@ -130,8 +138,17 @@ class Engine:
             from featgan.sharded import ShardedPlayer
 
             return ShardedPlayer(network, optimizer, config.clip_norm, self.distribution, self.device)
-        wrapped = self.accelerator.prepare_model(network) if self.world_size > 1 else network
-        return Player(network, wrapped, optimizer, config.clip_norm)
+        return Player(network, self.wrap(network), optimizer, config.clip_norm)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network that exchanges gradients with the other processes; itself where there are none."""
+        if self.world_size == 1:
+            return network
+        with warnings.catch_warnings():
+            # The newest torch has two words for broadcast_buffers; older ones know this one only.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(network)
+        return wrapped
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 for the networks, when asked for."""

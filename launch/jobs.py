@@ -6,10 +6,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 AGAIN = 75
 """Exit code of a job that saved itself and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
+
+IN_ORDER = "in-order"
+"""File in the job's folder that says the same."""
 
 MISTAKE = 2
 """Exit code of a mistake that starting again cannot mend."""
@@ -26,9 +29,10 @@ class Job:
         try:
             self.run()
         except Stopped as stopped:
+            if not is_first():
+                sys.exit(0)
             print(f"featgan: {stopped}", file=sys.stderr)
-            # srun gives the largest code; the other processes must not end the step before this one is done.
-            sys.exit(AGAIN if is_first() else 0)
+            leave_for_now()
         except UserError as error:
             print(f"featgan: {error}", file=sys.stderr)
             sys.exit(MISTAKE)
@@ -44,8 +48,12 @@ class Job:
         return DelayedSubmission(self)
 
 
-def leave_for_now(number: int, frame: FrameType | None) -> None:
-    """A job without anything to save begins anew."""
+def leave_for_now(number: int = 0, frame: FrameType | None = None) -> NoReturn:
+    """End in order: everything is saved, or there is nothing to save.
+
+    Processes that are a moment slower are ended by srun, whose code then speaks of them; so it is also left in writing.
+    """
+    (Path(os.environ["SUBMITIT_FOLDER"]) / IN_ORDER).touch()
     sys.exit(AGAIN)
 
 

@@ -95,17 +95,18 @@ def status_table(run: Path) -> Table:
     known = queue([str(card.get("id")) for card in cards.values()])
     progress = read_progress(run)
     table = Table(title=str(run), title_justify="left")
-    for heading in ("job", "id", "state", "node", "step", "images/s", "left", "log"):
+    for heading in ("job", "id", "state", "node", "step", "images/s", "left"):
         table.add_column(heading, overflow="fold")
     for folder, card in cards.items():
         state, node = known.get(str(card.get("id")), (settled_state(folder, card), ""))
         figures = training_figures(progress) if card.get("kind") == "train" else ("", "", "")
-        table.add_row(folder.name, str(card.get("id")), state, node, *figures, newest_log(folder))
+        table.add_row(folder.name, str(card.get("id")), state, node, *figures)
     steps, suites = committed_steps(run), {suite: evaluated_steps(run, suite) for suite in ("quick", "standard")}
     said = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
     said += [f"last {suite} evaluation: {max(done)}" for suite, done in suites.items() if done]
     said += [path.read_text().strip() for folder in folders for path in folder.glob("verdict.txt")]
-    table.caption = "\n".join(said)
+    said.append(f"newest log: {newest_log(folders)}")
+    table.caption, table.caption_justify = "\n".join(said), "left"
     return table
 
 
@@ -119,7 +120,7 @@ def training_figures(progress: Progress) -> tuple[str, str, str]:
     return f"{progress.step} of {progress.steps}", speed, hours
 
 
-def newest_log(folder: Path) -> str:
+def newest_log(folders: Sequence[Path]) -> str:
     """The log that was written to last."""
-    logs = sorted(folder.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
-    return str(logs[-1]) if logs else str(folder)
+    logs = [log for folder in folders for log in folder.glob("*_log.err")]
+    return str(max(logs, key=lambda path: path.stat().st_mtime)) if logs else "none yet"

@@ -70,6 +70,14 @@ def test_signals_are_no_failures_but_do_not_loop_for_ever(job: Path) -> None:
     assert "time limit is too short" in (job / "verdict.txt").read_text()
 
 
+def test_slower_processes_that_srun_ends_are_no_failure(job: Path) -> None:
+    (job / after.IN_ORDER).touch()
+    after.main(job, 143)
+    after.main(job, 143)
+    attempts = [json.loads(line) for line in (job / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["code"] for attempt in attempts] == [after.AGAIN, 143]
+
+
 def test_a_users_mistake_is_not_repeated(job: Path) -> None:
     after.main(job, after.MISTAKE)
     assert requeues(job) == 0 and "mistake" in (job / "verdict.txt").read_text()
