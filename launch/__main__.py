@@ -1,5 +1,6 @@
 """`python -m launch`: submit training, evaluation and rendering, look after them, evaluate on a schedule."""
 
+import os
 import subprocess
 import sys
 import time
@@ -197,9 +198,11 @@ def submit_evaluation(cluster: Cluster, claim: Claim) -> None:
     from submitit.helpers import clean_env
 
     job = EvaluateJob(str(claim.run), claim.step, claim.suite, claimed=True)
+    where_slurm_is = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
     try:
         # Inside a job, that job's own SLURM variables would be taken for wishes of the new one.
         with clean_env():
+            os.environ.update(where_slurm_is)
             claim.pass_to(send(job, cluster, claim.run, "evaluate", None, dry_run=False))
     except (UserError, OSError, subprocess.SubprocessError):
         claim.give_back()
