@@ -1,6 +1,7 @@
 """The `featgan` command: one sub-command a job, thin; a job's modules are imported only when it runs."""
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def train(
     from featgan.train import train as train_run
 
     with StopRequest() as request:
-        click.echo(train_run(loaded, resume_from, request, fresh_optimizer))
+        run = train_run(loaded, resume_from, request, fresh_optimizer)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(run)
 
 
 @cli.command()

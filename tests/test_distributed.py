@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,11 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
-from featgan.config import Config
+from featgan.config import Config, to_yaml
 from featgan.errors import Stopped
 from featgan.interruption import StopRequest
 from featgan.losses import concordance_loss
+from featgan.schedule import step_folder
 from featgan.train import train
 from tests.conftest import World, tensors_of
 
@@ -159,3 +162,24 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(alone: Config, tmp_pat
     assert_close(alone.run, run)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_starts_processes_that_see_each_other(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+    command = [
+        *accelerate,
+        "--main_process_port",
+        str(PORT + 3),
+        "-m",
+        "featgan",
+        "train",
+        str(tmp_path / "config.yaml"),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stdout == f"{config.run}\n", "one of the processes speaks"
+    state = json.loads((step_folder(config.run, 4) / "state.json").read_text())
+    assert state["world_size"] == 2
