@@ -1,6 +1,7 @@
 """Imports point down the rows of the design, only the engine knows accelerate, and the command line starts light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_imports_point_down(path: Path) -> None:
     module = "featgan." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     above = {name for name in imports_of(path) if row_of(name) < row_of(module)}
     assert not above, f"{module} imports from above: {above}"
+
+
+def test_nothing_knows_its_launcher_and_one_file_knows_deepspeed() -> None:
+    imported = {path.name: path.read_text() for path in FILES}
+    assert not [name for name, text in imported.items() if re.search(r"^\s*(from|import) launch\b", text, re.M)]
+    users = [name for name, text in imported.items() if re.search(r"^\s*(from|import) deepspeed\b", text, re.M)]
+    assert users == ["sharded.py"]
 
 
 def test_only_the_engine_knows_accelerate() -> None:
