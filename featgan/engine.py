@@ -156,6 +156,11 @@ class Engine:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
+    @property
+    def vote_every(self) -> int:
+        """Steps between two votes: each takes longer the more processes there are."""
+        return max(1, self.world_size // 8)
+
     def any_process(self, flag: bool) -> bool:
         """Whether the flag is set in any process; every process gets the same answer."""
         if self.hosts is None:

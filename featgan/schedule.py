@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from featgan.config import EvaluationConfig
+from featgan.config import Config, EvaluationConfig, differences, read_yaml, validate
+from featgan.errors import UserError
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint that names the others; a checkpoint without it is none."""
@@ -18,6 +19,25 @@ MOST_WAITING = 20
 MOST_BYTES = 16 << 20
 
 RESULT = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
+
+
+def check_folder(config: Config) -> None:
+    """UserError when the run's folder holds a run of another configuration, or something else."""
+    run, path = config.run, config.run / "config.yaml"
+    if path.exists():
+        changed = differences(validate(read_yaml(path), str(path)), config)
+        if changed:
+            raise UserError(
+                f"{run}: holds a run of another configuration ({'; '.join(changed[:3])}); "
+                "choose another folder with run=..., or remove this one"
+            )
+    elif run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
+        raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
+
+
+def is_leftover(path: Path) -> bool:
+    """A file that a kill left half-written, or what a launcher puts there before the run begins."""
+    return path.name == "jobs" or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def step_folder(run: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from featgan.checkpoint import checked, newest_checkpoint
 from featgan.conditions import describe
-from featgan.config import Config, differences, read_yaml, to_yaml, validate
+from featgan.config import Config, to_yaml
 from featgan.data.files import write_whole
 from featgan.data.loader import BatchStream, open_loader
 from featgan.engine import Engine, learning_rate
@@ -15,6 +15,7 @@ from featgan.game import Game, build_game, restore, save
 from featgan.interruption import StopRequest
 from featgan.objective import discriminator_losses, edit, generator_losses, split
 from featgan.record import Recorder
+from featgan.schedule import check_folder
 
 
 def train(
@@ -80,7 +81,7 @@ def train(
                 recorder.report(step + 1)
             if is_due(step + 1, training.preview_every, training.steps):
                 recorder.show(step + 1)
-            stopping = engine.any_process(request.signal is not None)
+            stopping = step % engine.vote_every == 0 and engine.any_process(request.signal is not None)
             if stopping or is_due(step + 1, training.save_every, training.steps):
                 save(game, run, step + 1)
             if stopping and step + 1 < training.steps:
@@ -111,25 +112,6 @@ def build_stream(game: Game) -> BatchStream:
         game.sources, training.batch_size, training.critic_steps, config.targets, training.seed,
         engine.rank, engine.world_size,
     )  # fmt: skip
-
-
-def check_folder(config: Config) -> None:
-    """UserError when the run's folder holds a run of another configuration, or something else."""
-    run, path = config.run, config.run / "config.yaml"
-    if path.exists():
-        changed = differences(validate(read_yaml(path), str(path)), config)
-        if changed:
-            raise UserError(
-                f"{run}: holds a run of another configuration ({'; '.join(changed[:3])}); "
-                "choose another folder with run=..., or remove this one"
-            )
-    elif run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
-        raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
-
-
-def is_leftover(path: Path) -> bool:
-    """A file that a kill left half-written, or what a launcher puts there before the run begins."""
-    return path.name == "jobs" or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def make_folder(config: Config, engine: Engine) -> None:

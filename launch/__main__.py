@@ -16,6 +16,7 @@ from rich.console import Console
 from featgan.cli import InOrder, run_command
 from featgan.config import load_config
 from featgan.errors import UserError
+from featgan.schedule import check_folder
 from launch.claims import Claim
 from launch.cluster import Cluster, load_cluster
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
@@ -98,6 +99,7 @@ def train_job(config: str, overrides: tuple[str, ...]) -> TrainJob:
 def train_place(config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any]) -> tuple[Cluster, Path]:
     """Where a training runs, once it is sure that its processes can share the batch."""
     loaded, where = load_config(config, overrides), read_cluster(cluster, given)
+    check_folder(loaded)
     processes, parts = where.nodes * where.tasks, loaded.distribution.accumulation
     if loaded.training.batch_size % (processes * parts):
         raise UserError(

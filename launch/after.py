@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.schedule import committed_steps
-from launch.jobs import AGAIN, IN_ORDER, MISTAKE
+from launch.jobs import AGAIN, ENDED, MISTAKE
 
 PATIENCE = 10
 """A signal without progress is no failure, but a job that gets no further in so many times the failures is stopped."""
@@ -51,10 +51,10 @@ def is_running(job: str) -> bool:
 
 def main(folder: Path, code: int) -> None:
     """Queue the job again, or write FOLDER/verdict.txt; both are said in the job's log."""
-    job, in_order = os.environ["SLURM_JOB_ID"], folder / IN_ORDER
-    if in_order.exists():
-        code = AGAIN
-        in_order.unlink()
+    job, ended = os.environ["SLURM_JOB_ID"], folder / ENDED
+    if ended.exists():
+        code = int(ended.read_text() or code)
+        ended.unlink()
     attempts = record(folder, code)
     verdict = decide(attempts, int(os.environ.get("FEATGAN_MAX_FAILURES", "3")))
     if verdict:

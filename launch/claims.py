@@ -58,9 +58,9 @@ class Claim:
             return False
         return True
 
-    def pass_to(self, job: str) -> None:
-        """From now on the claim is a job's."""
-        temporary = self.path.with_suffix(".passing")
+    def pass_to(self, job: str | None) -> None:
+        """From now on the claim is a job's, or this process's."""
+        temporary = self.path.with_suffix(f".passing.{socket.gethostname()}.{os.getpid()}")
         temporary.write_text(json.dumps(owner(job)))
         os.replace(temporary, self.path)
 
@@ -72,12 +72,18 @@ class Claim:
         holder = read(self.path)
         if holder is not None and is_alive(holder):
             return False
+        # Of two that find it stale, one may have taken it over already: then what is moved is the new claim.
         grave = self.path.with_suffix(f".stale.{socket.gethostname()}.{os.getpid()}")
         try:
-            os.rename(self.path, grave)  # of two that find it stale, one succeeds
+            os.rename(self.path, grave)
         except FileNotFoundError:
             return False
+        is_new = read(grave) != holder
+        if is_new:
+            os.link(grave, self.path)
         grave.unlink()
+        if is_new:
+            return False
         self.count_failure("its process or job ended without a result")
         return True
 
@@ -138,6 +144,7 @@ def evaluate_claimed(claim: Claim, blackboxes: Sequence[str] = (), probe: str | 
     """
     from featgan.evaluate import evaluate_run
 
+    claim.pass_to(os.environ.get("SLURM_JOB_ID"))  # whoever claimed it for this process may end before it
     try:
         evaluate_run(claim.run, claim.step, claim.suite, blackboxes, probe)
     except Exception:

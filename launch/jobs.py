@@ -3,19 +3,19 @@
 import os
 import signal
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 AGAIN = 75
 """Exit code of a job that saved itself and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
 
-IN_ORDER = "in-order"
-"""File in the job's folder that says the same."""
-
 MISTAKE = 2
 """Exit code of a mistake that starting again cannot mend."""
+
+ENDED = "ended"
+"""File in the job's folder that holds such a code."""
 
 
 class Job:
@@ -25,17 +25,21 @@ class Job:
         from featgan.errors import Stopped, UserError
 
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, leave_for_now)
+            signal.signal(number, lambda *received: leave(AGAIN))  # nothing to save: begin anew
         try:
             self.run()
         except Stopped as stopped:
             if not is_first():
                 sys.exit(0)
             print(f"featgan: {stopped}", file=sys.stderr)
-            leave_for_now()
+            leave(AGAIN)
         except UserError as error:
             print(f"featgan: {error}", file=sys.stderr)
-            sys.exit(MISTAKE)
+            leave(MISTAKE)
+        except Exception:
+            # Else submitit would write a result: where there is one, the job has succeeded.
+            traceback.print_exc()
+            sys.exit(1)
 
     def run(self) -> None:
         """The work."""
@@ -48,13 +52,13 @@ class Job:
         return DelayedSubmission(self)
 
 
-def leave_for_now(number: int = 0, frame: FrameType | None = None) -> NoReturn:
-    """End in order: everything is saved, or there is nothing to save.
+def leave(code: int) -> NoReturn:
+    """End with a code that `launch.after` understands.
 
-    Processes that are a moment slower are ended by srun, whose code then speaks of them; so it is also left in writing.
+    Processes that are a moment slower are ended by srun, whose code then speaks of them; so it is left in writing.
     """
-    (Path(os.environ["SUBMITIT_FOLDER"]) / IN_ORDER).touch()
-    sys.exit(AGAIN)
+    (Path(os.environ["SUBMITIT_FOLDER"]) / ENDED).write_text(str(code))
+    sys.exit(code)
 
 
 def is_first() -> bool:
@@ -95,7 +99,11 @@ class EvaluateJob(Job):
             from launch.claims import Claim, evaluate_claimed
 
             assert self.step is not None
-            evaluate_claimed(Claim(folder, self.step, self.suite), self.blackboxes, self.probe)
+            try:
+                evaluate_claimed(Claim(folder, self.step, self.suite), self.blackboxes, self.probe)
+            except Exception:
+                traceback.print_exc()
+                leave(MISTAKE)  # the watch tries again, so the scheduler must not
         else:
             from featgan.evaluate import evaluate_run
 

@@ -71,11 +71,17 @@ def test_signals_are_no_failures_but_do_not_loop_for_ever(job: Path) -> None:
 
 
 def test_slower_processes_that_srun_ends_are_no_failure(job: Path) -> None:
-    (job / after.IN_ORDER).touch()
+    (job / after.ENDED).write_text(str(after.AGAIN))
     after.main(job, 143)
     after.main(job, 143)
     attempts = [json.loads(line) for line in (job / "attempts.jsonl").read_text().splitlines()]
     assert [attempt["code"] for attempt in attempts] == [after.AGAIN, 143]
+
+
+def test_a_mistake_is_one_whatever_srun_says(job: Path) -> None:
+    (job / after.ENDED).write_text(str(after.MISTAKE))
+    after.main(job, 143)
+    assert requeues(job) == 0 and "mistake" in (job / "verdict.txt").read_text()
 
 
 def test_a_users_mistake_is_not_repeated(job: Path) -> None:

@@ -80,9 +80,22 @@ def test_a_claim_holds_while_its_owner_lives_and_not_longer(tmp_path: Path) -> N
     assert claim.take(), "its process is gone"
     assert claim.attempts() == 1
     claim.path.write_text("")
-    assert claim.take(), "a crash left it half-written"
+    assert claim.take(), "what cannot be read is nobody's"
     claim.path.write_text(json.dumps(holder | {"host": "elsewhere", "pid": dead.pid}))
     assert not claim.take(), "another machine's process cannot be seen"
+
+
+def test_a_claim_that_another_has_just_taken_over_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Claim(tmp_path, 100, "quick")
+    assert claim.take()
+    alive = claim.path.read_text()
+    dead = json.dumps(json.loads(alive) | {"pid": 2**22 + 1})
+    claim.path.write_text(dead)
+    looks = iter([json.loads(dead)])  # what it held when we looked; since then another has cleared and claimed it
+    monkeypatch.setattr(claims, "read", lambda path: next(looks, None) or json.loads(path.read_text()))
+    claim.path.write_text(alive)
+    assert not claim.clear_stale()
+    assert claim.path.read_text() == alive
 
 
 def test_a_claim_of_a_job_holds_while_the_queue_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
