@@ -129,7 +129,7 @@ BAD_SPECS = {
     "torchvision:resnet18?mean=1,2": "mean has 2 numbers where 1 or 3 are needed",
     "torchvision:resnet18?channels=grey": "mean has 3 numbers where 1 is needed",
     "torchvision:resnet18?layout=nhwc": "cannot run on images 3 x 224 x 224 x 3",
-    "torchvision:resnet18?output_kind=age": "it can be expression, valence_arousal or other",
+    "torchvision:resnet18?output_kind=age": "it can be expression, valence_arousal, attributes, other",
     "torchvision:resnet18?output_kind=expression&image_size=32": "8 names for 1000 outputs",
     "torchvision:resnet18?output_kind=valence_arousal&image_size=32": "2 names for 1000 outputs",
     "torchvision:squeezenet1_1?image_size=64": "no linear layer at the end",
