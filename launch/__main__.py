@@ -41,7 +41,7 @@ def cluster_options(command: Command) -> Command:
             f"--{name.replace('_', '-')}",
             name,
             multiple=many,
-            metavar="NAME=VALUE" if name == "parameters" else "LINE" if many else "VALUE",
+            metavar="NAME[=VALUE]" if name == "parameters" else "LINE" if many else "VALUE",
             help=(field.description or "").split("\n")[0] + default_of(field.default),
         )(command)
     dry = click.option("--dry-run", is_flag=True, help="Print the sbatch script; submit nothing.")
@@ -59,7 +59,8 @@ def read_cluster(cluster: str, given: dict[str, Any]) -> Cluster:
     """The cluster with the command line's options on top."""
     fields = {name: value for name, value in given.items() if name in Cluster.model_fields}
     pairs = [pair.partition("=") for pair in fields.pop("parameters", ())]
-    return load_cluster(cluster, fields | {"parameters": {key: value for key, _, value in pairs}})
+    # One without a value is a flag, as `exclusive`.
+    return load_cluster(cluster, fields | {"parameters": {key: value if sign else True for key, sign, value in pairs}})
 
 
 def alone(cluster: Cluster) -> Cluster:

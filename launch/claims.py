@@ -8,6 +8,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ class Claim:
             return False
         is_new = read(grave) != holder
         if is_new:
-            os.link(grave, self.path)
+            with suppress(FileExistsError):  # a third one has claimed it since
+                os.link(grave, self.path)
         grave.unlink()
         if is_new:
             return False
@@ -130,11 +132,16 @@ def is_alive(holder: dict[str, Any]) -> bool:
 
 
 def job_is_alive(job: str) -> bool:
-    """Whether SLURM knows the job as waiting or running; without SLURM here, it is believed."""
+    """Whether SLURM knows the job as waiting or running; without an answer of SLURM, it is believed."""
     if shutil.which("squeue") is None:
         return True
-    shown = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=60)
-    return bool(shown.stdout.strip())
+    try:
+        shown = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return True
+    # A controller that is away ends squeue as an unknown job does; only the latter is gone.
+    unanswered = shown.returncode != 0 and "nvalid job id" not in shown.stderr
+    return unanswered or bool(shown.stdout.strip())
 
 
 def evaluate_claimed(claim: Claim, blackboxes: Sequence[str] = (), probe: str | None = None) -> None:

@@ -40,6 +40,8 @@ class Cluster(Section):
     """Machines to stay away from."""
     reservation: str | None = None
     """Reservation to run in."""
+    dependency: str | None = None
+    """What the job waits for, as sbatch knows it: afterany:ID, singleton, ..."""
     wckey: str | None = None
     """Workload characterisation key, where a site asks for one."""
     parameters: dict[str, str | int | bool] = {}
@@ -48,6 +50,8 @@ class Cluster(Section):
     """Shell lines before the job: modules, conda, a container."""
     python: str | None = None
     """The interpreter on the machines; by default the one that submits."""
+    requeue: bool = True
+    """Queue the job again after a signal or a crash; without, it ends and the same command goes on."""
     signal_delay: Annotated[int, Field(ge=10)] = 300
     """Seconds between the warning and the end of the time limit: a step and a checkpoint must fit in."""
     max_failures: Positive = 3
@@ -77,7 +81,10 @@ def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
     if path is None:
         raise UserError(f"--cluster {name}: no such file, and none of {', '.join(sorted(known_clusters()))}")
     given = {key: value for key, value in overrides.items() if value not in (None, (), {})}
-    tree = read_yaml(path) | given
+    tree = read_yaml(path)
+    if isinstance(tree.get("parameters"), dict) and "parameters" in given:
+        given["parameters"] = tree["parameters"] | given["parameters"]  # the site's others still hold
+    tree |= given
     try:
         return Cluster.model_validate(tree)
     except ValidationError as error:

@@ -18,6 +18,8 @@ COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence
            "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip
 """Measures shown, where a run has them."""
 
+SUITES = ("quick", "standard")
+
 CURVE_WIDTH, CURVE_HEIGHT = 160, 36
 
 
@@ -36,14 +38,15 @@ def collect(runs: Sequence[tuple[Path, Config]]) -> list[Row]:
     """Every evaluation, run by run, step by step."""
     rows = []
     for run, config in runs:
-        suite, best = config.evaluation.suite, best_step(run, config.evaluation)
-        for step in evaluated_steps(run, suite):
-            path = evaluation_path(run, step, suite)
-            values = {name: measured(path, name) for name in COLUMNS}
-            rows.append(Row(run.name, step, suite, "best" if step == best else "done", values))
-        for step in committed_steps(run):
-            if Claim(run, step, suite).attempts() >= MOST_ATTEMPTS:
-                rows.append(Row(run.name, step, suite, "failed", {}))
+        best = (best_step(run, config.evaluation), config.evaluation.suite)
+        for suite in SUITES:
+            for step in evaluated_steps(run, suite):
+                path = evaluation_path(run, step, suite)
+                values = {name: measured(path, name) for name in COLUMNS}
+                rows.append(Row(run.name, step, suite, "best" if (step, suite) == best else "done", values))
+            for step in committed_steps(run):
+                if Claim(run, step, suite).attempts() >= MOST_ATTEMPTS:
+                    rows.append(Row(run.name, step, suite, "failed", {}))
     return rows
 
 
@@ -74,8 +77,10 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def curve(run: Path, config: Config) -> dict[str, Any]:
-    """The points of a small line over the steps, in pixels, with what it shows."""
-    name, suite = config.evaluation.best.removeprefix("-"), config.evaluation.suite
+    """A small line's points over the steps, in pixels, with what it shows; of the schedule's suite, or the other."""
+    name = config.evaluation.best.removeprefix("-")
+    suites = sorted(SUITES, key=lambda suite: suite != config.evaluation.suite)
+    suite = next((suite for suite in suites if evaluated_steps(run, suite)), suites[0])
     found = [(step, measured(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)]
     points = [(step, value) for step, value in found if value is not None]
     if not points:

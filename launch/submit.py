@@ -13,7 +13,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
 from launch.cluster import Cluster
-from launch.jobs import Job
+from launch.jobs import ENDED, Job
 from launch.snapshot import copy_code, make_job_folder, write_card
 
 AFTER = """\
@@ -36,6 +36,8 @@ def setup_lines(cluster: Cluster, folder: Path) -> list[str]:
         f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
     ]
     if cluster.executor == "slurm":
+        # Left by a former start that was ended before anybody read it.
+        lines.append(f"rm -f {shlex.quote(str(folder / ENDED))}")
         lines.append(f"export FEATGAN_MAX_FAILURES={cluster.max_failures}")
         lines.append(AFTER.format(python=interpreter(cluster), folder=shlex.quote(str(folder))))
     return lines
@@ -47,7 +49,8 @@ def interpreter(cluster: Cluster) -> str:
 
 def sbatch_parameters(cluster: Cluster, folder: Path, name: str, dependency: str | None) -> dict[str, Any]:
     """What submitit is told; what the cluster leaves out is not mentioned."""
-    extra: dict[str, Any] = {"requeue": True, **cluster.parameters}
+    extra: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True, **cluster.parameters}
+    dependency = ",".join(wish for wish in (dependency, cluster.dependency) if wish) or None
     if cluster.reservation:
         extra["reservation"] = cluster.reservation
     if dependency:

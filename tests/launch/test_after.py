@@ -10,6 +10,7 @@ from launch import after
 FAKE = """#!/bin/sh
 echo "$@" >> {calls}
 [ "$1" = show ] && echo "JobId=17 JobState={state} Requeue=1"
+[ -z "{refusal}" ] || [ "$1" = show ] || {{ echo "{refusal}" >&2; exit 1; }}
 exit 0
 """
 
@@ -31,10 +32,10 @@ def commit(folder: Path, step: int) -> None:
     (checkpoint / "manifest.json").write_text("{}")
 
 
-def use_scontrol(folder: Path, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_scontrol(folder: Path, state: str, monkeypatch: pytest.MonkeyPatch, refusal: str = "") -> None:
     script = folder / "bin" / "scontrol"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(FAKE.format(calls=folder / "calls", state=state))
+    script.write_text(FAKE.format(calls=folder / "calls", state=state, refusal=refusal))
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
 
@@ -87,6 +88,28 @@ def test_a_mistake_is_one_whatever_srun_says(job: Path) -> None:
 def test_a_users_mistake_is_not_repeated(job: Path) -> None:
     after.main(job, after.MISTAKE)
     assert requeues(job) == 0 and "mistake" in (job / "verdict.txt").read_text()
+
+
+def test_a_job_beside_a_training_is_not_tried_for_ever(job: Path) -> None:
+    evaluation = job.with_name("002-evaluate")
+    evaluation.mkdir()
+    for step in (40, 60, 80):
+        commit(job, step)
+        after.main(evaluation, 1)
+    assert requeues(job) == 2 and "failed 3 times" in (evaluation / "verdict.txt").read_text()
+
+
+def test_a_refusal_of_the_scheduler_is_a_verdict(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_scontrol(job.parents[2], "RUNNING", monkeypatch, "Requested operation is presently disabled for job 17")
+    after.main(job, after.AGAIN)
+    assert "does not queue it again (Requested operation" in (job / "verdict.txt").read_text()
+
+
+def test_a_controller_that_is_away_is_asked_again(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_scontrol(job.parents[2], "RUNNING", monkeypatch, "Unable to contact slurm controller")
+    monkeypatch.setattr(after, "PAUSES", (0, 0))
+    after.main(job, after.AGAIN)
+    assert requeues(job) == 3 and "Unable to contact" in (job / "verdict.txt").read_text()
 
 
 def test_a_cancelled_job_stays_cancelled(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

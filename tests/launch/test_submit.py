@@ -9,6 +9,7 @@ import pytest
 
 from featgan.errors import UserError
 from launch import submit
+from launch.__main__ import read_cluster
 from launch.cluster import Cluster, load_cluster
 from launch.jobs import TrainJob
 from launch.snapshot import copy_code, make_job_folder
@@ -115,3 +116,14 @@ def test_mistakes_in_a_cluster_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nodes: Input should be greater"):
         load_cluster("slurm", {"nodes": "0"})
     assert load_cluster("slurm", {"nodes": "3", "time": None}).nodes == 3
+
+
+def test_wishes_of_the_command_line_add_to_those_of_the_site(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("executor: slurm\nparameters: {mail-type: END, comment: site}\ndependency: singleton\n")
+    cluster = read_cluster(str(path), {"parameters": ("exclusive", "comment=mine"), "requeue": "false"})
+    script = submit.sbatch_script(cluster, Path("/r"), "name", "afterok:17")
+    lines = script.splitlines()
+    for wish in ("--mail-type=END", "--comment=mine", "--exclusive", "--no-requeue"):
+        assert f"#SBATCH {wish}" in lines
+    assert "#SBATCH --dependency=afterok:17,singleton" in lines and "#SBATCH --requeue" not in lines

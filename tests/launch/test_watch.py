@@ -45,6 +45,12 @@ def test_a_look_evaluates_what_is_due_and_the_next_finds_nothing(tmp_path: Path)
     assert [(row["run"], row["step"], row["state"]) for row in rows] == [
         ("a", "100", "done"), ("a", "200", "best"), ("b", "100", "done"), ("b", "150", "best")
     ]  # fmt: skip
+    evaluation_path(tmp_path / "a", 200, "standard").write_text('{"measures": {"ccc": {"value": 0.9}}}')
+    watch.tick(tmp_path, finish)
+    rows = list(csv.DictReader((tmp_path / "leaderboard.csv").open()))
+    assert [(row["step"], row["suite"], row["state"]) for row in rows if row["run"] == "a"] == [
+        ("100", "quick", "done"), ("200", "quick", "best"), ("200", "standard", "done")
+    ]  # fmt: skip
     assert list(rows[0]) == ["run", "step", "suite", "state", "ccc"], "measures that nobody has are left out"
     page = (tmp_path / "leaderboard.html").read_text()
     assert page.count("<polyline") == 2 and "http" not in page
@@ -104,6 +110,13 @@ def test_a_claim_of_a_job_holds_while_the_queue_knows_it(tmp_path: Path, monkeyp
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert claims.job_is_alive("17") and not claims.job_is_alive("18")
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "squeue").write_text('#!/bin/sh\necho "Unable to contact slurm controller" >&2\nexit 1\n')
+    (away / "squeue").chmod(0o755)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PATH", f"{away}:/usr/bin:/bin")
+        assert claims.job_is_alive("18"), "no answer is no word about the job"
     claim = Claim(tmp_path, 100, "quick")
     assert claim.take()
     claim.pass_to("17")

@@ -14,6 +14,7 @@
 
 # setup
 export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+rm -f /runs/one/jobs/001-train/ended
 export FEATGAN_MAX_FAILURES=3
 featgan_after() {
   code=$?

@@ -29,6 +29,7 @@
 module load cuda
 source env.sh
 export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+rm -f /runs/one/jobs/001-train/ended
 export FEATGAN_MAX_FAILURES=3
 featgan_after() {
   code=$?
