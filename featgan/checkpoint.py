@@ -50,9 +50,12 @@ def save_checkpoint(
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
         write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
     known = committed_steps(run)
-    # What lies above this step was damaged, or this step would not have been reached again.
+    # What lies above this step is damaged, or this step would not have been reached again.
     old = [each for each in known if each <= step][:-keep]
-    for other in [*[each for each in old if each not in protected], *[later for later in known if later > step]]:
+    for other in [
+        *[each for each in old if each not in protected],
+        *[later for later in known if later > step and damage(step_folder(run, later))],
+    ]:
         shutil.rmtree(step_folder(run, other))
     return out
 
@@ -109,7 +112,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; UserError when it is none."""
     try:
         return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+    except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
 
 

@@ -240,6 +240,8 @@ def explain(error: BaseException) -> str | None:
         return str(error).strip().splitlines()[-1].removeprefix("featgan.errors.UserError: ")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; free some and run the command again"
+    if isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT):
+        return f"{error.filename or 'the file system'}: {(error.strerror or '').lower()}; run the command again"
     if isinstance(error, PermissionError):
         return f"{error.filename}: permission denied; make it readable or writable, or choose another place"
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):

@@ -201,7 +201,7 @@ class EvaluationConfig(Section):
     """Which checkpoints are evaluated by `python -m launch watch`, and which of them are kept for it."""
 
     every: Annotated[int, Field(ge=0)] = 0
-    """Checkpoints at multiples of this step wait for their evaluation; 0: the newest only."""
+    """At multiples of this step a checkpoint is saved and waits for its evaluation; 0: the newest only."""
     suite: Literal["quick", "standard"] = "quick"
     """How thoroughly."""
     best: str = "ccc"

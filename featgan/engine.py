@@ -23,6 +23,8 @@ from featgan.progress import console
 PATIENCE = 60.0
 """Seconds that exchanges are waited for beyond the hang timeout, so that the stacks are shown first."""
 
+NEVER = timedelta(days=365)
+
 Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 """Computes one part's scalar and what to report of it."""
 
@@ -98,9 +100,8 @@ class Engine:
         adopt_scheduler()
         self.distribution = distribution
         # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-        if distribution.hang_timeout:
-            handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=distribution.hang_timeout + PATIENCE)))
+        patience = timedelta(seconds=distribution.hang_timeout + PATIENCE) if distribution.hang_timeout else NEVER
+        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=patience)]
         # Without a GPU, several processes find each other only where the accelerator is told that it is on a CPU.
         started = int(os.environ.get("WORLD_SIZE", "1"))
         on_cpu = started > 1 and not torch.cuda.is_available()
@@ -110,7 +111,7 @@ class Engine:
         # Flags travel between the hosts, so that asking for one does not wait for the device.
         self.hosts: dist.ProcessGroup | None = None
         if self.world_size > 1:
-            self.hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            self.hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=patience))
         self.half = is_half(precision, self.device)
 
     @property
@@ -168,6 +169,14 @@ class Engine:
         votes = torch.tensor(int(flag))
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
         return bool(votes)
+
+    def as_main(self, number: int) -> int:
+        """The main process's number, in every process."""
+        if self.hosts is None:
+            return number
+        shared = torch.tensor(number)
+        dist.broadcast(shared, 0, group=self.hosts)
+        return int(shared)
 
     def announce(self, text: str) -> None:
         """Tell the user, once."""

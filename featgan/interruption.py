@@ -32,7 +32,7 @@ class StopRequest:
         self.signal = self.signal or signal.Signals(number)
 
 
-GRACE = 60
+GRACE = 600
 """Seconds in which the parent of a helper process has to finish its step."""
 
 

@@ -16,6 +16,9 @@ MANIFEST = "manifest.json"
 MOST_WAITING = 20
 """Checkpoints kept because they wait for their evaluation; older ones are given up, so that the disk does not fill."""
 
+MOST_ATTEMPTS = 3
+"""Evaluations of a checkpoint that may break before it is given up."""
+
 MOST_BYTES = 16 << 20
 
 RESULT = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
@@ -101,11 +104,20 @@ def measured(path: Path, name: str) -> float | None:
         return None
 
 
+def failures(run: Path, step: int, suite: str) -> int:
+    """Evaluations of a step that broke."""
+    try:
+        found: Any = json.loads(evaluation_path(run, step, suite).with_suffix(".failed").read_text())
+        return len(found["failures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def protected_steps(run: Path, config: EvaluationConfig) -> set[int]:
     """Checkpoints that retention must leave: the best, those being evaluated, those that still wait for it."""
     committed = committed_steps(run)
     claimed = set(steps_with(run, config.suite, "claim"))
-    failed = set(steps_with(run, config.suite, "failed"))
+    failed = {step for step in committed if failures(run, step, config.suite) >= MOST_ATTEMPTS}
     waiting = [step for step in due_steps(run, config) if config.every and step % config.every == 0]
     kept = {best_step(run, config)} | claimed | set([step for step in waiting if step not in failed][-MOST_WAITING:])
     return {step for step in committed if step in kept}

@@ -48,6 +48,8 @@ class ShardedPlayer(Player):
         super().__init__(bare, engine, optimizer, clip_norm)
         self.engine: Any = engine
         self.stage = distribution.zero_stage
+        # Adam's fused form counts its steps on the device.
+        self.fused = bool(optimizer.defaults.get("fused"))
 
     def step(self, parts: Sequence[Loss], rate: float) -> dict[str, Tensor]:
         """As `Player.step`; the engine divides by the number of parts, exchanges, clips and zeroes by itself."""
@@ -89,7 +91,7 @@ class ShardedPlayer(Player):
         # DeepSpeed makes Adam's state in the first step; it has to be there now to be filled.
         for partition in sharded.single_partition_of_fp32_groups:
             self.optimizer.state[partition] = {
-                "step": moments["0.step"].clone(),
+                "step": moments["0.step"].to(partition.device if self.fused else "cpu", copy=True),
                 **{name: torch.zeros_like(partition) for name in MOMENTS},
             }
         sharded._lazy_init_hp_params_optimizer_state()

@@ -1,6 +1,7 @@
 """Training: the loop of StarGAN with a continuous condition; it reads like the objective in docs/method.md."""
 
 import signal
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from featgan.game import Game, build_game, restore, save
 from featgan.interruption import StopRequest
 from featgan.objective import discriminator_losses, edit, generator_losses, split
 from featgan.record import Recorder
-from featgan.schedule import check_folder
+from featgan.schedule import check_folder, step_folder
 
 
 def train(
@@ -36,7 +37,7 @@ def train(
     engine, generator, discriminator = game.engine, game.generator, game.discriminator
     run = config.run
     check_folder(config)
-    own = newest_checkpoint(run)
+    own = find_own(game)
     first_step = restore(game, own or checked(resume_from), fresh_optimizer)
     if own is None and first_step >= training.steps:
         raise UserError(f"{resume_from}: is at step {first_step}; raise training.steps above that to go on")
@@ -82,11 +83,31 @@ def train(
             if is_due(step + 1, training.preview_every, training.steps):
                 recorder.show(step + 1)
             stopping = step % engine.vote_every == 0 and engine.any_process(request.signal is not None)
-            if stopping or is_due(step + 1, training.save_every, training.steps):
+            if stopping or is_due(step + 1, training.save_every, training.steps) or is_scheduled(config, step + 1):
                 save(game, run, step + 1)
             if stopping and step + 1 < training.steps:
                 leave(game, step + 1, request)
+    engine.wait()  # the others must not be gone while the main process still writes
     return run
+
+
+def find_own(game: Game) -> Path | None:
+    """The run's newest whole checkpoint: the main process looks, since file systems show folders late elsewhere."""
+    own = newest_checkpoint(game.config.run) if game.engine.is_main else None
+    step = game.engine.as_main(-1 if own is None else int(own.name.removeprefix("step-")))
+    if step < 0:
+        return None
+    folder = step_folder(game.config.run, step)
+    for _ in range(60):
+        if folder.is_dir():
+            break
+        time.sleep(1)
+    return folder
+
+
+def is_scheduled(config: Config, step: int) -> bool:
+    """Whether the schedule of evaluation names the step."""
+    return config.evaluation.every > 0 and step % config.evaluation.every == 0
 
 
 def leave(game: Game, step: int, request: StopRequest) -> NoReturn:

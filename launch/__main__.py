@@ -101,6 +101,8 @@ def train_place(config: str, overrides: tuple[str, ...], cluster: str, given: di
     """Where a training runs, once it is sure that its processes can share the batch."""
     loaded, where = load_config(config, overrides), read_cluster(cluster, given)
     check_folder(loaded)
+    if where.executor == "slurm":
+        check_queue(loaded.run)
     processes, parts = where.nodes * where.tasks, loaded.distribution.accumulation
     if loaded.training.batch_size % (processes * parts):
         raise UserError(
@@ -108,6 +110,18 @@ def train_place(config: str, overrides: tuple[str, ...], cluster: str, given: di
             f" ({where.nodes} nodes of {where.tasks})" + (f" in {parts} parts" if parts > 1 else "")
         )
     return where, loaded.run
+
+
+def check_queue(run: Path) -> None:
+    """UserError when a job that waits or runs trains the run already: two would undo each other's checkpoints."""
+    from launch.snapshot import read_card
+    from launch.status import queue
+
+    known = queue([str(read_card(folder).get("id")) for folder in run.glob("jobs/*-train")])
+    for job, (state, _) in known.items():
+        raise UserError(
+            f"{run}: job {job} ({state}) trains it already; wait until it is gone, or `scancel {job}` first"
+        )
 
 
 @cli.command()
@@ -201,6 +215,7 @@ def submit_evaluation(cluster: Cluster, claim: Claim) -> None:
     from submitit.helpers import clean_env
 
     job = EvaluateJob(str(claim.run), claim.step, claim.suite, claimed=True)
+    cluster = cluster.model_copy(update={"max_failures": 1})  # the watch is who tries again
     where_slurm_is = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
     try:
         # Inside a job, that job's own SLURM variables would be taken for wishes of the new one.

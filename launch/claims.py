@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featgan.schedule import evaluation_path
-
-MOST_ATTEMPTS = 3
+from featgan.schedule import MOST_ATTEMPTS, evaluation_path, failures
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class Claim:
 
     def take(self, job: str | None = None) -> bool:
         """Claim for this process, or for a job; False where another has it, it is done, or it failed too often."""
-        if self.result.exists() or self.attempts() >= MOST_ATTEMPTS:
-            return False
         if self.path.exists() and not self.clear_stale():
+            return False
+        if self.result.exists() or self.attempts() >= MOST_ATTEMPTS:
             return False
         self.path.parent.mkdir(exist_ok=True)
         # A link appears whole and only where there is none, on shared file systems as well: of two, one gets it.
@@ -86,12 +84,13 @@ class Claim:
         grave.unlink()
         if is_new:
             return False
-        self.count_failure("its process or job ended without a result")
+        if not self.result.exists():
+            self.count_failure("its process or job ended without a result")
         return True
 
     def attempts(self) -> int:
         """Evaluations that broke."""
-        return len((read(self.failures) or {}).get("failures", []))
+        return failures(self.run, self.step, self.suite)
 
     def count_failure(self, reason: str) -> None:
         """Note what broke."""

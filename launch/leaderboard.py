@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 
 from featgan.config import Config
-from featgan.schedule import best_step, committed_steps, evaluated_steps, evaluation_path, measured
-from launch.claims import MOST_ATTEMPTS, Claim
+from featgan.schedule import MOST_ATTEMPTS, best_step, committed_steps, evaluated_steps, evaluation_path, measured
+from launch.claims import Claim
 
 COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence_ccc", "attribute_agreement",
            "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip

@@ -79,7 +79,7 @@ def settled_state(folder: Path, card: dict[str, Any]) -> str:
     if (folder / "verdict.txt").is_file():
         return "given up"
     # submitit's result is written after success only: a failed process of ours leaves by its exit code.
-    if any(folder.glob(f"{card.get('id')}_*_result.pkl")):
+    if (folder / f"{card.get('id')}_0_result.pkl").is_file():
         return "done"
     if (folder / "attempts.jsonl").is_file():
         return "failed or cancelled"

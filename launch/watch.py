@@ -39,7 +39,10 @@ def tick(folder: Path, start: Start, most: int = 100) -> int:
                 continue
             claimed += 1
             console.print(f"{run}: evaluating step {step} ({claim.suite})", markup=False)
-            start(claim)
+            try:
+                start(claim)
+            except (UserError, OSError, subprocess.SubprocessError) as error:
+                console.print(f"{run}: step {step}: {error}", style="yellow", markup=False)
     write_leaderboard(folder, list(find_runs(folder)))
     return claimed
 

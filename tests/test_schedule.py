@@ -54,9 +54,13 @@ def test_retention_keeps_what_waits_what_is_claimed_and_what_is_best(tmp_path: P
     evaluation_path(tmp_path, 300, "quick").with_suffix(".claim").write_text("{}")
     save(tmp_path, 550, EVERY)
     assert committed_steps(tmp_path) == [200, 300, 400, 500, 550]
-    evaluation_path(tmp_path, 400, "quick").with_suffix(".failed").write_text("{}")
+    failed = evaluation_path(tmp_path, 400, "quick").with_suffix(".failed")
+    failed.write_text('{"failures": [{}, {}]}')
+    save(tmp_path, 570, EVERY)
+    assert 400 in committed_steps(tmp_path), "it will be tried again"
+    failed.write_text('{"failures": [{}, {}, {}]}')
     save(tmp_path, 600, EVERY)
-    assert committed_steps(tmp_path) == [200, 300, 500, 550, 600], "what failed is not waited for"
+    assert committed_steps(tmp_path) == [200, 300, 500, 570, 600], "what failed is not waited for"
 
 
 def test_waiting_checkpoints_do_not_fill_the_disk(tmp_path: Path) -> None:

@@ -34,12 +34,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+TRANSIENT = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
+"""What a network's file system says when it hiccups: no mistake of the user's, and a job may try again."""
+
+
 @contextmanager
 def explain_write_errors(path: Path, remedy: str) -> Iterator[None]:
     """A full disk or a folder that cannot be written becomes one line: `remedy` says what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
         reason = "the disk is full" if error.errno in DISK_FULL else (error.strerror or str(error)).lower()
         raise UserError(f"{path}: cannot be written: {reason}; {remedy}") from error
 

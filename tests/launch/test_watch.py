@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from featgan.config import Config, to_yaml, validate
-from featgan.schedule import MANIFEST, evaluation_path
+from featgan.errors import UserError
+from featgan.schedule import MANIFEST, MOST_ATTEMPTS, evaluation_path
 from launch import claims, watch
-from launch.claims import MOST_ATTEMPTS, Claim
+from launch.claims import Claim
 
 
 def make_run(folder: Path, steps: tuple[int, ...] = (100, 200)) -> Path:
@@ -137,6 +138,28 @@ def test_a_crash_is_tried_again_three_times_and_then_shown_as_failed(
     assert claim.attempts() == MOST_ATTEMPTS and not claim.result.exists() and not claim.path.exists()
     assert ",failed" in (tmp_path / "leaderboard.csv").read_text()
     assert "no result" not in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_a_refused_submission_does_not_stop_the_look(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+
+    def refuse(claim: Claim) -> None:
+        claim.give_back()
+        raise UserError("the queue is full")
+
+    assert watch.tick(tmp_path, refuse) == 4
+    assert watch.tick(tmp_path, finish) == 4, "nothing was lost by it"
+
+
+def test_a_dead_claim_beside_a_result_is_cleared_and_no_failure(tmp_path: Path) -> None:
+    claim = Claim(make_run(tmp_path / "a"), 100, "quick")
+    assert claim.take()
+    holder = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps(holder | {"pid": 2**22 + 1}))
+    claim.result.write_text("{}")
+    assert not claim.take()
+    assert not claim.path.exists() and claim.attempts() == 0
 
 
 def test_broken_runs_do_not_stop_the_others(tmp_path: Path) -> None:
