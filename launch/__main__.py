@@ -90,18 +90,27 @@ def train(
     config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
 ) -> None:
     """Train; a signal or a crash queues the job again, and it goes on from its last checkpoint."""
-    send(train_job(config, overrides), *train_place(config, overrides, cluster, given), "train", after, dry_run)
+    send(
+        train_job(config, overrides),
+        *train_place(config, overrides, cluster, given, bool(after) or dry_run),
+        "train",
+        after,
+        dry_run,
+    )
 
 
 def train_job(config: str, overrides: tuple[str, ...]) -> TrainJob:
     return TrainJob(load_config(config, overrides).model_dump(mode="json"))
 
 
-def train_place(config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any]) -> tuple[Cluster, Path]:
-    """Where a training runs, once it is sure that its processes can share the batch."""
+def train_place(
+    config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any], waits: bool
+) -> tuple[Cluster, Path]:
+    """Where a training runs, once it is sure that its processes can share the batch and that, unless it waits for
+    another job or is not submitted, nothing else trains the run."""
     loaded, where = load_config(config, overrides), read_cluster(cluster, given)
     check_folder(loaded)
-    if where.executor == "slurm":
+    if where.executor == "slurm" and not waits and not where.dependency:
         check_queue(loaded.run)
     processes, parts = where.nodes * where.tasks, loaded.distribution.accumulation
     if loaded.training.batch_size % (processes * parts):
@@ -118,7 +127,7 @@ def check_queue(run: Path) -> None:
     from launch.status import queue
 
     known = queue([str(read_card(folder).get("id")) for folder in run.glob("jobs/*-train")])
-    for job, (state, _) in known.items():
+    for job, (state, _) in (known or {}).items():
         raise UserError(
             f"{run}: job {job} ({state}) trains it already; wait until it is gone, or `scancel {job}` first"
         )
@@ -171,7 +180,7 @@ def pipeline(
     config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
 ) -> None:
     """Train, then evaluate, then render: each waits for the success of the one before."""
-    where, run = train_place(config, overrides, cluster, given)
+    where, run = train_place(config, overrides, cluster, given, bool(after) or dry_run)
     if where.executor == "local":
         raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate, render one by one")
     first = send(train_job(config, overrides), where, run, "train", after, dry_run)

@@ -13,6 +13,7 @@ from rich.table import Table
 from featgan.config import read_yaml
 from featgan.errors import UserError
 from featgan.schedule import committed_steps, evaluated_steps
+from launch.jobs import ENDED
 from launch.snapshot import read_card
 
 TAIL = 16_384
@@ -64,18 +65,20 @@ def last_line(path: Path) -> dict[str, Any]:
     return {}
 
 
-def queue(jobs: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """State and node, or reason to wait, of each job that SLURM still knows; none without SLURM."""
-    if shutil.which("squeue") is None or not jobs:
-        return {}
+def queue(jobs: Sequence[str]) -> dict[str, tuple[str, str]] | None:
+    """State and node, or reason to wait, of each job that SLURM still knows; None where SLURM does not answer."""
+    if shutil.which("squeue") is None:
+        return None
     # squeue refuses a whole list for one unknown job, so it is asked for all of them.
     shown = subprocess.run(["squeue", "--noheader", "--format=%i|%T|%R"], capture_output=True, text=True, timeout=60)
+    if shown.returncode:
+        return None
     rows = (line.split("|", 2) for line in shown.stdout.splitlines())
     return {row[0]: (row[1].lower(), row[2]) for row in rows if len(row) == 3 and row[0] in jobs}
 
 
-def settled_state(folder: Path, card: dict[str, Any]) -> str:
-    """What became of a job that the queue does not hold, by the files that it left."""
+def settled_state(folder: Path, card: dict[str, Any], answered: bool) -> str:
+    """What became of a job that the queue does not hold, by the files that it left; `answered`: there is a queue."""
     if (folder / "verdict.txt").is_file():
         return "given up"
     # submitit's result is written after success only: a failed process of ours leaves by its exit code.
@@ -83,7 +86,12 @@ def settled_state(folder: Path, card: dict[str, Any]) -> str:
         return "done"
     if (folder / "attempts.jsonl").is_file():
         return "failed or cancelled"
-    return "running or lost" if any(folder.glob("*_log.out")) else "not started"
+    if (folder / ENDED).is_file():
+        return "cancelled"  # it saved itself at a signal, and its script was not left to look at that
+    answered = answered and card.get("cluster", {}).get("executor") == "slurm"
+    if any(folder.glob("*_log.out")):
+        return "cancelled or lost" if answered else "running or lost"
+    return "cancelled" if answered else "not started"
 
 
 def status_table(run: Path) -> Table:
@@ -98,7 +106,8 @@ def status_table(run: Path) -> Table:
     for heading in ("job", "id", "state", "node", "step", "images/s", "left"):
         table.add_column(heading, overflow="fold")
     for folder, card in cards.items():
-        state, node = known.get(str(card.get("id")), (settled_state(folder, card), ""))
+        settled = settled_state(folder, card, known is not None)
+        state, node = (known or {}).get(str(card.get("id")), (settled, ""))
         figures = training_figures(progress) if card.get("kind") == "train" else ("", "", "")
         table.add_row(folder.name, str(card.get("id")), state, node, *figures)
     steps, suites = committed_steps(run), {suite: evaluated_steps(run, suite) for suite in ("quick", "standard")}
