@@ -7,10 +7,12 @@ from featgan.conditions import ConditionLayout
 from featgan.config import Config, to_yaml
 from featgan.engine import is_half
 from featgan.game import build_networks, open_data
+from featgan.schedule import check_folder
 
 
 def describe_plan(config: Config) -> str:
     """The resolved configuration, the data, parameter counts, steps and an estimate of memory."""
+    check_folder(config)
     shards, sources = open_data(config)
     size = shards[0].image_size
     with torch.device("cpu"):

@@ -29,7 +29,7 @@ from featgan.measure import (
     measure_sweeps,
 )
 from featgan.measure_labels import LabelSubject, measure_labels
-from featgan.model import Model, load_model, open_cache
+from featgan.model import Model, load_model, open_cache, open_shards
 from featgan.schedule import evaluation_path
 
 SUITES = {"quick": (256, 32), "standard": (2000, 128)}
@@ -78,7 +78,10 @@ def evaluate_features(
     model: Model, pairs: int, swept: int, blackbox: str | None, probe: str | None, num_components: int
 ) -> Findings:
     """All families of measures for a run on features."""
-    shards = ShardSet.open(str(model.dataset["shards"]))
+    shards = open_shards(model)
+    reader = load_blackbox(probe, device=model.device) if probe else None
+    if reader is not None:
+        factor_columns(shards, reader)  # a probe that does not fit is refused before anything is measured
     cache = open_cache(model, shards)
     subject = FeatureSubject(model, open_blackbox(model, blackbox), shards, cache)
     drawn = Pairs.draw(len(subject.split), pairs)
@@ -91,8 +94,7 @@ def evaluate_features(
     findings.tables["traversal"] = sweeps.table
     findings.crosstalk = sweeps.crosstalk.tolist()
     findings.tables["sufficiency"] = measure_sufficiency(subject, drawn)
-    if probe is not None:
-        reader = load_blackbox(probe, device=model.device)
+    if reader is not None:
         findings.tables["factors"], response = measure_factors(subject, reader, sweeps)
         findings.factor_names = list(factor_columns(shards, reader)[0].all)
         findings.factor_response = response.tolist()
@@ -105,7 +107,7 @@ def evaluate_labels(model: Model, config: Config, pairs: int, judges: Sequence[s
     Measures of a second data set are prefixed `second_`.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
-    shards = [ShardSet.open(dataset.shards) for dataset in datasets]
+    shards = [open_shards(model), *(ShardSet.open(dataset.shards) for dataset in datasets[1:])]
     pairs_of = zip(datasets, shards, strict=True)
     conditions = [build_condition(dataset, shard, "validation") for dataset, shard in pairs_of]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))

@@ -154,6 +154,7 @@ def model_card(game: Game, step: int) -> ModelCard:
         dataset={
             "shards": str(config.dataset.shards.absolute()),
             "features": config.dataset.features if features else None,
+            "fingerprint": game.shards[0].fingerprint,
         },
     )
 

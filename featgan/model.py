@@ -97,6 +97,18 @@ class Model:
         return torch.cat(parts)
 
 
+def open_shards(model: Model) -> ShardSet:
+    """The shards that the model was trained on; UserError when others lie in their place."""
+    shards = ShardSet.open(str(model.dataset["shards"]))
+    known = model.dataset.get("fingerprint")
+    if shards.image_size != model.image_size or (known and known != shards.fingerprint):
+        raise UserError(
+            f"{shards.path}: holds other shards than the run was trained on ({shards.image_size} px now, "
+            f"{model.image_size} px then); pack those again, or train anew"
+        )
+    return shards
+
+
 def open_cache(model: Model, shards: ShardSet) -> FeatureCache:
     """The feature cache that the model was trained on; UserError when another box or layer lies under its name."""
     cache = FeatureCache.open(shards, str(model.dataset["features"]))

@@ -18,7 +18,7 @@ from featgan.data.shards import ShardSet, Split
 from featgan.directions import class_means
 from featgan.errors import UserError
 from featgan.images import to_float
-from featgan.model import Model, load_model, open_cache
+from featgan.model import Model, load_model, open_cache, open_shards
 from featgan.progress import console, track
 from featgan.report.account import commands, describe, hashes
 from featgan.report.animation import animate
@@ -106,7 +106,7 @@ def render_run(
 def open_material(model: Model, needed: bool) -> Material:
     """The shards and the cache; where they are not needed and cannot be opened, a remark says what is left out."""
     try:
-        shards = ShardSet.open(str(model.dataset["shards"]))
+        shards = open_shards(model)
         return Material(shards, open_cache(model, shards) if model.dataset["features"] else None)
     except UserError as error:
         if needed:

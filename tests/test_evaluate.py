@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from featgan import evaluate as module
+from featgan.data.pack import pack
+from featgan.data.shards import ShardSet
 from featgan.errors import UserError
 from featgan.evaluate import evaluate_run
 from featgan.measure import Pairs
@@ -87,6 +89,19 @@ def test_another_box_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: other)
     with pytest.raises(UserError, match="not the box that the features were made with"):
         evaluate_run(trained, suite="quick")
+
+
+def test_other_shards_in_the_place_of_those_trained_on_are_refused(
+    trained: Path, world: World, tmp_path: Path, stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {}
+    for name, size, limit in (("larger", 32, None), ("fewer", 16, 50)):
+        pack("affectnet", world.source, tmp_path / name, image_size=size, limit=limit, workers=1)
+        others[name] = ShardSet.open(tmp_path / name)
+    for other in others.values():
+        monkeypatch.setattr(ShardSet, "open", lambda path, other=other: other)
+        with pytest.raises(UserError, match="holds other shards than the run was trained on"):
+            evaluate_run(trained, suite="quick")
 
 
 def test_label_runs_are_measured_for_preservation_and_by_a_judge(world: World, tmp_path: Path, stand_in: None) -> None:

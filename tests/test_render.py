@@ -84,7 +84,7 @@ class World:
             features=lambda split, rows, mirrored: splits[split].features[rows],
         )  # fmt: skip
         monkeypatch.setattr(render, "load_model", lambda run, step, device: self.model)
-        monkeypatch.setattr(render, "ShardSet", SimpleNamespace(open=lambda path: shards))
+        monkeypatch.setattr(render, "open_shards", lambda model: shards)
         monkeypatch.setattr(render, "open_cache", lambda model, shards: cache)
         self.box_sha256 = "ab" * 32
         monkeypatch.setattr(render, "load_blackbox", self.load_blackbox)
@@ -220,10 +220,10 @@ def test_the_users_images_with_a_broken_one(world: World, tmp_path: Path, capfd:
 def test_without_the_shards_the_users_images_are_still_rendered(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(path: str) -> None:
-        raise UserError(f"{path}: no shards")
+    def absent(model: object) -> None:
+        raise UserError("no shards")
 
-    monkeypatch.setattr(render, "ShardSet", SimpleNamespace(open=absent))
+    monkeypatch.setattr(render, "open_shards", absent)
     save_picture(tmp_path / "a.png")
     render_run(world.run, images=tmp_path, num_components=1)
     assert {path.stem for path in world.folder.glob("*.png")} == {"component-01", "projections"}
