@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ ENDED = "ended"
 """File in the job's folder that holds such a code."""
 
 
-class Job:
+class Job(ABC):
     """A function of its fields, called in every process of the job."""
 
     def __call__(self) -> None:
@@ -41,9 +42,9 @@ class Job:
             traceback.print_exc()
             sys.exit(1)
 
+    @abstractmethod
     def run(self) -> None:
         """The work."""
-        raise NotImplementedError
 
     def checkpoint(self) -> Any:
         """For a signal before the call above is reached: submitit's wish for the same job again."""
