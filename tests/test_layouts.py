@@ -131,6 +131,37 @@ def test_folders_may_be_split(validation: str, tmp_path: Path) -> None:
     assert {(record.split, record.expression) for record in layout.records} == {("train", 0), ("validation", 1)}
 
 
+def test_a_folder_without_classes_is_images_without_labels(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", ".hidden.jpg", "notes.txt"):
+        write(tmp_path / name)
+    layout = read_layout("folder", tmp_path)
+    assert [(record.key, record.expression) for record in layout.records] == [("a", None), ("b", None)]
+    assert layout.classes == () and layout.skipped == {"not an image's suffix": 1}
+
+
+def test_images_without_labels_may_be_split(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a.jpg")
+    write(tmp_path / "val" / "a.jpg")
+    layout = read_layout("folder", tmp_path)
+    assert {(record.split, record.expression) for record in layout.records} == {("train", None), ("validation", None)}
+
+
+def test_images_beside_class_folders_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "cat" / "a.jpg")
+    write(tmp_path / "stray.jpg")
+    layout = read_layout("folder", tmp_path)
+    assert len(layout.records) == 1 and layout.skipped == {"in no class folder": 1}
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="no image is there, and no sub-folder with images of one class"):
+        read_layout("folder", tmp_path)
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UserError, match="no image is in its 1 class folders"):
+        read_layout("folder", tmp_path)
+
+
 def test_a_test_folder_beside_a_validation_folder_stays_unseen(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         write(tmp_path / split / "cat" / "a.jpg")
@@ -158,7 +189,7 @@ def make_table(source: Path, content: str, name: str = "labels.csv") -> None:
 def test_usual_columns_are_found_by_name(tmp_path: Path) -> None:
     make_table(
         tmp_path,
-        "Image;Emotion;Valence;Arousal;Usage;Subject;smiling;age\n"
+        "Image;Emotion;Valence;Arousal;Usage;Subject;Smiling;age\n"
         "a.jpg;Happiness;0.5;;Training;p1;1;30\nb.jpg;sad;-2;0;PublicTest;p2;0;40\nc.jpg;;nan;-1;;;1;1\n",
         "faces.csv",
     )
@@ -173,20 +204,21 @@ def test_usual_columns_are_found_by_name(tmp_path: Path) -> None:
     )
     assert (second.expression, second.valence, second.arousal, second.split) == (2, None, 0.0, "validation")
     assert (third.expression, third.valence, third.arousal, third.split, third.identity) == (None, None, -1.0, "", None)
-    assert first.attributes == {"smiling": 1} and second.attributes == {"smiling": 0}
+    # The header's own spelling: that is what a configuration names.
+    assert first.attributes == {"Smiling": 1} and second.attributes == {"Smiling": 0}
 
 
 def test_columns_table_and_folder_can_be_named(tmp_path: Path) -> None:
     write(tmp_path / "pictures" / "a.jpg")
-    write(tmp_path / "one.csv", "where,mood,v,young\na.jpg,3,0.5,-1\n")
+    write(tmp_path / "one.csv", "where,mood,v,Young\na.jpg,3,0.5,-1\n")
     write(tmp_path / "two.csv", "where\n")
     options = {"csv": "one.csv", "images": "pictures", "file_column": "Where", "expression_column": "mood"}
     layout = read_layout("csv", tmp_path, **options, valence_column="v", attribute_columns="young")
     (record,) = layout.records
-    assert (record.expression, record.valence, record.attributes) == (3, 0.5, {"young": 0})
+    assert (record.expression, record.valence, record.attributes) == (3, 0.5, {"Young": 0})
     with pytest.raises(UserError, match="one.csv, two.csv.*option csv"):
         read_layout("csv", tmp_path)
-    with pytest.raises(UserError, match="one.csv, line 1: no column gaze"):
+    with pytest.raises(UserError, match="one.csv, line 1: no column gaze; there are where, mood, v, Young"):
         read_layout("csv", tmp_path, **options, valence_column="gaze")
 
 

@@ -6,8 +6,10 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,64 @@ def test_packing_again_says_it_is_done(tmp_path: Path) -> None:
     assert not first.already
     assert again.manifest == first.manifest
     assert folder_bytes(tmp_path / "out") == before
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 500)
+
+
+@pytest.mark.parametrize("harm", [cut, flip_bit, Path.unlink])
+def test_packing_again_mends_damaged_shards(
+    tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = draw_source(tmp_path / "source", 20), tmp_path / "out"
+    pack_small(source, out)
+    before = folder_bytes(out)
+    (out / "features" / "box").mkdir(parents=True)
+    (out / "features" / "box" / "train-00001.features.npy").write_bytes(b"of the same bytes")
+    harm(out / "train-00001.tar")
+    again = pack_small(source, out)
+    assert not again.already
+    assert "not what was packed; packing it again" in " ".join(capsys.readouterr().err.split())
+    assert (out / "features" / "box" / "train-00001.features.npy").read_bytes() == b"of the same bytes"
+    shutil.rmtree(out / "features")
+    assert folder_bytes(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert pack_small(source, out).already
+
+
+def test_features_of_other_bytes_do_not_survive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = draw_source(tmp_path / "source", 20), tmp_path / "out"
+    pack_small(source, out)
+    (out / "features" / "box").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    for number in range(20):  # other pixels under the same names, labels and file sizes, as another decoder gives
+        path = source / f"{number:03d}.png"
+        size = path.stat().st_size
+        Image.new("RGB", (24, 20), colour(number + 1)).save(path)
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.truncate(path, size)
+    assert pack_small(source, out).already
+    flip_bit(out / "train-00001.tar")
+    pack_small(source, out)
+    assert not (out / "features").exists()
+    assert "was of other bytes than those packed now" in " ".join(capsys.readouterr().err.split())
+    assert (out / "notes.txt").read_text() == "mine"
+    assert pack_small(source, out).already
+
+
+def test_a_damaged_manifest_says_what_to_remove(tmp_path: Path) -> None:
+    source, out = draw_source(tmp_path / "source", 5), tmp_path / "out"
+    pack_small(source, out)
+    cut(out / "manifest.json")
+    with pytest.raises(UserError, match=r"manifest\.json: damaged .*; remove .*out and pack again"):
+        pack_small(source, out)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

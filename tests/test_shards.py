@@ -5,6 +5,7 @@ import json
 import pickle
 import tarfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,10 @@ def test_the_number_of_open_files_is_bounded(shards: Path, monkeypatch: pytest.M
     monkeypatch.setattr("featgan.data.shards.MAX_OPEN_FILES", 2)
     train = ShardSet.open(shards).split("train")
     train.decode(range(18))
-    assert len(train.reader.files) == 2
+    assert [*train.reader.files] == [2, 3]
+    monkeypatch.setattr("featgan.data.shards.MAX_OPEN_FILES", 5)
+    train.decode(range(18))
+    assert [*train.reader.files] == [2, 3, 0, 1]
 
 
 def test_the_fingerprint_is_of_the_images(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,3 +294,12 @@ def test_grey_jpegs_become_rgb(shards: Path) -> None:
     train = ShardSet.open(shards).split("train")
     overwrite_image(train, 7, jpeg(16, 16))
     assert train.decode([7]).shape == (1, 3, SIZE, SIZE)
+
+
+def test_threads_share_the_open_files(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ShardSet.open(shards).split("train")
+    monkeypatch.setattr("featgan.data.shards.MAX_OPEN_FILES", 1)
+    rows = np.random.default_rng(0).integers(0, len(train), 300)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: train.read_jpeg(int(row)), rows))
+    assert found == [train.read_jpeg(int(row)) for row in rows] and len(train.reader.files) <= 8

@@ -1,8 +1,8 @@
-"""Reader of image folders with one sub-folder a class, such as RaFD."""
+"""Reader of image folders: one sub-folder a class, such as RaFD, or no classes at all."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from featgan.data.labels import CODES, UNUSABLE, UNUSABLE_NAMES, folder_split, natural_order, squeeze
@@ -14,26 +14,38 @@ RAFD_NAME = re.compile(r"Rafd\d+_(\d+)_", re.IGNORECASE)
 
 
 def read_folder(source: Path) -> Layout:
-    """One sub-folder a class, optionally below train/ and validation/ (or val/, test/).
+    """One sub-folder a class, or images without labels; either may lie below train/ and validation/, val/ or test/.
 
-    Classes that are all known expressions get AffectNet's codes, others are numbered in sorted order.
+    Classes that are all known expressions get AffectNet's codes, others are numbered in sorted order. UserError when
+    no image is there.
     """
     tops = split_folders(source)
     folders = {(split, name): top / name for split, top in tops.items() for name in subfolders(top)}
     names = sorted({name for _, name in folders}, key=natural_order)
-    if not names:
-        raise UserError(f"{source}: no sub-folder; there should be one for each class")
-    codes, classes = number_classes(names)
+    codes, classes = number_classes(names) if names else ({}, ())
     collector = Collector(source)
     for (split, name), folder in folders.items():
-        for path in walk(folder):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                add_classified(collector, path, split, codes[name], classes)
+        for path in images_among(collector, walk(folder)):
+            add_classified(collector, path, split, codes[name], classes)
+    for split, top in tops.items():
+        for path in images_among(collector, files_in(top)):
+            if names:
+                collector.skip("in no class folder")
             else:
-                collector.skip("not an image's suffix")
+                add_image(collector, path, split, None)
     if not collector.records:
-        raise UserError(f"{source}: no image in its {len(names)} class folders")
+        where = f"in its {len(names)} class folders" if names else "there, and no sub-folder with images of one class"
+        raise UserError(f"{source}: no image is {where}")
     return collector.finish(classes)
+
+
+def images_among(collector: Collector, paths: Iterable[Path]) -> Iterator[Path]:
+    """Those with the suffix of an image; the others are counted."""
+    for path in paths:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path
+        else:
+            collector.skip("not an image's suffix")
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -61,6 +73,11 @@ def walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Every file directly in a folder, hidden ones left out, sorted."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
 def number_classes(names: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The code of each name (over 7 for AffectNet's unusable ones), and the classes by code."""
     known = CODES | UNUSABLE_NAMES
@@ -70,9 +87,14 @@ def number_classes(names: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...
 
 
 def add_classified(collector: Collector, path: Path, split: str, code: int, classes: tuple[str, ...]) -> None:
-    """Take one image of a class, with RaFD's person where the file's name tells."""
+    """Take one image of a class, unless it is one of AffectNet's unusable ones."""
     if code >= len(classes):
         collector.skip(UNUSABLE[code])
-        return
+    else:
+        add_image(collector, path, split, code)
+
+
+def add_image(collector: Collector, path: Path, split: str, code: int | None) -> None:
+    """Take one image, with RaFD's person where the file's name tells."""
     person = RAFD_NAME.match(path.name)
     collector.add(path, split, {"expression": code, "identity": person[1] if person else None})

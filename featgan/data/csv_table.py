@@ -48,10 +48,11 @@ class CsvColumns:
             self.by_role[role] = name
         if not self.by_role["file"]:
             raise UserError(
-                f"{table.path}, line 1: no column of file names among {', '.join(table.columns)}; "
+                f"{table.path}, line 1: no column of file names among {', '.join(table.spelled.values())}; "
                 f"name it with the option file_column"
             )
         table.require(*attribute_columns)
+        self.spelled = table.spelled
         self.has_box = all(name in table.columns for name in BOX_COLUMNS)
         rest = [name for name in table.columns if name not in (*self.by_role.values(), *BOX_COLUMNS)]
         self.attributes = [name.lower() for name in attribute_columns]
@@ -61,6 +62,10 @@ class CsvColumns:
         """A row's cell, empty where there is no such column."""
         name = self.by_role[role]
         return row[name].strip() if name else ""
+
+    def attribute(self, row: Row, column: str) -> int:
+        """0 or 1."""
+        return parse_attribute(row[column], row.place, self.spelled[column])
 
 
 def read_csv(
@@ -147,7 +152,7 @@ def add_table_row(
     if expression in UNUSABLE and parse is parse_expression:
         collector.skip(UNUSABLE[expression])
         return
-    attributes = {name: parse_attribute(row[name], row.place, name) for name in columns.attributes}
+    attributes = {columns.spelled[name]: columns.attribute(row, name) for name in columns.attributes}
     labels = {
         "expression": expression,
         **affect(columns.cell(row, "valence"), columns.cell(row, "arousal"), row.place),

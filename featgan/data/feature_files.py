@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from featgan.data.files import sha256_of
 from featgan.data.shards import ShardSet, Split
 from featgan.errors import UserError
 
@@ -94,6 +96,9 @@ class ShardArrays:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "maps": {}}
 
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
     def gather(self, rows: Sequence[int] | np.ndarray, mirrored: bool | np.ndarray) -> np.ndarray:
         """float32 [n, width] of the split's rows [n], of the mirror images where `mirrored`."""
         rows = np.asarray(rows, np.int64)
@@ -102,8 +107,10 @@ class ShardArrays:
         found = np.empty((len(rows), self.width), np.float32)
         shard_of = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
-        shards, firsts = np.unique(shard_of[order], return_index=True)
-        for shard, places in zip(shards.tolist(), np.split(order, firsts[1:]), strict=False):
+        sorted_shards = shard_of[order]
+        borders = [*np.flatnonzero(np.diff(sorted_shards, prepend=-1)).tolist(), len(order)]
+        for first, end in pairwise(borders):
+            shard, places = int(sorted_shards[first]), order[first:end]
             found[places] = self.array(shard)[rows[places] - self.starts[shard], sides[places]]
         return found
 
@@ -116,7 +123,8 @@ class ShardArrays:
 def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A memory-mapped float32 array; UserError when the file is not one of this shape."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r" if min(shape) else None, allow_pickle=False)
+        # A plain array over the map: numpy's own class for maps takes longer than the copy of a row.
+        array = np.asarray(np.load(path, mmap_mode="r" if min(shape) else None, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise damaged(path, "missing" if isinstance(error, FileNotFoundError) else "cut off or damaged") from error
     if array.dtype != np.float32 or array.shape != shape:
@@ -125,7 +133,7 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; delete it and run `featgan extract` again")
+    return UserError(f"{path}: {what}; run `featgan extract` again, which mends it")
 
 
 def split_arrays(folder: Path, split: Split, kind: str, width: int) -> ShardArrays:
@@ -158,6 +166,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise damaged(path, f"cannot be read ({error})") from error
+
+
+def is_whole(path: Path, entry: ArrayFile) -> bool:
+    """Whether a file has the size and the content that it was written with."""
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
 
 def check_file(path: Path, entry: ArrayFile) -> None:

@@ -24,6 +24,7 @@ from featgan.data.feature_files import (
     cache_folder,
     check_file,
     damaged,
+    is_whole,
     load_tensors,
     open_array,
     read_origin,
@@ -31,6 +32,7 @@ from featgan.data.feature_files import (
 )
 from featgan.data.files import explain_write_errors, sha256_of, write_whole
 from featgan.data.shards import ShardSet
+from featgan.data.verified import first_changed
 from featgan.directions import FeatureSpace
 from featgan.errors import UserError
 
@@ -136,11 +138,11 @@ class FeatureCache:
         return self.arrays[split, "outputs"].gather(rows, mirrored)
 
     def verify(self) -> None:
-        """Hash every file; UserError names the first one that changed since it was written."""
-        for file, entry in self.parts.files.items():
-            path = self.path / Path(file).name
-            if sha256_of(path) != entry.sha256:
-                raise damaged(path, "its content is not what was extracted")
+        """Hash every file not found whole before; UserError names the first that changed since it was written."""
+        hashes = {Path(file).name: entry.sha256 for file, entry in self.parts.files.items()}
+        path = first_changed(self.path, hashes, "files")
+        if path is not None:
+            raise damaged(path, "its content is not what was extracted")
 
 
 def existing_names(path: Path) -> str:
@@ -194,6 +196,23 @@ class FeatureWriter:
         difference = read_origin(known[0], Origin).difference(self.origin)
         if difference:
             raise UserError(f"{self.path}: holds features of {difference}; choose another --name or remove it")
+
+    def drop_damaged(self) -> list[str]:
+        """Remove the files of a complete cache that are not as its manifest says, and then the manifest; their names.
+
+        The cache is then one that was interrupted: `pending` names the shards of these files and no others.
+        """
+        if not (self.path / MANIFEST).is_file():
+            return []
+        files = read_origin(self.path / MANIFEST, CacheManifest).files
+        bad = [Path(file).name for file, entry in files.items() if not is_whole(self.path / Path(file).name, entry)]
+        if bad:
+            # Written before the manifest goes: without either of the two, this would be no cache to go on with.
+            assert (self.path / PARTIAL).is_file()
+            for name in bad:
+                (self.path / name).unlink(missing_ok=True)
+            (self.path / MANIFEST).unlink()
+        return bad
 
     def pending(self) -> list[PendingShard]:
         """Shards still to be computed, in order."""

@@ -51,10 +51,11 @@ def explain_write_errors(path: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, replace: bool = False) -> Iterator[Path]:
     """A sibling folder to fill, renamed to `out` (absent or empty) at the end and removed if anything goes wrong.
 
-    What a killed process left there is removed first; UserError when a living one is at it.
+    With `replace` what is at `out` gives way, at the very end. What a killed process left there is removed first;
+    UserError when a living one is at it.
     """
     partial = out.with_name(f".{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,12 @@ def whole_folder(out: Path) -> Iterator[Path]:
         for leftover in partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield partial
+        former = out.with_name(f".{out.name}.former.partial")
+        if replace and out.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.replace(out, former)
         os.replace(partial, out)
+        shutil.rmtree(former, ignore_errors=True)
         sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

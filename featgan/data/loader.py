@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from featgan.conditions import Condition
 from featgan.config import TargetConfig
+from featgan.data.decoded import DecodedImages, keep_where_it_pays
 from featgan.data.shards import Split
-from featgan.interruption import outlive_signals
+from featgan.interruption import outlive_signals, signals_held
 
-ORDER, MIRROR, TARGET, PENALTY = range(4)
+ORDER, MIRROR, TARGET, PENALTY, PLACES = range(5)
 """Independent random streams of one seed."""
 
 
@@ -33,6 +34,7 @@ class Batch:
     outputs: Tensor  # [n, O] of the black box; O = 0 where no term needs them
     outputs_target: Tensor  # [n, O]
     alpha: Tensor  # [n] in [0, 1], where the gradient penalty is taken
+    places: Tensor  # [n, 4] in [0, 1), where augmentation shifts and cuts
     dataset: int
 
     def split(self, count: int) -> "list[Batch]":
@@ -103,37 +105,50 @@ class BatchStream(Dataset[Batch]):
         self.seed = seed
         self.local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.orders: dict[tuple[int, int], np.ndarray] = {}
+        self.images: list[Split | DecodedImages] = [source.split for source in sources]
+
+    def keep_decoded(self, num_steps: int) -> None:
+        """Keep images in memory where a training of so many steps gains by it; before its workers are started."""
+        num_images = num_steps * self.batch_size // len(self.sources)
+        self.images = [keep_where_it_pays(source.split, num_images) for source in self.sources]
 
     def __getitem__(self, step: int) -> Batch:
         dataset = choose_dataset(step, self.critic_steps, len(self.sources))
         source = self.sources[dataset]
         rows, mirrored = self.global_rows(dataset, step // len(self.sources) if len(self.sources) > 1 else step)
-        condition = torch.from_numpy(source.condition.values(rows, mirrored))
-        outputs = source.condition.outputs(rows, mirrored) if source.condition.outputs else np.zeros((len(rows), 0))
+        condition = source.condition.values(rows, mirrored)
+        outputs = (
+            source.condition.outputs(rows, mirrored)
+            if source.condition.outputs
+            else np.zeros((len(rows), 0), np.float32)
+        )
         generator = stream(self.seed, TARGET, step)
         order = generator.permutation(len(rows))
         target = draw_targets(condition, condition[order], self.targets, generator)
         alpha = stream(self.seed, PENALTY, step).random(len(rows), dtype=np.float32)
-        values = torch.from_numpy(outputs.astype(np.float32))
+        places = stream(self.seed, PLACES, step).random((len(rows), 4), dtype=np.float32)
         return Batch(
-            self.images(source, rows[self.local], mirrored[self.local]),
-            condition[self.local],
-            target[self.local],
-            values[self.local],
-            values[order][self.local],
-            torch.from_numpy(alpha)[self.local],
+            self.images[dataset].decode(rows[self.local], mirrored[self.local]),
+            torch.from_numpy(condition[self.local]),
+            torch.from_numpy(target[self.local]),
+            torch.from_numpy(outputs[self.local]),
+            torch.from_numpy(outputs[order][self.local]),
+            torch.from_numpy(alpha[self.local]),
+            torch.from_numpy(places[self.local]),
             dataset,
         )
 
     def global_rows(self, dataset: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the data set's `turn`-th global batch, and which are mirrored; an epoch shows each row once."""
         source = self.sources[dataset]
-        positions = np.arange(turn * self.batch_size, (turn + 1) * self.batch_size)
-        epochs, places = positions // len(source), positions % len(source)
-        rows = np.empty(len(positions), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = source.condition.rows[self.order(dataset, int(epoch))[places[here]]]
+        first = turn * self.batch_size
+        parts = []
+        while first < (turn + 1) * self.batch_size:
+            epoch, place = divmod(first, len(source))
+            part = self.order(dataset, epoch)[place : place + (turn + 1) * self.batch_size - first]
+            parts.append(source.condition.rows[part])
+            first += len(part)
+        rows = np.concatenate(parts)
         mirrored = stream(self.seed, MIRROR, dataset, turn).random(len(rows)) < 0.5
         return rows, mirrored & source.mirror
 
@@ -145,29 +160,43 @@ class BatchStream(Dataset[Batch]):
             self.orders[key] = stream(self.seed, ORDER, dataset, epoch).permutation(len(self.sources[dataset]))
         return self.orders[key]
 
-    def images(self, source: Source, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        images = source.split.decode(rows)
-        images[mirrored] = images[mirrored].flip(3)
-        return images
 
-
-def draw_targets(condition: Tensor, other: Tensor, shares: TargetConfig, generator: np.random.Generator) -> Tensor:
+def draw_targets(
+    condition: np.ndarray, other: np.ndarray, shares: TargetConfig, generator: np.random.Generator
+) -> np.ndarray:
     """Target conditions [N, C] by the shares of the configuration; `other` is another image's condition, row by row."""
-    weights = np.array([shares.permutation, shares.interpolation, shares.component])
-    kinds = torch.from_numpy(generator.choice(3, len(condition), p=weights / weights.sum()))[:, None]
-    amount = torch.from_numpy(generator.random((len(condition), 1), dtype=np.float32))
+    targets = other
+    if shares.interpolation or shares.component:
+        targets = mix_targets(condition, other, shares, generator)
+    if shares.noise:
+        targets = targets + np.float32(shares.noise) * generator.standard_normal(targets.shape, dtype=np.float32)
+    return targets
+
+
+def mix_targets(
+    condition: np.ndarray, other: np.ndarray, shares: TargetConfig, generator: np.random.Generator
+) -> np.ndarray:
+    """Others' conditions, points on the way to them, and own conditions with one component of theirs."""
+    count, width = condition.shape
+    kinds = choose(np.array([shares.permutation, shares.interpolation, shares.component]), count, generator)[:, None]
+    amount = generator.random((count, 1), dtype=np.float32)
     # Early components are swept most, so they are asked for most.
-    falling = 1.0 / np.arange(1, condition.shape[1] + 1)
-    component = generator.choice(condition.shape[1], len(condition), p=falling / falling.sum())
-    chosen = torch.arange(condition.shape[1]) == torch.from_numpy(component)[:, None]
-    stepped = torch.where(chosen, other, condition)
-    mixed = torch.lerp(condition, other, amount)
-    return torch.where(kinds == 0, other, torch.where(kinds == 1, mixed, stepped))
+    component = choose(1.0 / np.arange(1, width + 1), count, generator)
+    stepped = np.where(np.arange(width) == component[:, None], other, condition)
+    mixed = condition + amount * (other - condition)
+    return np.where(kinds == 0, other, np.where(kinds == 1, mixed, stepped))
+
+
+def choose(weights: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Indices [count] drawn by weights: what `generator.choice` gives, without its checks, which take longer."""
+    bounds = np.cumsum(weights / weights.sum())
+    return np.searchsorted(bounds / bounds[-1], generator.random(count), side="right")
 
 
 @contextmanager
 def open_loader(batches: BatchStream, first_step: int, last_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
     """Batches of steps first_step .. last_step - 1, in order; the workers end with the block, whatever ends it."""
+    batches.keep_decoded(last_step - first_step)
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
@@ -176,7 +205,8 @@ def open_loader(batches: BatchStream, first_step: int, last_step: int, num_worke
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=prepare_worker,
     )
-    iterator = iter(loader)
+    with signals_held():
+        iterator = iter(loader)
     try:
         yield iterator
     finally:

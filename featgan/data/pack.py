@@ -1,6 +1,5 @@
 """Any layout => WebDataset shards: cropped and resized JPEGs with their labels, the same bytes for the same input."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -22,11 +21,12 @@ from featgan import __version__
 from featgan.data.crops import Crop, CropJob, CropOptions, crop_files
 from featgan.data.files import explain_write_errors, whole_folder, write_whole
 from featgan.data.layouts import Layout, read_layout
-from featgan.data.manifest import MANIFEST, Manifest, SkippedFile, SplitName, load_manifest
+from featgan.data.manifest import MANIFEST, Manifest, SkippedFile, SplitName
+from featgan.data.packed import find_packed, first_damaged, put_in_place
 from featgan.data.plan import Item, hash_listing, plan
 from featgan.data.writer import ShardWriter
 from featgan.errors import UserError
-from featgan.progress import Meter, meter
+from featgan.progress import Meter, console, meter
 
 CHUNK = 32
 """Images of one task of a worker."""
@@ -120,6 +120,8 @@ def pack(
 ) -> PackSummary:
     """Pack every usable image of `source` into `out`, which appears only when it is complete.
 
+    Shards that are there already are left as they are; where one was damaged since, all are packed again.
+
     `crop` is the side of a centre crop in pixels (by default the face box with `margin` on every side, where the layout
     has one, else the largest centre square). Records without a split are divided by identity, or else by key. With
     `limit`, a fixed sample of the records. UserError: nothing to pack, more than 1 % unusable files (any, if `strict`),
@@ -141,34 +143,23 @@ def pack(
     found = read_layout(layout, source, **layout_options)
     items, repeated = plan(found, source, options.validation_fraction, limit)
     listing = hash_listing(items)
-    done = find_done(out, options, listing)
-    if done is not None:
-        return PackSummary(out, done, already=True)
-    with explain_write_errors(out, REMEDY), whole_folder(out) as partial:
+    former = find_packed(out, asdict(options), listing)
+    damaged = first_damaged(out, former) if former else None
+    if former and not damaged:
+        return PackSummary(out, former, already=True)
+    if damaged:
+        console.print(f"{damaged}: not what was packed; packing it again", markup=False)
+    fresh = out.with_name(f".{out.name}.repacked") if former else out
+    with explain_write_errors(out, REMEDY), whole_folder(fresh, replace=fresh != out) as partial:
         packing = Packing(partial, found, items, options, strict)
         packing.skipped["listed twice"] += repeated
         with meter("packing", len(items), "images") as bar:
             packing.run(workers or len(os.sched_getaffinity(0)), bar)
         manifest = packing.finish(source.resolve().name, listing)
+    if former:
+        with explain_write_errors(out, REMEDY):
+            put_in_place(fresh, out, former, manifest)
     return PackSummary(out, manifest, time.monotonic() - started)
-
-
-def find_done(out: Path, options: PackOptions, listing: str) -> Manifest | None:
-    """The manifest of `out` when it holds exactly this; None when there is nothing; UserError for anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"{out}: is there already and holds no packed shards; choose another --out")
-    manifest = load_manifest(out)
-    wanted = json.loads(json.dumps(asdict(options)))
-    differing = [name for name, value in wanted.items() if manifest.options.get(name) != value]
-    if differing:
-        name = differing[0]
-        found = manifest.options.get(name)
-        raise UserError(f"{out}: packed with {name} {found}, not {wanted[name]}; remove it or choose another --out")
-    if manifest.source_sha256 != listing:
-        raise UserError(f"{out}: packed from other images or labels; remove it or choose another --out")
-    return manifest
 
 
 class Packing:

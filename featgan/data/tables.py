@@ -58,6 +58,8 @@ class Table:
         cells = self.split(*first)
         self.has_header = header is None or cells[0].strip().lower() == header[0].lower()
         names = cells if self.has_header or header is None else header
+        self.spelled = {name.strip().lower(): name.strip() for name in names}
+        """Each column as the header writes it."""
         self.columns = tuple(name.strip().lower() for name in names)
         if len(set(self.columns)) < len(self.columns):
             raise UserError(f"{path}, line 1: a column name occurs twice")
@@ -83,4 +85,6 @@ class Table:
         """UserError naming the first column that is not there."""
         for column in columns:
             if column.lower() not in self.columns:
-                raise UserError(f"{self.path}, line 1: no column {column}; there are {', '.join(self.columns)}")
+                raise UserError(
+                    f"{self.path}, line 1: no column {column}; there are {', '.join(self.spelled.values())}"
+                )

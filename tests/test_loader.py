@@ -1,0 +1,93 @@
+"""A step's batch: the fast way gives what one image after the other, by the plainest means, gives."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from featgan.conditions import build_condition
+from featgan.config import TargetConfig
+from featgan.data import loader
+from featgan.data.loader import BatchStream, Source
+from featgan.data.shards import Split
+from featgan.settings import validate
+from tests.conftest import World
+
+
+def decode_plainly(split: Split, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """uint8 [n, 3, S, S], by PIL."""
+    images = [np.asarray(Image.open(io.BytesIO(split.read_jpeg(int(row)))).convert("RGB")) for row in rows]
+    sided = [image[:, ::-1] if side else image for image, side in zip(images, mirrored, strict=True)]
+    return torch.from_numpy(np.stack(sided).transpose(0, 3, 1, 2).copy())
+
+
+def features_plainly(world: World, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
+    """float [n, F], out of the files joined end to end."""
+    names = world.shards.split("train").shard_names
+    whole = np.concatenate([np.load(world.cache.path / f"{name}.features.npy") for name in names])
+    return torch.stack([torch.from_numpy(whole[row, int(side)]) for row, side in zip(rows, mirrored, strict=True)])
+
+
+def targets_plainly(condition: Tensor, other: Tensor, shares: TargetConfig, generator: np.random.Generator) -> Tensor:
+    """One image after the other, with numpy's own choice."""
+    weights = np.array([shares.permutation, shares.interpolation, shares.component])
+    kinds = generator.choice(3, len(condition), p=weights / weights.sum())
+    amount = generator.random((len(condition), 1), dtype=np.float32)
+    falling = 1.0 / np.arange(1, condition.shape[1] + 1)
+    component = generator.choice(condition.shape[1], len(condition), p=falling / falling.sum())
+    target = other.clone()
+    for row, kind in enumerate(kinds):
+        if kind == 1:
+            target[row] = torch.lerp(condition[row], other[row], float(amount[row, 0]))
+        elif kind == 2:
+            target[row] = condition[row]
+            target[row, component[row]] = other[row, component[row]]
+    return target
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shares", [TargetConfig(), TargetConfig(permutation=1, interpolation=2, component=3)])
+def test_a_batch_is_what_the_plain_way_gives(world: World, seed: int, shares: TargetConfig) -> None:
+    tree = {"shards": str(world.shards.path), "features": "stand-in"}
+    condition = build_condition(validate({"dataset": tree}, "test").dataset, world.shards, "train")
+    split = world.shards.split("train")
+    batches = BatchStream([Source(split, condition, True)], 16, 1, shares, seed)
+    step = int(np.random.default_rng(seed).integers(100))
+    batch, (rows, mirrored) = batches[step], batches.global_rows(0, step)
+    assert 0 < mirrored.sum() < len(rows)
+    assert torch.equal(batch.images, decode_plainly(split, rows, mirrored))
+    features = features_plainly(world, rows, mirrored)
+    assert torch.equal(batch.condition, features)
+    generator = loader.stream(seed, loader.TARGET, step)
+    other = features[torch.from_numpy(generator.permutation(len(rows)))]
+    target = targets_plainly(features, other, shares, generator)
+    torch.testing.assert_close(batch.condition_target, target, rtol=1e-6, atol=1e-6)
+
+
+def test_an_epoch_border_in_a_batch_skips_and_repeats_nothing(world: World) -> None:
+    condition = build_condition(
+        validate({"dataset": {"shards": str(world.shards.path), "features": "stand-in"}}, "test").dataset,
+        world.shards, "train",
+    )  # fmt: skip
+    batches = BatchStream([Source(world.shards.split("train"), condition, True)], 200, 1, TargetConfig(), 3)
+    rows = np.concatenate([batches.global_rows(0, step)[0] for step in range(3)])
+    count = len(condition.rows)
+    assert count < 200
+    for epoch in range(len(rows) // count):
+        assert sorted(rows[epoch * count : (epoch + 1) * count]) == sorted(condition.rows)
+
+
+def test_a_damaged_image_among_good_ones_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = world.shards.split("train")
+    read = split.read
+
+    def read_damaged(row: int) -> bytearray:
+        content = read(row)
+        return content[: len(content) // 4] if row == 5 else content
+
+    monkeypatch.setattr(split, "read", read_damaged)
+    with pytest.raises(Exception, match=f"{split.keys[5]}.jpg: the JPEG is damaged"):
+        split.decode(np.arange(12))
