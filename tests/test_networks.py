@@ -7,6 +7,7 @@ from torch import nn
 from featgan.networks.conditioning import tile_layout
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.generator import Generator
+from featgan.sharded import Within
 
 
 def count(network: nn.Module) -> int:
@@ -81,3 +82,10 @@ def test_discriminator_heads() -> None:
         - network(torch.zeros(1, 3, 24, 24), torch.zeros(1, 7)).logits
     )
     assert other.abs().max() > 0 and torch.allclose(other, other[0, 0, 0, 0].expand_as(other), atol=1e-6)
+
+
+def test_a_context_of_its_own_outlasts_one_around_it() -> None:
+    """DeepSpeed ends the autocast that its engine is called in."""
+    network = Within(torch.nn.Linear(2, 3), lambda: torch.autocast("cpu", torch.bfloat16))
+    with torch.autocast("cpu", enabled=False):
+        assert network(torch.randn(4, 2)).dtype is torch.bfloat16

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featgan.images import single
+
 STRETCHED = 16
 """Fewer numbers than this are stretched over the image as blocks; more are repeated as a small patch."""
 
@@ -14,6 +16,30 @@ def concat_planes(images: Tensor, condition: Tensor) -> Tensor:
     """[N, 3, H, W] and [N, C] => [N, 3 + C, H, W]: each number as a constant plane (StarGAN, Choi et al. 2018)."""
     planes = condition[:, :, None, None].expand(-1, -1, *images.shape[2:])
     return torch.cat([images, planes.to(images.dtype)], 1)
+
+
+def concat_convolution(images: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of `concat_planes(images, condition)` by `weight` [D, 3 + C, k, k], zero-padded, without planes.
+
+    A constant plane stays constant under a convolution but within k // 2 pixels of the border, so a plane of k x k
+    pixels shows every value that one of any size takes: its middle is repeated. [N, 3, H, W], [N, C] => [N, D, H, W].
+    """
+    kernel = weight.shape[-1]
+    if min(images.shape[2:]) < kernel:
+        return F.conv2d(concat_planes(images, condition), weight, padding=kernel // 2)
+    seen = F.conv2d(images, weight[:, :3], padding=kernel // 2)
+    plane = condition[:, :, None, None].expand(-1, -1, kernel, kernel)
+    cases = F.conv2d(plane, weight[:, 3:], padding=kernel // 2)
+    return seen + stretch(stretch(cases, 2, images.shape[2]), 3, images.shape[3])
+
+
+def stretch(cells: Tensor, axis: int, size: int) -> Tensor:
+    """The middle one of an odd number of cells along an axis repeated, until there are `size`."""
+    margin = cells.shape[axis] // 2
+    first, middle, last = cells.split([margin, 1, margin], axis)
+    repeated = [-1] * cells.dim()
+    repeated[axis] = size - 2 * margin
+    return torch.cat([first, middle.expand(repeated), last], axis)
 
 
 def tile_layout(condition_dim: int, image_size: int) -> Tensor:
@@ -61,15 +87,25 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int, style_dim: int = 0) -> None:
         super().__init__()
-        self.norm = nn.InstanceNorm2d(dim, affine=True)
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
         self.modulation = nn.Linear(style_dim, 2 * dim) if style_dim else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
     def forward(self, activations: Tensor, style: Tensor | None) -> Tensor:
-        normalized: Tensor = self.norm(activations)
-        if self.modulation is None:
-            return normalized
-        gamma, beta = self.modulation(style)[:, :, None, None].chunk(2, 1)
-        return normalized * (1 + gamma) + beta
+        scale, shift = self.weight.expand(len(activations), -1), self.bias.expand(len(activations), -1)
+        if self.modulation is not None:
+            gamma, beta = single(self.modulation(style)).chunk(2, 1)
+            scale, shift = scale * (1 + gamma), shift * (1 + gamma) + beta
+        return instance_norm(activations, scale, shift)
+
+
+def instance_norm(activations: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Each map [H, W] of [N, C, H, W] to mean 0 and variance 1, then scaled and shifted by its own numbers [N, C].
+
+    This is batch norm of one image with N C maps, so that a scale and shift for every image cost nothing.
+    """
+    maps = activations.reshape(1, -1, *activations.shape[2:])
+    return F.batch_norm(maps, None, None, scale.flatten(), shift.flatten(), training=True).view_as(activations)

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featgan.networks.conditioning import Mapping, Norm, concat_planes, tile_layout, tile_plane
+from featgan.images import single
+from featgan.networks.conditioning import Mapping, Norm, concat_convolution, tile_layout, tile_plane
+from featgan.networks.winograd import Conv3x3
 
 STYLE_DIM = 128
 BLEND_START = -1.5
@@ -16,21 +18,37 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, dim: int, style_dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.conv1 = Conv3x3(dim, dim)
         self.norm1 = Norm(dim, style_dim)
-        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.conv2 = Conv3x3(dim, dim)
         self.norm2 = Norm(dim, style_dim)
 
     def forward(self, activations: Tensor, style: Tensor | None) -> Tensor:
-        hidden = F.relu(self.norm1(self.conv1(activations), style))
-        return activations + self.norm2(self.conv2(hidden), style)
+        hidden = F.relu(self.norm1(self.conv1(activations), style), inplace=True)
+        return self.norm2(self.conv2(hidden), style).add_(activations)
+
+
+class NearestConv(nn.Conv2d):
+    """Every pixel repeated 2 x 2, then a 3x3 convolution: [N, dim_in, H, W] => [N, dim_out, 2 H, 2 W].
+
+    Of the nine weights that meet an output pixel some fall on the same repeated pixel; added up beforehand they make a
+    4x4 transposed convolution of stride 2: 16 products an input pixel in place of 36, and no enlarged activations.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, 3, 1, 1, bias=False)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        flipped = self.weight.flip(2, 3).transpose(0, 1)
+        added = sum(F.pad(flipped, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1))
+        return F.conv_transpose2d(activations, torch.as_tensor(added), stride=2, padding=1)
 
 
 def upsampler(dim_in: int, dim_out: int, upsampling: str) -> nn.Module:
     """Twice the resolution, [N, dim_in, H, W] => [N, dim_out, 2 H, 2 W]."""
     if upsampling == "transposed":
         return nn.ConvTranspose2d(dim_in, dim_out, 4, 2, 1, bias=False)
-    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(dim_in, dim_out, 3, 1, 1, bias=False))
+    return NearestConv(dim_in, dim_out)
 
 
 class Generator(nn.Module):
@@ -89,22 +107,24 @@ class Generator(nn.Module):
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
         style = self.mapping(condition) if self.mapping is not None else None
-        activations = self.insert(images, condition)
-        for conv, norm in zip(self.encoder, self.encoder_norms, strict=True):
-            activations = F.relu(norm(conv(activations), None))
+        activations = F.relu(self.encoder_norms[0](self.enter(images, condition), None), inplace=True)
+        for conv, norm in zip(self.encoder[1:], self.encoder_norms[1:], strict=True):
+            activations = F.relu(norm(conv(activations), None), inplace=True)
         for block in self.blocks:
             activations = block(activations, style)
         for conv, norm in zip(self.decoder, self.decoder_norms, strict=True):
-            activations = F.relu(norm(conv(activations), style))
-        return self.paint(images, self.to_pixels(activations).float())
+            activations = F.relu(norm(conv(activations), style), inplace=True)
+        return self.paint(images, single(self.to_pixels(activations)))
 
-    def insert(self, images: Tensor, condition: Tensor) -> Tensor:
-        """The condition beside the image's channels, where it enters there."""
+    def enter(self, images: Tensor, condition: Tensor) -> Tensor:
+        """The first convolution, of the image and of the condition where it enters beside the image's channels."""
+        first = self.encoder[0]
         if self.conditioning == "concat":
-            return concat_planes(images, condition)
+            return concat_convolution(images, condition, first.get_parameter("weight"))
         if self.conditioning == "tile":
-            return tile_plane(images, condition, self.get_buffer("layout"))
-        return images
+            images = tile_plane(images, condition, self.get_buffer("layout"))
+        activations: Tensor = first(images)
+        return activations
 
     def paint(self, images: Tensor, pixels: Tensor) -> Tensor:
         """The last layer's values [N, 3 or 4, H, W] => edited images [N, 3, H, W]."""

@@ -1,0 +1,308 @@
+"""Every faster path against the plain step: scalars and every gradient, over conditions, conditionings and outputs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featgan import objective, plain
+from featgan.data.loader import Batch, BatchStream
+from featgan.game import Game, build_game
+from featgan.images import to_float
+from featgan.networks import winograd
+from featgan.networks.conditioning import concat_convolution, concat_planes
+from featgan.networks.discriminator import Discriminator
+from featgan.networks.generator import Generator, NearestConv
+from featgan.objective import discriminator_losses, edit, generator_losses, split
+from featgan.train import train
+from tests.conftest import CHOSEN, World
+
+FEATURES = {"features": "stand-in"}
+CONDITIONS = {
+    "expression": {"condition": {"kind": "expression"}},
+    "valence_arousal": {"condition": {"kind": "valence_arousal", "regression": "mse"}},
+    "raw": FEATURES,
+    "both": FEATURES | {"condition": {"objective": "both"}},
+    "components": {"features": "stand-in-3", "condition": {"encoding": "components", "reduction": "mean"}},
+}
+WGAN = {"adversarial": "wgan_gp"}
+LOGISTIC = {"adversarial": "logistic", "identity_weight": 1.0}
+
+
+def build(world: World, run: Path, dataset: dict[str, Any], **sections: dict[str, object]) -> Game:
+    """A game whose weights have left their initial values, where scales are 1 and modulations 0."""
+    game = build_game(world.config(run, dataset={"shards": str(world.shards.path)} | dataset, **sections))
+    generator = torch.Generator().manual_seed(11)
+    for player in (game.generator, game.discriminator):
+        for parameter in player.bare.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return game
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images come in double precision, where only a difference of mathematics can be seen."""
+    for module in (objective, plain):
+        monkeypatch.setattr(module, "to_float", lambda images: to_float(images).double())
+
+
+@pytest.fixture
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks as narrow as a test's convolve by tiles too."""
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+
+
+def in_double(game: Game, batch: Batch) -> Batch:
+    """The game's weights and the batch's numbers in double precision."""
+    for player in (game.generator, game.discriminator):
+        player.bare.double()
+    numbers = {name: value.double() for name, value in batch.tensors().items() if value.is_floating_point()}
+    return replace(batch, **numbers)
+
+
+def gradients(network: nn.Module, loss: Tensor) -> list[Tensor]:
+    """The loss's gradient in every weight."""
+    network.zero_grad()
+    loss.backward()
+    found = [torch.zeros_like(each) if each.grad is None else each.grad.clone() for each in network.parameters()]
+    network.zero_grad()
+    return found
+
+
+def fast_and_plain(game: Game, batch: Batch) -> list[tuple[Tensor, Tensor, list[Tensor], list[Tensor]]]:
+    """For D, then G: the scalar and the gradients of the step, and of the plain one."""
+    (part,) = parts = split(game, batch)
+    part.fake = edit(game, part)
+    loss, _ = discriminator_losses(game, 0, parts)[0]()
+    expected, _ = plain.discriminator_loss(game, 0, batch)
+    critic, network = game.discriminator.bare, game.generator.bare
+    found = [(loss.detach(), expected.detach(), gradients(critic, loss), gradients(critic, expected))]
+    with game.discriminator.frozen():
+        loss, _ = generator_losses(game, parts)[0]()
+        own = gradients(network, loss)
+    expected, _ = plain.generator_loss(game, batch)
+    return [*found, (loss.detach(), expected.detach(), own, gradients(network, expected))]
+
+
+def distances(own: list[Tensor], expected: list[Tensor]) -> list[float]:
+    """How far each gradient lies from the plain one, relative to its size, or to a thousandth of all."""
+    whole = float(torch.stack([each.norm() for each in expected]).norm())
+    pairs = zip(own, expected, strict=True)
+    return [float((one - other).norm()) / max(float(other.norm()), whole / 1000) for one, other in pairs]
+
+
+def assert_same_step(game: Game, batch: Batch, tolerance: float) -> None:
+    """Both scalars and every gradient."""
+    for loss, expected, own, plainly in fast_and_plain(game, batch):
+        assert float(loss) == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
+        assert max(distances(own, plainly)) < tolerance
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+def test_the_step_is_the_plain_step(
+    double: None, world: World, tmp_path: Path, kind: str, conditioning: str, adversarial: dict[str, object]
+) -> None:
+    game = build(world, tmp_path, CONDITIONS[kind], losses=adversarial, generator={"conditioning": conditioning})
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    assert_same_step(game, in_double(game, batch), 1e-9)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+def test_so_is_that_by_tiles(
+    double: None, tiles: None, world: World, tmp_path: Path, conditioning: str, adversarial: dict[str, object]
+) -> None:
+    game = build(world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": conditioning})
+    batch = in_double(game, BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3])
+    block = game.generator.bare.blocks[0]
+    assert block.conv1.saves(torch.zeros(4, block.conv1.in_channels, 4, 4).double())
+    assert_same_step(game, batch, 1e-9)
+
+
+@pytest.mark.parametrize("output", ["image", "residual", "blend"])
+@pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_so_is_that_of_every_output_and_discriminator(
+    double: None, world: World, tmp_path: Path, output: str, upsampling: str, projection: bool
+) -> None:
+    game = build(
+        world, tmp_path, FEATURES, losses=WGAN, discriminator={"projection": projection},
+        generator={"conditioning": "modulation", "output": output, "upsampling": upsampling},
+    )  # fmt: skip
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    assert_same_step(game, in_double(game, batch), 1e-9)
+
+
+@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+def test_so_is_that_of_augmented_images(
+    double: None, world: World, tmp_path: Path, adversarial: dict[str, object]
+) -> None:
+    game = build(world, tmp_path, FEATURES, losses=adversarial, discriminator={"augmentation": True})
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    assert_same_step(game, in_double(game, batch), 1e-9)
+    assert not torch.equal(*(split(game, batch)[0].shown(to_float(batch.images)) for batch in (batch, shift(batch))))
+
+
+def shift(batch: Batch) -> Batch:
+    """The same batch, augmented elsewhere."""
+    return replace(batch, places=1 - batch.places)
+
+
+def test_so_is_that_of_two_data_sets(double: None, world: World, tmp_path: Path) -> None:
+    game = build(
+        world, tmp_path, CONDITIONS["expression"], losses=WGAN,
+        second_dataset={"shards": str(world.shards.path), "condition": {"kind": "valence_arousal"}},
+    )  # fmt: skip
+    stream = BatchStream(game.sources, 4, 1, game.config.targets, 0)
+    for step in (0, 1):
+        assert_same_step(game, in_double(game, stream[step]), 1e-9)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+def test_so_is_that_of_attributes(double: None, world: World, celeba: Path, tmp_path: Path, conditioning: str) -> None:
+    game = build(
+        world, tmp_path, {"shards": str(celeba), "condition": {"kind": "attributes", "attributes": list(CHOSEN)}},
+        losses=WGAN, generator={"conditioning": conditioning},
+    )  # fmt: skip
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    assert_same_step(game, in_double(game, batch), 1e-9)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+@pytest.mark.parametrize("by_tiles", [False, True])
+def test_in_single_precision_it_is_as_exact(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    conditioning: str,
+    adversarial: dict[str, object],
+    by_tiles: bool,
+) -> None:
+    if by_tiles:
+        request.getfixturevalue("tiles")
+    game = build(world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": conditioning})
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, 0)[3]
+    found = fast_and_plain(game, batch)
+    monkeypatch.setattr(plain, "to_float", lambda images: to_float(images).double())
+    exact = exact_gradients(game, in_double(game, batch))
+    for (_, _, own, plainly), truth in zip(found, exact, strict=True):
+        # Instance norm takes constant planes away but for rounding: there the plain step is off by more than 1e-5.
+        # The points of tiles have values up to ten times the result's, which costs a digit, not a method's exactness.
+        least, times = (5e-5, 5) if by_tiles else (1e-5, 2)
+        assert max(distances(own, truth)) < max(least, times * max(distances(plainly, truth)))
+
+
+def exact_gradients(game: Game, batch: Batch) -> list[list[Tensor]]:
+    """The plain step's gradients of D and of G, in double precision."""
+    losses = (plain.discriminator_loss(game, 0, batch)[0], plain.generator_loss(game, batch)[0])
+    networks = (game.discriminator.bare, game.generator.bare)
+    return [gradients(network, loss) for network, loss in zip(networks, losses, strict=True)]
+
+
+@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
+def test_in_half_precision_gradients_point_the_plain_way(
+    world: World, tmp_path: Path, adversarial: dict[str, object]
+) -> None:
+    # bf16 keeps 8 bits, so a product is off by up to .4 %; a dozen layers each way with independent errors make some
+    # per cent, and norms over the 16 pixels of these tiny maps more. The whole gradient's direction is what counts.
+    game = build(
+        world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": "modulation"},
+        training={"precision": "bf16"},
+    )  # fmt: skip
+    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    for loss, expected, own, plainly in fast_and_plain(game, batch):
+        assert float(loss) == pytest.approx(float(expected), rel=0.05, abs=0.05)
+        one, other = (torch.cat([each.flatten() for each in found]) for found in (own, plainly))
+        assert F.cosine_similarity(one, other, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (28, 28)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_tiles_make_the_convolution_and_its_derivatives(
+    tiles: None, size: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    layer = winograd.Conv3x3(32, 48).to(dtype)
+    images, slopes = torch.randn(3, 32, *size, dtype=dtype), torch.randn(3, 48, *size, dtype=dtype)
+    assert layer.saves(images)
+
+    def results(convolve: Callable[[Tensor], Tensor], given: Tensor) -> list[Tensor]:
+        given = given.clone().requires_grad_()
+        made = convolve(given)
+        return [made.detach(), *torch.autograd.grad(made, [given, layer.weight], slopes.to(made.dtype))]
+
+    found = results(layer, images)
+    layer.double()
+    expected = results(lambda given: F.conv2d(given, layer.weight, padding=1), images.double())
+    assert max(distances([each.double() for each in found], expected)) < tolerance
+
+
+def test_tiles_are_for_wide_networks_in_single_precision_alone() -> None:
+    layer, images = winograd.Conv3x3(256, 256), torch.empty(16, 256, 28, 28)
+    assert layer.saves(images)
+    assert not layer.saves(images[:, :, :26]) and not layer.saves(images[:1])
+    assert not winograd.Conv3x3(64, 64).saves(images[:, :64])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer.saves(images)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 12), (20, 20), (5, 9)])
+def test_planes_are_convolved_without_being_made(size: tuple[int, int]) -> None:
+    images, condition, weight = torch.randn(2, 3, *size), torch.randn(2, 5), torch.randn(4, 8, 7, 7)
+    expected = F.conv2d(concat_planes(images, condition), weight, padding=3)
+    torch.testing.assert_close(concat_convolution(images, condition, weight), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_repeated_pixels_are_convolved_without_being_made() -> None:
+    layer, activations = NearestConv(5, 4), torch.randn(2, 5, 6, 9)
+    expected = F.conv2d(F.interpolate(activations, scale_factor=2), layer.weight, padding=1)
+    torch.testing.assert_close(layer(activations), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 20, 23, 31])
+def test_the_input_gradient_is_autograds(size: int) -> None:
+    network = Discriminator(size, 3, 4, 4, projection_dim=2)
+    images, condition = torch.randn(2, 3, size, size), torch.randn(2, 2)
+    expected = plain.input_gradient(network, images, condition)
+    torch.testing.assert_close(network.input_gradient(images, condition), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+def test_an_edit_is_the_plain_edit(conditioning: str) -> None:
+    network = Generator(32, 5, 8, 2, conditioning, "blend", "nearest")
+    images, condition = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 5)
+    torch.testing.assert_close(network(images, condition), plain.edit(network, images, condition), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_follows_the_plain_one(world: World, tmp_path: Path) -> None:
+    """The losses of 200 steps of both on the same data lie on each other."""
+    steps, sections = 200, {"losses": WGAN}
+    training = {"steps": steps, "critic_steps": 5, "save_every": steps, "report_every": 1}
+    config = world.config(tmp_path / "fast", **sections, training=training)
+    train(config)
+    game = build_game(config)
+    stream, curve = BatchStream(game.sources, 4, 5, game.config.targets, 0), []
+    for step in range(steps):
+        loss = partial(plain.discriminator_loss, game, step, stream[step])
+        curve.append(float(game.discriminator.step([loss], 1e-4)["loss"]))
+        if (step + 1) % 5 == 0:
+            game.generator.step([partial(plain.generator_loss, game, stream[step])], 1e-4)
+            game.discriminator.bare.zero_grad()
+    lines = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
+    fast, plainly = np.array([line["discriminator/loss"] for line in lines]), np.array(curve)
+    np.testing.assert_allclose(fast[:20], plainly[:20], rtol=1e-4)
+    # Rounding grows from step to step, but stays small beside what the losses do.
+    assert np.abs(fast - plainly).mean() < 0.1 * plainly.std()
