@@ -1,0 +1,269 @@
+"""The training step: fp32 and eager as the equations have it, beside what a training uses."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from featgan import plain
+from featgan.bench.results import Bench, Goal, Row, Table, three_digits
+from featgan.bench.timing import Costs, in_new_process, in_turn
+from featgan.conditions import Condition, ConditionLayout
+from featgan.config import ConditionConfig, Config
+from featgan.data.loader import Batch
+from featgan.ema import Average
+from featgan.engine import Engine, has_fast_bf16
+from featgan.game import Game
+from featgan.networks.discriminator import Discriminator
+from featgan.networks.generator import Generator
+from featgan.objective import discriminator_losses, edit, generator_losses, split
+from featgan.profiling import activities, top_operations
+from featgan.settings import validate
+
+CRITIC_STEPS = 5
+"""n_critic: a round of so many steps holds everything that a training repeats."""
+
+RATE = 1e-4
+Round = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a step's cost depends on."""
+
+    image_size: int = 112
+    dim: int = 64
+    batch_size: int = 16
+    condition_dim: int = 64
+    conditioning: str = "concat"
+
+    def config(self, precision: str) -> Config:
+        """The ancestor's objective and networks in these sizes."""
+        layers = min(6, self.image_size.bit_length() - 1)
+        tree = {
+            "generator": {"dim": self.dim, "conditioning": self.conditioning},
+            "discriminator": {"dim": self.dim, "num_layers": layers},
+            "losses": {"condition_weight": 10},
+            "training": {"precision": precision, "batch_size": self.batch_size, "critic_steps": CRITIC_STEPS},
+        }
+        return validate(tree, "featgan bench step")
+
+
+def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: int, scaling: bool = False) -> Bench:
+    """Plain and fast in turn, each a round of steps; the ceiling is convolutions alone at the rate measured between."""
+    sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
+    device = Engine("fp32", sizes.config("fp32").distribution).device
+    precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
+    sides = {"plain": plain_round(sizes)}
+    for precision in precisions:
+        sides[precision] = fast_round(sizes, precision)
+        sides[f"convolution {precision}"] = Convolution.of(sizes, precision, device).work
+    seconds = in_turn({name: synchronous(side, device) for name, side in sides.items()}, repeats)
+    flops = count_flops(sizes)
+    rows = [step_row(sizes, precision, seconds, flops, device) for precision in precisions]
+    rows += [memory_row(sizes, precision) for precision in precisions] if device.type == "cpu" else []
+    tables = [operations(sizes, precisions[-1]), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
+    remarks = [f"a step is the mean of {CRITIC_STEPS}, of which one trains the generator: {flops / 1e9:.0f} GFLOP"]
+    if "bf16" not in precisions:
+        remarks.append("bf16 is not measured: this machine multiplies it in software")
+    return Bench("step", rows, asdict(sizes), tables, remarks)
+
+
+def build_game(sizes: Sizes, precision: str) -> Game:
+    """A game without data; its batches are drawn by `random_batch`."""
+    config = sizes.config(precision)
+    engine = Engine(config.training.precision, config.distribution)
+    names = tuple(str(index) for index in range(sizes.condition_dim))
+    condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), no_values)
+    critic = config.discriminator
+    torch.manual_seed(0)
+    generator = Generator(sizes.image_size, sizes.condition_dim, **config.generator.model_dump())
+    discriminator = Discriminator(sizes.image_size, sizes.condition_dim, critic.dim, critic.num_layers)
+    players = {
+        "generator": engine.player(generator, RATE, config.optimizer),
+        "discriminator": engine.player(discriminator, RATE, config.optimizer),
+    }
+    layout = ConditionLayout((sizes.condition_dim,))
+    return Game(config, engine, [], [condition], layout, [], **players, average=Average(generator, 0))
+
+
+def no_values(rows: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    raise AssertionError("batches are drawn at random")
+
+
+def random_batch(sizes: Sizes, device: torch.device) -> Batch:
+    """Noise in the form of a batch: what an image shows does not change the cost of a step."""
+    count, size = sizes.batch_size, sizes.image_size
+    condition = torch.randn(count, sizes.condition_dim)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    nothing = torch.empty(count, 0)
+    return Batch(
+        images, condition, condition.roll(1, 0), nothing, nothing, torch.rand(count), torch.rand(count, 4), 0
+    ).to(device)
+
+
+def fast_round(sizes: Sizes, precision: str) -> Round:
+    """n_critic steps as `featgan.train` does them, of which the last trains the generator too."""
+    game = build_game(sizes, precision)
+    batch = random_batch(sizes, game.engine.device)
+
+    def work() -> None:
+        for step in range(CRITIC_STEPS):
+            parts = split(game, batch)
+            if step + 1 == CRITIC_STEPS:
+                parts[0].fake = edit(game, parts[0])
+            game.discriminator.step(discriminator_losses(game, step, parts), RATE)
+        with game.discriminator.frozen():
+            game.generator.step(generator_losses(game, parts), RATE)
+
+    return work
+
+
+def plain_round(sizes: Sizes) -> Round:
+    """The same steps from the plain scalars in fp32, with Adam weight by weight."""
+    game = build_game(sizes, "fp32")
+    batch = random_batch(sizes, game.engine.device)
+    networks = (game.generator.bare, game.discriminator.bare)
+    generator, discriminator = (
+        torch.optim.Adam(each.parameters(), RATE, (0.5, 0.999), foreach=False, fused=False) for each in networks
+    )
+
+    def follow(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        for each in (generator, discriminator):
+            each.zero_grad()
+
+    def work() -> None:
+        for step in range(CRITIC_STEPS):
+            follow(discriminator, plain.discriminator_loss(game, step, batch)[0])
+        follow(generator, plain.generator_loss(game, batch)[0])
+
+    return work
+
+
+def synchronous(work: Round, device: torch.device) -> Round:
+    """Ends when the device has done it."""
+
+    def whole() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return whole
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The 3x3 convolution of a residual block, most of a step's operations: its rate bounds the step."""
+
+    images: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, sizes: Sizes, precision: str, device: torch.device) -> "Convolution":
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        channels, side = 4 * sizes.dim, sizes.image_size // 4
+        images = torch.randn(sizes.batch_size, channels, side, side, device=device, dtype=kind)
+        weight = torch.randn(channels, channels, 3, 3, device=device, dtype=kind)
+        return cls(images.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def work(self) -> None:
+        F.conv2d(self.images, self.weight, padding=1)
+
+    @staticmethod
+    def flops(sizes: Sizes) -> float:
+        return 2.0 * 9 * (4 * sizes.dim) ** 2 * (sizes.image_size // 4) ** 2 * sizes.batch_size
+
+
+def count_flops(sizes: Sizes) -> float:
+    """Operations of a fast step, counted on one image: all of them grow with the images.
+
+    In bf16, where every convolution is done as one, so that a product saved does not count as a lower bound.
+    """
+    work = fast_round(replace(sizes, batch_size=1), "bf16")
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / CRITIC_STEPS * sizes.batch_size
+
+
+def step_row(sizes: Sizes, precision: str, seconds: Mapping[str, Costs], flops: float, device: torch.device) -> Row:
+    """A step's seconds: a round's divided by its steps."""
+    on_cpu = device.type == "cpu"
+    ratio = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
+    goals = [Goal("ratio", ratio)]
+    if precision == "bf16":
+        goals.append(Goal("share", 0.4 if on_cpu else 0.45))
+    bound = scaled(seconds[f"convolution {precision}"], flops / Convolution.flops(sizes))
+    return Row(
+        f"step, {precision}",
+        scaled(seconds[precision], 1 / CRITIC_STEPS),
+        scaled(seconds["plain"], 1 / CRITIC_STEPS),
+        bound,
+        tuple(goals),
+        ceiling_name="its operations at the rate of a residual block's convolution",
+    )
+
+
+def scaled(costs: Costs, factor: float) -> Costs:
+    return Costs(tuple(value * factor for value in costs.values))
+
+
+def memory_row(sizes: Sizes, precision: str) -> Row:
+    """Peak memory of a round in a process of its own."""
+    fast, slow = (
+        Costs((in_new_process("featgan.bench.step:spend", side, asdict(sizes)).megabytes,))
+        for side in (precision, "plain")
+    )
+    goals = (Goal("part", 0.6),)
+    return Row(f"peak memory of a step, {precision}", fast, slow, goals=goals, unit="MB")
+
+
+def spend(side: str, sizes: dict[str, int | str]) -> None:
+    """A round of one side: what `memory_row` runs elsewhere."""
+    found = Sizes(**sizes)  # type: ignore[arg-type]
+    (plain_round(found) if side == "plain" else fast_round(found, side))()
+
+
+def operations(sizes: Sizes, precision: str) -> Table:
+    """Where a fast step's time goes."""
+    work = fast_round(sizes, precision)
+    work()
+    with profile(activities=activities()) as trace:
+        work()
+    rows = tuple(
+        (name.removeprefix("aten::"), f"{100 * share:.1f} %", f"{three_digits(milliseconds)} ms")
+        for name, share, milliseconds, _ in top_operations(trace, CRITIC_STEPS)
+    )
+    return Table(f"a step's operations, {precision}", ("operation", "share", "a step"), rows)
+
+
+def scaling_table(sizes: Sizes, precision: str) -> Table:
+    """How a step's time and memory grow when one size is doubled, the others as given."""
+    changes: dict[str, Sizes] = {"as given": sizes} | {
+        f"{name} {getattr(sizes, name)} to {2 * getattr(sizes, name)}": replace(
+            sizes, **{name: 2 * getattr(sizes, name)}
+        )
+        for name in ("batch_size", "dim", "image_size", "condition_dim")
+    }
+    rows, base = [], (0.0, 0.0)
+    for name, each in changes.items():
+        spent = in_new_process("featgan.bench.step:time_round", precision, asdict(each))
+        found = (float(spent.result), spent.megabytes)
+        base = found if name == "as given" else base
+        growth = [f"x {mine / its:.2f}" for mine, its in zip(found, base, strict=True)]
+        rows.append((name, f"{three_digits(1000 * found[0])} ms", growth[0], f"{found[1]:,.0f} MB", growth[1]))
+    columns = ("size", "a step", "growth", "memory", "growth")
+    return Table(f"what a step costs, {precision}, {sizes.conditioning}", columns, tuple(rows))
+
+
+def time_round(side: str, sizes: dict[str, int | str]) -> float:
+    """Median seconds of a step."""
+    work = fast_round(Sizes(**sizes), side)  # type: ignore[arg-type]
+    return in_turn({side: work}, repeats=3)[side].median / CRITIC_STEPS

@@ -1,0 +1,58 @@
+"""The bench of the training step compares the same work, and a profile shows where a training's time goes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from featgan import plain
+from featgan.bench import step as bench
+from featgan.bench.step import Sizes
+from featgan.cli import cli
+from featgan.objective import discriminator_losses, edit, generator_losses, split
+from featgan.train import train
+from tests.conftest import World
+
+TINY = Sizes(image_size=16, dim=4, batch_size=2, condition_dim=3)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+def test_both_sides_do_the_same_work(conditioning: str) -> None:
+    game = bench.build_game(Sizes(**asdict(TINY) | {"conditioning": conditioning}), "fp32")
+    torch.manual_seed(1)
+    batch = bench.random_batch(TINY, game.engine.device)
+    (part,) = parts = split(game, batch)
+    part.fake = edit(game, part)
+    loss, _ = discriminator_losses(game, 0, parts)[0]()
+    torch.testing.assert_close(loss, plain.discriminator_loss(game, 0, batch)[0], rtol=1e-4, atol=1e-4)
+    loss, _ = generator_losses(game, parts)[0]()
+    torch.testing.assert_close(loss, plain.generator_loss(game, batch)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_operations_grow_with_the_square_of_dims() -> None:
+    small = bench.count_flops(Sizes(image_size=32, dim=8, batch_size=2))
+    wide = bench.count_flops(Sizes(image_size=32, dim=16, batch_size=2))
+    assert 3 < wide / small < 4.1
+    assert bench.count_flops(Sizes(image_size=32, dim=8, batch_size=6)) == pytest.approx(3 * small)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    words = ["bench", "step", "--image-size", "16", "--dim", "4", "--batch-size", "2", "--repeats", "1"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "step.json")], catch_exceptions=False)
+    assert "step, fp32" in done.output and "at least 2.00 x" in done.output
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert found["rows"][0]["plain"]["median"] > 0 and found["rows"][0]["ceiling"]["median"] > 0
+    assert any("convolution" in row[0] for row in found["tables"][0]["rows"])
+
+
+def test_a_profile_is_a_trace_and_a_table(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = world.config(tmp_path / "run", training={"steps": 18, "save_every": 18})
+    train(config, profile=True)
+    trace = json.loads((config.run / "profile" / "trace.pt.trace.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if str(event.get("name")).startswith("ProfilerStep#")}
+    assert len(steps) == 10
+    assert "mkldnn_convolution" in capsys.readouterr().err
