@@ -10,19 +10,23 @@ from torch import Tensor
 from featgan.blackbox.load import BlackBox
 from featgan.conditions import Condition, ConditionLayout
 from featgan.data.shards import Split
-from featgan.images import to_float, to_uint8
-from featgan.measure import Table, ask
+from featgan.editing import Editor, ask
+from featgan.measure import Family, Table, measure_inception
+from featgan.measure_regions import RegionFamily, decision_scores, measure_region, picture_scores
+from featgan.measure_sweeps import EQUAL_REQUESTS, EQUAL_SOURCES, EqualRequests, measure_diversity
 from featgan.metrics import controls, decisions, preservation, realism
-from featgan.metrics.intervals import Floats, as_floats
-from featgan.metrics.response import Response
-from featgan.model import Model
+from featgan.metrics.intervals import Booleans, Integers, as_floats
+from featgan.metrics.preservation import EditSizes, mean_colours
+from featgan.metrics.regions import class_regions, octant_regions
+from featgan.metrics.response import Response, standardize_by
+from featgan.observers import Observers
 
 
 @dataclass(frozen=True)
 class LabelSubject:
-    """A model and one of the data sets it was trained on, with a judge of that data set's labels if there is one."""
+    """An editor, one of the data sets that its model was trained on, and a judge of that data set's labels if any."""
 
-    model: Model
+    editor: Editor
     split: Split
     condition: Condition
     layout: ConditionLayout
@@ -30,8 +34,8 @@ class LabelSubject:
     judge: BlackBox | None
 
     def edit(self, images: Tensor, labels: Tensor) -> Tensor:
-        """G(x, c), rounded to the 256 levels a picture has."""
-        return to_float(to_uint8(self.model.edit(images, self.layout.embed(labels, self.dataset))))
+        """G(x, c) for labels [N, C_i] of this data set."""
+        return self.editor.edit(images, self.layout.embed(labels, self.dataset))
 
     def decide(self, seen: Response, asked: Response, source: Response) -> Table:
         """The decision measures that fit the labels; `asked` holds labels as outputs, the others the judge's."""
@@ -45,37 +49,114 @@ class LabelSubject:
         return decisions.attribute_table(source.outputs > 0, asked.outputs > 0.5, seen.outputs > 0, names)
 
 
-def measure_labels(subject: LabelSubject, count: int) -> Mapping[str, Table]:
-    """Preservation; with a judge, whether the edits obey, beside controls, and their Frechet distance in its space.
+@dataclass(frozen=True)
+class LabelEdits:
+    """N validation images asked to show the labels of another of them, fixed by a seed."""
 
-    `count` validation images, at most, are asked to show the labels of another of them, fixed by a seed.
-    """
+    own: Tensor  # labels [N, C_i]
+    others: Integers  # [N], the place of each pair's target
+    images: dict[str, Tensor]  # uint8 [N, 3, S, S]: what stands for the edit in each column
+    kept: Tensor
+    returned: Tensor
+    sizes: dict[str, EditSizes]
+    asked: Booleans | None  # pairs whose label is asked to change
+
+    @property
+    def sources(self) -> Tensor:
+        return self.images["identity_copy"]
+
+
+def edit_labels(subject: LabelSubject, count: int) -> LabelEdits:
+    """Edit at most `count` images to another's labels, to another pair's, to their own, and back."""
     rows = np.random.default_rng(0).permutation(subject.condition.rows)[:count]
     own = torch.from_numpy(subject.condition.values(rows, np.zeros(len(rows), bool)))
-    other = controls.derangement(len(rows), 0)
-    images = to_float(subject.split.decode(rows))
-    edited = subject.edit(images, own[other])
-    tables: dict[str, Table] = {
-        "preservation": preservation.preservation_table(
-            images, subject.edit(images, own), subject.edit(edited, own), edited
-        )
+    others, images = controls.derangement(len(rows), 0), subject.split.decode(rows)
+    with subject.editor.showing("editing", 4 * len(rows)):
+        edited = subject.edit(images, own[others])
+        shuffled = subject.edit(images, own[others][controls.derangement(len(rows), 1)])
+        kept, returned = subject.edit(images, own), subject.edit(edited, own)
+    shown = {
+        "generator": edited,
+        "identity_copy": images,
+        "shuffled_condition": shuffled,
+        "ceiling_real": images[others],  # real images whose labels are asked for
     }
+    sizes = {name: EditSizes.of(images, each) for name, each in shown.items()}
+    labels = Response(as_floats(own), as_floats(own))
+    asked = decisions.asked_to_change(subject.condition.config.kind, labels, labels.take(others))
+    return LabelEdits(own, others, shown, kept, returned, sizes, asked)
+
+
+def measure_labels(
+    subject: LabelSubject, count: int, observers: Observers | None = None
+) -> tuple[Mapping[str, Family], list[RegionFamily]]:
+    """Preservation and diversity; with a judge, whether the edits obey, and how real they are in its space.
+
+    Beside controls, and by region of the labels asked for.
+    """
+    observers = observers or Observers()
+    edits = edit_labels(subject, count)
+    equal = ask_all_the_same(subject, edits)
+    families = {"preservation": preserved(edits, observers), "diversity": measure_diversity(equal)}
+    if observers.inception is not None:
+        family = measure_inception(observers.inception, edits.images)
+        families["realism"] = {
+            column: {f"inception_{name}": found for name, found in table.items()} for column, table in family.items()
+        }
     if subject.judge is None:
-        return tables
-    source, seen = (read(subject, pictures) for pictures in (images, edited))
-    shuffled = subject.edit(images, own[other][controls.derangement(len(rows), 1)])
-    asked = Response(source.features, as_floats(own[other]))
-    responses = {
-        "generator": seen,
+        return families, label_regions(subject, edits, {})
+    # What the judge says of the real images whose labels are asked for: its own errors bound what can be reached.
+    source = read(subject, edits.sources)
+    seen = {
+        "generator": read(subject, edits.images["generator"]),
         "identity_copy": source,
-        "shuffled_condition": read(subject, shuffled),
-        # What the judge says of the real images whose labels are asked for: its own errors bound what can be reached.
-        "ceiling_real": source.take(other),
+        "shuffled_condition": read(subject, edits.images["shuffled_condition"]),
+        "ceiling_real": source.take(edits.others),
     }
-    for name, response in responses.items():
-        tables[name] = subject.decide(response, asked, source)
-    tables["realism"] = measure_realism(source.features, seen.features)
-    return tables
+    asked = Response(source.features, as_floats(edits.own[edits.others]))
+    families["faithfulness"] = {name: subject.decide(response, asked, source) for name, response in seen.items()}
+    scaled = {name: standardize_by(source.features, response.features) for name, response in seen.items()}
+    half = realism.judged_half(len(source))
+    judged = realism.realism_family(scaled["identity_copy"], {name: each[half] for name, each in scaled.items()})
+    for column, table in judged.items():
+        families.setdefault("realism", {}).setdefault(column, {}).update(table)
+    return families, label_regions(subject, edits, seen)
+
+
+def preserved(edits: LabelEdits, observers: Observers) -> Family:
+    """What stays, in pixels."""
+    images, asked, lpips = edits.sources, edits.asked, observers.lpips
+    pairs = {"generator": (edits.kept, edits.returned), "identity_copy": (images, images)}
+    found = {}
+    for name, shown in edits.images.items():
+        kept, returned = pairs.get(name, (None, None))
+        found[name] = preservation.preservation_table(images, kept, returned, shown, asked, lpips, edits.sizes[name])
+    jpeg = controls.jpeg_round_trip(images)
+    return found | {"ceiling_jpeg": preservation.preservation_table(images, jpeg, None, jpeg, asked, lpips)}
+
+
+def ask_all_the_same(subject: LabelSubject, edits: LabelEdits) -> EqualRequests:
+    """Edit many sources to one label, and to the next."""
+    images = edits.sources[:EQUAL_SOURCES]
+    requests = torch.unique(edits.own, dim=0)[:EQUAL_REQUESTS]
+    with subject.editor.showing("asking all for the same", len(requests) * len(images)):
+        edited = [subject.edit(images, request.expand(len(images), -1)) for request in requests]
+    return EqualRequests(images, edited)
+
+
+def label_regions(subject: LabelSubject, edits: LabelEdits, seen: Mapping[str, Response]) -> list[RegionFamily]:
+    """By class, or by octant of valence and arousal; the judge's answers where there is one, and the pictures."""
+    kind, asked = subject.condition.config.kind, as_floats(edits.own[edits.others])
+    deviations = mean_colours(edits.sources).std(0)
+    scores = {name: picture_scores(sizes, deviations) for name, sizes in edits.sizes.items()}
+    wanted = Response(asked, asked)
+    for name, response in seen.items():
+        scores[name] = decision_scores(kind, seen["identity_copy"], wanted, response) | scores[name]
+    if kind == "expression":
+        regions = class_regions(asked.argmax(1), subject.condition.names)
+    else:
+        regions = octant_regions(asked) if kind == "valence_arousal" else []
+    return [measure_region(region, scores) for region in regions]
 
 
 def read(subject: LabelSubject, images: Tensor) -> Response:
@@ -85,13 +166,3 @@ def read(subject: LabelSubject, images: Tensor) -> Response:
     assert seen.outputs is not None
     columns = [list(subject.judge.class_names).index(name) for name in subject.condition.names]
     return Response(seen.features, seen.outputs[:, columns])
-
-
-def measure_realism(real: Floats, edited: Floats) -> Table:
-    """Frechet distance in the judge's space, features in deviations of the real ones; the floor as in `measure`."""
-    deviations = real.std(0)
-    live = deviations > 1e-6 * max(deviations.max(), 1e-12)
-    real, edited = real[:, live] / deviations[live], edited[:, live] / deviations[live]
-    half = len(real) // 2
-    first, second = real[:half], real[half : 2 * half]
-    return realism.realism_table({"edited": (first, edited[half : 2 * half]), "real_floor": (first, second)})

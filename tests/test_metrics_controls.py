@@ -8,15 +8,10 @@ from torch import Tensor
 from featgan.directions import FeatureSpace
 from featgan.metrics.controls import (
     derangement,
-    feature_controls,
     jpeg_round_trip,
     mean_vector,
-    mirror,
     nearest_rows,
-    noise_ceiling,
-    respond,
 )
-from featgan.metrics.faithfulness import faithfulness_table
 from featgan.metrics.response import Response
 
 
@@ -72,32 +67,6 @@ def test_mean_vector_has_the_heads_outputs() -> None:
     assert found.features.tolist() == [[1, 3]] * 3
     assert found.outputs is not None and found.outputs.tolist() == [[4.5]] * 3
     assert mean_vector(space, 3).outputs is None
-
-
-def test_noise_ceiling_sees_the_changed_images() -> None:
-    images = picture(1)
-    plain = respond(images, see)
-    ceiling = noise_ceiling(images, see, batch_size=2)
-    assert ceiling["mirror"].features[:, :3] == pytest.approx(plain.features[:, 3:], abs=1e-6)
-    assert ceiling["jpeg"].features == pytest.approx(plain.features, abs=0.03)
-    assert (ceiling["jpeg"].features != plain.features).any()
-    assert torch.equal(mirror(mirror(images)), images)
-
-
-def test_every_control_is_measured_by_the_same_functions() -> None:
-    images, wishes, known = (respond(picture(seed, 40), see) for seed in (2, 3, 4))
-    space = FeatureSpace.fit(torch.from_numpy(known.features))
-    controls = feature_controls(
-        space, images, wishes, known, shuffled=wishes.take(derangement(40)), ceiling=noise_ceiling(picture(3, 40), see)
-    )
-    expected = ["identity_copy", "shuffled_condition", "mean_vector", "nearest_real", "ceiling_jpeg", "ceiling_mirror"]
-    assert list(controls) == expected
-    tables = {name: faithfulness_table(space, images, wishes, seen) for name, seen in controls.items()}
-    assert tables["identity_copy"]["shift"].value == 0
-    assert abs(tables["shuffled_condition"]["ccc"].value) < 0.3
-    assert tables["mean_vector"]["centred_cosine"].value == pytest.approx(0, abs=1e-6)
-    assert tables["nearest_real"]["ccc"].value > tables["shuffled_condition"]["ccc"].value
-    assert tables["ceiling_jpeg"]["ccc"].value > 0.99
 
 
 def test_rows_are_taken_with_their_outputs() -> None:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from featgan.metrics.preservation import (
     MOST_DECIBELS,
+    EditSizes,
     coarse_share,
     decibels,
     mean_absolute_difference,
     preservation_table,
     structural_similarity,
+    tint_measure,
 )
 
 
@@ -25,7 +27,7 @@ def images() -> Tensor:
 def test_an_exact_copy(images: Tensor) -> None:
     table = preservation_table(images, images, images, images)
     assert table["self_l1"].value == table["cycle_l1"].value == table["edit_l1"].value == 0
-    assert table["self_psnr"].value == MOST_DECIBELS
+    assert table["self_psnr"].value == pytest.approx(MOST_DECIBELS)
     assert table["cycle_ssim"].value == pytest.approx(1)
     assert table["edit_coarse_share"].count == 0 and math.isnan(table["edit_coarse_share"].value)
 
@@ -67,6 +69,16 @@ def test_a_wave_counts_as_coarse_by_its_frequency() -> None:
     assert coarse_share(torch.ones(1, 3, 16, 24)).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("size", [(16, 24), (15, 21), (16, 21)])
+def test_half_of_the_plane_holds_all_of_the_energy(size: tuple[int, int]) -> None:
+    change = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    frequencies = (torch.fft.fftfreq(side) for side in size)
+    below = torch.hypot(*torch.meshgrid(*frequencies, indexing="ij")) < 0.125
+    energy = torch.fft.fft2(change.double()).abs().square().sum(1)
+    expected = (energy * below).sum((1, 2)) / energy.sum((1, 2))
+    assert coarse_share(change).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_white_noise_is_hardly_coarse() -> None:
     noise = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert coarse_share(noise).mean().item() == pytest.approx(math.pi / 64, abs=0.01)
@@ -75,3 +87,39 @@ def test_white_noise_is_hardly_coarse() -> None:
 def test_images_must_match(images: Tensor) -> None:
     with pytest.raises(AssertionError):
         mean_absolute_difference(images, images[:3])
+
+
+def test_edits_are_also_measured_where_another_decision_is_asked(images: Tensor) -> None:
+    edited = images.clone()
+    edited[:2] += 0.1  # a tint
+    edited[2] += torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(2))
+    asked = np.array([True, True, False, False, False, False])
+    table = preservation_table(images, edited=edited, asked=asked)
+    assert (table["asked_edit_l1"].value, table["asked_edit_l1"].count) == (pytest.approx(0.1), 2)
+    assert table["asked_edit_coarse_share"].value == pytest.approx(1)
+    assert table["asked_edit_constant_share"].value == pytest.approx(1)
+    # Of the three edited images two are tints and one is noise; those that are copies have no share.
+    assert table["edit_coarse_share"].value == pytest.approx(2.05 / 3, abs=0.02)
+    assert table["edit_coarse_share"].count == 3
+
+
+def test_a_wave_is_coarse_and_no_tint(images: Tensor) -> None:
+    wave = torch.cos(2 * torch.pi * 2 * torch.arange(32) / 32).expand(6, 3, 32, 32)
+    sizes = EditSizes.of(images, images + 0.1 * wave)
+    assert sizes.coarse == pytest.approx(np.ones(6), abs=1e-4)
+    assert sizes.constant == pytest.approx(np.zeros(6), abs=1e-4)
+    assert np.abs(sizes.colour).max() < 1e-6
+
+
+def test_a_tint_counts_when_all_edits_have_it() -> None:
+    deviations = np.array([0.1, 0.2, 0.4])
+    red = np.tile([[0.2, 0.0, 0.0]], (40, 1))
+    assert tint_measure(red, deviations).value == pytest.approx(2)
+    red[::2] *= -1
+    assert tint_measure(red, deviations).value == pytest.approx(0), "half of the pictures redder, half less red"
+
+
+def test_a_given_distance_is_taken_of_every_reconstruction(images: Tensor) -> None:
+    table = preservation_table(images, images, images, images + 0.1, lpips=mean_absolute_difference)
+    assert table["self_lpips"].value == table["cycle_lpips"].value == 0
+    assert table["edit_lpips"].value == pytest.approx(0.1, rel=1e-4)

@@ -70,6 +70,11 @@ def test_monotonicity_is_scipys_spearman_with_ties() -> None:
     assert monotonicity(np.broadcast_to(GRID, measured.shape), measured) == pytest.approx(expected)
 
 
+def test_the_same_picture_twice_is_a_tie_in_spite_of_rounding() -> None:
+    measured = np.array([0.3, 0.3 + 1e-7, 0.3 - 1e-7, 0.8, 0.8])
+    assert monotonicity(GRID, measured) == pytest.approx(monotonicity(GRID, np.array([0.0, 0, 0, 1, 1])))
+
+
 def test_requests_may_differ_by_component_and_by_image() -> None:
     by_component = np.stack([GRID, 3 * GRID])
     measured = by_component[None, :, :, None] * np.eye(2)[None, :, None, :] * np.ones((4, 1, 1, 1))
@@ -87,6 +92,14 @@ def test_projection_curve_rises_with_components_kept() -> None:
     full = np.random.default_rng(0).normal(size=(100, 4))
     kept = {count: full * (np.arange(4) < count) for count in (4, 1)}
     table = projection_table({4: full, 1: full}, kept)
-    assert list(table)[0] == "projection_01_ccc"
+    assert list(table)[:2] == ["projection_01_distance", "projection_01_ccc"]
+    assert table["projection_04_distance"].value == 0 < table["projection_01_distance"].value
     assert table["projection_01_ccc"].value == pytest.approx(0.25)
     assert table["projection_04_ccc"].value == pytest.approx(1)
+
+
+def test_with_no_component_left_only_the_distance_to_the_mean_is_measured() -> None:
+    mean, source = np.zeros((50, 4)), np.random.default_rng(0).normal(size=(50, 4))
+    arrived, copied = (projection_table({0: mean}, {0: each}) for each in (mean, source))
+    assert list(arrived) == ["projection_00_distance"] and arrived["projection_00_distance"].value == 0
+    assert copied["projection_00_distance"].value == pytest.approx(np.sqrt((source**2).mean(1)).mean())

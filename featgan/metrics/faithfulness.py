@@ -163,14 +163,11 @@ def agreement_table(target: Floats, measured: Floats, seed: int = 0) -> dict[str
 
 
 def component_table(target: Floats, measured: Floats, seed: int = 0) -> dict[str, Measure]:
-    """CCC of each whitened principal component of [N, K], and their mean: which directions does the generator show?"""
+    """Agreement in whitened principal components [N, K]: CCC of the leading ones, then CCC, R2, cosine over all."""
     shown = min(COMPONENTS_SHOWN, target.shape[1])
     each = measures(lambda weights: weighted_concordance(weights, target, measured)[:, :shown], len(target), seed)
     table = {f"component_{index:02d}_ccc": found for index, found in enumerate(each, 1)}
-    table["components_ccc"] = measure(
-        lambda weights: weighted_concordance(weights, target, measured).mean(1), len(target), seed
-    )
-    return table
+    return table | {f"components_{name}": found for name, found in agreement_table(target, measured, seed).items()}
 
 
 def retrieval_table(

@@ -6,6 +6,7 @@ A resample of the images is such a weighting, so means, medians, CCC and the lik
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import isfinite
 
 import numpy as np
@@ -49,8 +50,9 @@ def as_floats(values: Tensor | ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
+@lru_cache(maxsize=4)
 def resample_weights(count: int, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Weights [draws, count] of images drawn with replacement, each row summing to 1.
+    """Weights [draws, count] of images drawn with replacement, each row summing to 1; not to be written to.
 
     The same count and seed give the same resamples, so a model and its controls are compared on the same images.
     """
@@ -58,7 +60,9 @@ def resample_weights(count: int, draws: int = DRAWS, seed: int = 0) -> Floats:
     weights = np.empty((draws, count))
     for row in weights:
         row[:] = np.bincount(generator.integers(0, count, count), minlength=count)
-    return weights / count
+    weights /= count
+    weights.flags.writeable = False
+    return weights
 
 
 def measures(statistic: Statistic, count: int, seed: int = 0) -> list[Measure]:
@@ -107,6 +111,15 @@ def ratio_measure(numerators: Tensor | ArrayLike, denominators: Tensor | ArrayLi
     if not len(below) or not np.any(below):
         return NOTHING
     return measure(lambda weights: divide(weights @ above, weights @ below, np.nan), len(below), seed)
+
+
+def pair_means(weights: Floats, between: Floats) -> Floats:
+    """Mean of a symmetric [N, N] over pairs of different images: weights [D, N] => [D]; not a number for one image.
+
+    An image that a resample holds twice makes no pair with itself, which would be no distance and pull the mean.
+    """
+    total = ((weights @ between) * weights).sum(1) - weights**2 @ np.diag(between)
+    return divide(total, 1 - (weights**2).sum(1), np.nan)
 
 
 def divide(numerators: Floats, denominators: Floats, otherwise: float = 0.0) -> Floats:

@@ -1,15 +1,18 @@
 """What the edit leaves alone: reconstruction of the source, and how large and how coarse the edit itself is.
 
-Images are float in [-1, 1], [N, 3, H, W]; L1 is in those units (a whole range of 2).
+Images are uint8 or float in [-1, 1], [N, 3, H, W]; L1 is in the latter's units (a whole range of 2).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from featgan.metrics.intervals import Floats, Measure, as_floats, mean_measure
+from featgan.images import to_float
+from featgan.metrics.intervals import Booleans, Floats, Measure, as_floats, mean_measure, measure
 
 BATCH_SIZE = 128
 """Images compared at a time; bounds memory, changes no value."""
@@ -22,12 +25,20 @@ NYQUIST = 0.5
 
 PerImage = Callable[[Tensor, Tensor], Tensor]
 
+Distance = Callable[[Tensor, Tensor], Floats]
+"""Two image batches => a distance per image [N]."""
+
 
 def in_batches(compare: PerImage, first: Tensor, second: Tensor) -> Floats:
     """A comparison of two image batches that gives one number per image, taken `BATCH_SIZE` images at a time => [N]."""
     assert first.shape == second.shape, (first.shape, second.shape)
     pairs = zip(torch.split(first, BATCH_SIZE), torch.split(second, BATCH_SIZE), strict=True)
-    return as_floats(torch.cat([compare(one.float(), other.float()) for one, other in pairs]))
+    return as_floats(torch.cat([compare(in_floats(one), in_floats(other)) for one, other in pairs]))
+
+
+def in_floats(images: Tensor) -> Tensor:
+    """Either form => float in [-1, 1]."""
+    return images.float() if images.is_floating_point() else to_float(images)
 
 
 def mean_absolute_difference(first: Tensor, second: Tensor) -> Floats:
@@ -66,28 +77,83 @@ def coarse_share(change: Tensor, cutoff: float = 0.25) -> Tensor:
     """
     height, width = change.shape[-2:]
     vertical = torch.fft.fftfreq(height, device=change.device)
-    horizontal = torch.fft.fftfreq(width, device=change.device)
+    horizontal = torch.fft.rfftfreq(width, device=change.device)
     below = torch.hypot(vertical[:, None], horizontal[None]) < cutoff * NYQUIST
-    energy = torch.fft.fft2(change.double()).abs().square().sum(1)
+    plane = torch.view_as_real(torch.fft.rfft2(change.float())).square().sum((1, 4)).double()
+    # Half of the plane is enough, of which every column but the first, and the last of an even width, stands for two.
+    twice = torch.full((width // 2 + 1,), 2.0, device=change.device, dtype=torch.float64)
+    twice[0] = 1
+    if width % 2 == 0:
+        twice[-1] = 1
+    energy = plane * twice
     return (energy * below).sum((1, 2)) / energy.sum((1, 2))
 
 
-def reconstruction_table(source: Tensor, reconstruction: Tensor, prefix: str, seed: int = 0) -> dict[str, Measure]:
-    """L1, PSNR and SSIM between sources and their reconstructions, names starting with `prefix`."""
-    return {
+@dataclass(frozen=True)
+class EditSizes:
+    """How large each of N edits is, where its energy lies, and how it shifts the picture's colour."""
+
+    l1: Floats  # [N], mean |change|
+    coarse: Floats  # [N], share of the energy below a quarter of Nyquist; not a number where nothing changed
+    constant: Floats  # [N], share of the energy that is the same in every pixel: a tint
+    colour: Floats  # [N, 3], mean change of each channel
+
+    @classmethod
+    def of(cls, source: Tensor, edited: Tensor) -> "EditSizes":
+        """Of image batches [N, 3, H, W]."""
+        if source is edited:
+            none, undefined = np.zeros(len(source)), np.full(len(source), np.nan)
+            return cls(none, undefined, undefined, np.zeros((len(source), 3)))
+
+        def compare(one: Tensor, other: Tensor) -> Tensor:
+            change = other - one
+            energy, colour = change.double().square().mean((2, 3)).sum(1), change.double().mean((2, 3))
+            constant = colour.square().sum(1) / energy
+            return torch.stack([change.abs().mean((1, 2, 3)), coarse_share(change), constant, *colour.unbind(1)], 1)
+
+        columns = in_batches(compare, source, edited).T
+        return cls(columns[0], columns[1], columns[2], columns[3:].T)
+
+
+def mean_colours(images: Tensor) -> Floats:
+    """Mean of each channel [N, 3], in [-1, 1]."""
+    return in_batches(lambda one, other: one.mean((2, 3)), images, images)
+
+
+def reconstruction_table(
+    source: Tensor, reconstruction: Tensor, prefix: str, lpips: Distance | None = None, seed: int = 0
+) -> dict[str, Measure]:
+    """L1, PSNR, SSIM and, where it is given, LPIPS between sources and reconstructions; names start with `prefix`."""
+    table = {
         f"{prefix}_l1": mean_measure(mean_absolute_difference(source, reconstruction), seed),
         f"{prefix}_psnr": mean_measure(decibels(source, reconstruction), seed),
         f"{prefix}_ssim": mean_measure(structural_similarity(source, reconstruction), seed),
     }
+    return table | ({f"{prefix}_lpips": mean_measure(lpips(source, reconstruction), seed)} if lpips else {})
 
 
-def visibility_table(source: Tensor, edited: Tensor, seed: int = 0) -> dict[str, Measure]:
-    """Size of the edit (mean |change|, 0 to 2) and the share of its energy that is coarse enough to be seen."""
-    shares = in_batches(lambda one, other: coarse_share(other - one), source, edited)
-    return {
-        "edit_l1": mean_measure(mean_absolute_difference(source, edited), seed),
-        "edit_coarse_share": mean_measure(shares, seed),
-    }
+def visibility_table(sizes: EditSizes, asked: Booleans | None = None, seed: int = 0) -> dict[str, Measure]:
+    """Size of the edit (mean |change|, 0 to 2) and the share of its energy that is coarse enough to be seen.
+
+    Over all pairs; where `asked` [N] says which pairs are asked for another decision, over those as well, with the
+    share that is a mere tint.
+    """
+    table = {"edit_l1": mean_measure(sizes.l1, seed), "edit_coarse_share": mean_measure(sizes.coarse, seed)}
+    if asked is not None:
+        table["asked_edit_l1"] = mean_measure(sizes.l1[asked], seed)
+        table["asked_edit_coarse_share"] = mean_measure(sizes.coarse[asked], seed)
+        table["asked_edit_constant_share"] = mean_measure(sizes.constant[asked], seed)
+    return table
+
+
+def tint_measure(colour: Floats, deviations: Floats, seed: int = 0) -> Measure:
+    """Length of the mean change of colour [N, 3], in deviations [3] of real pictures' mean colours; 0 is the least.
+
+    Changes in opposite directions cancel: what is left is a tint that every edit of this kind gets. Chance alone leaves
+    about sqrt(3 / N) of one deviation.
+    """
+    scaled = colour / np.maximum(deviations, 1e-9)
+    return measure(lambda weights: np.linalg.norm(weights @ scaled, axis=1), len(scaled), seed)
 
 
 def preservation_table(
@@ -95,17 +161,21 @@ def preservation_table(
     reconstruction: Tensor | None = None,
     cycle: Tensor | None = None,
     edited: Tensor | None = None,
+    asked: Booleans | None = None,
+    lpips: Distance | None = None,
+    sizes: EditSizes | None = None,
     seed: int = 0,
 ) -> dict[str, Measure]:
-    """Every preservation measure for which images [N, 3, H, W] in [-1, 1] are given, row for row with `source`.
+    """Every preservation measure for which images [N, 3, H, W] are given, row for row with `source`.
 
-    `reconstruction` is G(x, c0), `cycle` is G(G(x, c), c0), `edited` is G(x, c).
+    `reconstruction` is G(x, c0), `cycle` is G(G(x, c), c0), `edited` is G(x, c); `sizes` those of the edits, where they
+    have been taken already.
     """
     table: dict[str, Measure] = {}
-    if reconstruction is not None:
-        table |= reconstruction_table(source, reconstruction, "self", seed)
-    if cycle is not None:
-        table |= reconstruction_table(source, cycle, "cycle", seed)
+    for prefix, images in (("self", reconstruction), ("cycle", cycle)):
+        if images is not None:
+            table |= reconstruction_table(source, images, prefix, lpips, seed)
     if edited is not None:
-        table |= visibility_table(source, edited, seed)
+        table |= visibility_table(sizes or EditSizes.of(source, edited), asked, seed)
+        table |= {"edit_lpips": mean_measure(lpips(source, edited), seed)} if lpips else {}
     return table

@@ -37,6 +37,13 @@ def standardize(space: FeatureSpace, features: Floats) -> Floats:
     return np.divide(offsets, as_floats(space.std)[live])
 
 
+def standardize_by(real: Floats, features: Floats) -> Floats:
+    """Raw [N, F] => centred and in deviations of real images' features [M, F]; those that hardly vary are dropped."""
+    deviations = real.std(0)
+    live = deviations > 1e-6 * max(deviations.max(), 1e-12)
+    return np.divide(features[:, live] - real.mean(0)[live], deviations[live])
+
+
 def project(space: FeatureSpace, features: Floats) -> Floats:
     """Raw [N, F] => whitened principal components [N, K]."""
     return as_floats(space.to("cpu").project(torch.from_numpy(features).float()))

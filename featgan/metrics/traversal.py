@@ -37,9 +37,10 @@ def correlations(first: Floats, second: Floats) -> Floats:
 def monotonicity(requested: Floats, measured: Floats) -> Floats:
     """Spearman's rank correlation along the last axis, ties mid-rank: two [..., S] => [...] in [-1, 1].
 
-    0 where the measured values do not move: standing still is not following.
+    0 where the measured values do not move: standing still is not following. Values that differ by a box's rounding
+    are ties.
     """
-    return correlations(rankdata(requested, axis=-1), rankdata(measured, axis=-1))
+    return correlations(rankdata(requested, axis=-1), rankdata(np.round(measured / STILL), axis=-1))
 
 
 def linearity(requested: Floats, measured: Floats) -> Floats:
@@ -112,9 +113,15 @@ def traversal_table(
 def projection_table(
     requested: Mapping[int, Floats], measured: Mapping[int, Floats], seed: int = 0
 ) -> dict[str, Measure]:
-    """CCC, R2 and cosine as the first k components of the source are kept, by k: two [N, L], standardised."""
-    return {
-        f"projection_{count:02d}_{name}": found
-        for count in sorted(requested)
-        for name, found in agreement_table(requested[count], measured[count], seed).items()
-    }
+    """Distance, CCC, R2 and cosine as the first k components of the source are kept, by k: two [N, L], standardised.
+
+    The distance is the root mean square over dimensions, mean over images: with k = 0 everybody asks for the mean, and
+    nothing can be agreed with but how near it is.
+    """
+    table: dict[str, Measure] = {}
+    for count in sorted(requested):
+        wish, result = requested[count], measured[count]
+        found = {"distance": mean_measure(np.sqrt(((wish - result) ** 2).mean(1)), seed)}
+        found |= agreement_table(wish, result, seed) if count else {}
+        table |= {f"projection_{count:02d}_{name}": measure for name, measure in found.items()}
+    return table
