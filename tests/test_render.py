@@ -6,17 +6,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
-from featgan import render
-from featgan.directions import QUANTILE_LEVELS, FeatureSpace
+from featgan import material, render
+from featgan.cli import cli
+from featgan.directions import FeatureSpace
 from featgan.errors import UserError
 from featgan.render import render_run
 from featgan.report import sources as report_sources
 from featgan.report.sources import read_folder, sample_rows
+from featgan.report.sweeps import FILM_LEVELS
 
 SIZE, FEATURES, CLASSES = 16, 5, ("calm", "glad", "<b>x</b>")
+HEAD = torch.eye(3, FEATURES)
 DIMS = {"features": FEATURES, "expression": 3, "valence_arousal": 2, "attributes": 2}
 
 
@@ -80,12 +84,13 @@ class World:
             split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(
-            head=(torch.ones(3, FEATURES), torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
+            head=(HEAD, torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
             features=lambda split, rows, mirrored: splits[split].features[rows],
+            outputs=lambda split, rows: splits[split].features[rows] @ HEAD.numpy().T,
         )  # fmt: skip
         monkeypatch.setattr(render, "load_model", lambda run, step, device: self.model)
-        monkeypatch.setattr(render, "open_shards", lambda model: shards)
-        monkeypatch.setattr(render, "open_cache", lambda model, shards: cache)
+        monkeypatch.setattr(material, "open_shards", lambda model: shards)
+        monkeypatch.setattr(material, "open_cache", lambda model, shards: cache)
         self.box_sha256 = "ab" * 32
         monkeypatch.setattr(render, "load_blackbox", self.load_blackbox)
 
@@ -94,6 +99,9 @@ class World:
         return self
 
     spec = "boxes/tint"
+    device = torch.device("cpu")
+    head = None
+    output_kind, output_dim, class_names = "expression", 3, CLASSES
 
     @property
     def sha256(self) -> str:
@@ -105,6 +113,10 @@ class World:
     @property
     def folder(self) -> Path:
         return self.run / "renders" / "step-00000030"
+
+    def folder_of(self, images: Path) -> Path:
+        """Where pictures of a user's images lie."""
+        return self.folder.with_name(f"{self.folder.name}-{images.name}")
 
     def columns(self, name: str) -> list[str]:
         with Image.open(self.folder / f"{name}.png") as image:
@@ -155,7 +167,7 @@ def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: 
 def test_quantile_sweeps_do_not_accumulate(world: World) -> None:
     render_run(world.run, num_images=3, directions=["quantiles"], num_components=4)
     own, *sweeps = world.model.asked
-    levels = torch.stack([world.space.quantile(level) for level in QUANTILE_LEVELS])
+    levels = torch.stack([world.space.quantile(level) for level in FILM_LEVELS])
     for component, asked in enumerate(sweeps):
         whitened = world.space.project(world.space.decode(asked, "standardized")).reshape(3, len(levels), FEATURES)
         expected = world.space.project(world.space.decode(own, "standardized"))[:, None].repeat(1, len(levels), 1)
@@ -209,9 +221,11 @@ def test_the_users_images_with_a_broken_one(world: World, tmp_path: Path, capfd:
     (folder / "a.jpg").write_bytes(b"\xff\xd8 no image")
     content = save_picture(folder / "d.jpg", (200, 200)).read_bytes()
     (folder / "d.jpg").write_bytes(content[: len(content) // 2])
-    render_run(world.run, images=folder, directions=["quantiles", "transfer"])
+    (world.run / "report.html").write_text("that of the validation images")
+    page = render_run(world.run, images=folder, directions=["quantiles", "transfer"])
+    assert page == world.run / "report-mine.html" and "validation" in (world.run / "report.html").read_text()
     assert "a.jpg" in "".join(capfd.readouterr().err.split())
-    with Image.open(world.folder / "component-01.png") as image:
+    with Image.open(world.folder_of(folder) / "component-01.png") as image:
         assert image.text["Rows"] == "b.png | c.jpg"  # type: ignore[attr-defined]
     blue = torch.tensor([-1.0, -1, 1, -1, -1])
     torch.testing.assert_close(world.model.asked[0][0], world.model.encode(blue))
@@ -223,10 +237,10 @@ def test_without_the_shards_the_users_images_are_still_rendered(
     def absent(model: object) -> None:
         raise UserError("no shards")
 
-    monkeypatch.setattr(render, "open_shards", absent)
+    monkeypatch.setattr(material, "open_shards", absent)
     save_picture(tmp_path / "a.png")
     render_run(world.run, images=tmp_path, num_components=1)
-    assert {path.stem for path in world.folder.glob("*.png")} == {"component-01", "projections"}
+    assert {path.stem for path in world.folder_of(tmp_path).glob("*.png")} == {"component-01", "projections"}
     with pytest.raises(UserError, match="no shards"):
         render_run(world.run)
 
@@ -290,3 +304,64 @@ def test_the_sample_is_fixed_by_its_seed_and_spread_over_classes() -> None:
     assert (rows == sample_rows(labels, usable, 6, seed=3)).all()
     assert (rows != sample_rows(labels, usable, 6, seed=4)).any()
     assert len(sample_rows(labels, usable[:2], 6, seed=3)) == 2
+
+
+def test_names_are_shown_kept_and_refused_before_anything_is_made(world: World) -> None:
+    with pytest.raises(UserError, match="component 9 cannot be named"):
+        render_run(world.run, names=["9=smile"])
+    assert not list(world.run.iterdir()) and not world.model.asked
+    page = render_run(world.run, num_images=2, num_components=2, directions=["quantiles"], names=["2=raised brows"])
+    assert "Component 2: raised brows" in page.read_text() and ">raised brows</a>" in page.read_text()
+    again = render_run(world.run, num_images=2, num_components=2, directions=["quantiles"])
+    assert "--name &#39;2=raised brows&#39;" in again.read_text()
+
+
+def test_labels_have_no_components_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path / "run", monkeypatch, "expression")
+    with pytest.raises(UserError, match="only components of features can be named"):
+        render_run(world.run, names=["1=smile"])
+
+
+def test_the_box_is_asked_about_every_frame_that_has_a_slider(world: World) -> None:
+    shown: list[int] = []
+    answer = world.__call__
+
+    class Asked(World):
+        def __call__(self, images: torch.Tensor) -> tuple[Tensor, Tensor]:
+            shown.append(len(images))
+            return answer(images)
+
+    world.__class__ = Asked
+    render_run(world.run, num_images=3, num_components=2, directions=["quantiles", "transfer"])
+    assert sum(shown) == 2 * 3 * len(FILM_LEVELS) + 3  # the transfers have none; the sources stand beside the answers
+
+
+def test_without_its_box_a_run_is_rendered_and_says_what_is_missing(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.box_sha256 = "00" * 32
+    page = render_run(world.run, num_images=2, num_components=1, directions=["quantiles"]).read_text()
+    assert "without the classifier's answers" in " ".join(capfd.readouterr().err.split())
+    assert 'class="answers"' not in page and "carries" in page  # its last layer is in the cache
+
+
+def test_only_the_wanted_animations_are_made(world: World) -> None:
+    render_run(world.run, num_images=2, num_components=1, directions=["quantiles"], video=[])
+    assert {path.suffix for path in world.folder.iterdir()} == {".png"}
+    with pytest.raises(UserError, match="--video avi"):
+        render_run(world.run, video=["avi"])
+
+
+def test_the_command_takes_names_and_kinds_of_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def record(*given: object, **settings: object) -> str:
+        asked.append(settings)
+        return "page"
+
+    monkeypatch.setattr(render, "render_run", record)
+    for options in ([], ["--name", "1=smile", "--name", "2=brows", "--video", "webp"], ["--video", "none"]):
+        assert CliRunner().invoke(cli, ["render", "run", *options]).exit_code == 0
+    assert [each["video"] for each in asked] == [["gif", "webp"], ["webp"], []]
+    assert asked[1]["names"] == ("1=smile", "2=brows")
+    assert CliRunner().invoke(cli, ["render", "run", "--video", "avi"]).exit_code == 2

@@ -1,42 +1,27 @@
-"""Animations of a sweep, all sources side by side, going there and back, as GIF and animated WebP."""
+"""Animations of a sweep, going there and back with the box's answers drawn on every frame: GIF, WebP or MP4."""
 
+import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from PIL import Image
 
-from featgan.report.grids import Column, labelled_grid
+from featgan.errors import UserError
+from featgan.report.answers import Answer
+from featgan.report.panels import draw_frames
 from featgan.report.rendering import Rendering
 
+KINDS = ("gif", "webp", "mp4")
 FRAME_MILLISECONDS = 110
 REST_MILLISECONDS = 440
 """How long the two ends stand still."""
-IMAGES_PER_LINE = 3
 
 
-def animate(rendering: Rendering) -> dict[str, bytes]:
-    """A sweep's animation by file ending: `gif` and `webp`."""
-    frames, durations = there_and_back(animation_frames(rendering))
-    return {"gif": encode_gif(frames, durations), "webp": encode_webp(frames, durations)}
-
-
-def animation_frames(rendering: Rendering) -> list[Image.Image]:
-    """One sheet a target: every source in its place, the target's label as the title."""
-    sweep = rendering.sweep
-    return [
-        labelled_grid(f"{sweep.title}: {label}", columns_at(rendering, target))
-        for target, label in enumerate(sweep.labels)
-    ]
-
-
-def columns_at(rendering: Rendering, target: int) -> list[Column]:
-    """The sources, edited to one target, set in up to IMAGES_PER_LINE columns; gaps at the end stay white."""
-    images = rendering.frames[:, target]
-    per_line = min(IMAGES_PER_LINE, len(images))
-    missing = -len(images) % per_line
-    padded = [*images, *[images.new_full(images.shape[1:], 255)] * missing]
-    return [Column("", torch.stack(padded[column::per_line])) for column in range(per_line)]
+def animate(rendering: Rendering, kinds: Sequence[str], answer: Answer | None = None) -> dict[str, bytes]:
+    """A sweep's animation by file ending."""
+    frames, durations = there_and_back(draw_frames(rendering, answer)) if kinds else ([], [])
+    return {kind: ENCODERS[kind](frames, durations) for kind in kinds}
 
 
 def there_and_back(frames: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
@@ -50,19 +35,19 @@ def there_and_back(frames: Sequence[Image.Image]) -> tuple[list[Image.Image], li
 
 def encode_gif(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
     """A looping GIF with one palette for all frames, so that still parts do not flicker."""
-    height = sum(frame.height for frame in frames)
-    stacked = Image.new("RGB", (frames[0].width, height))
-    for index, frame in enumerate(frames):
-        stacked.paste(frame, (0, index * frame.height))
-    sample = stacked.resize((stacked.width // 3, stacked.height // 3), Image.Resampling.NEAREST)
-    palette = sample.quantize(256, Image.Quantize.MEDIANCUT)
-    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    return encode(reduced, durations, "GIF", optimize=False, disposal=1)
+    different = list({id(frame): frame for frame in frames}.values())
+    stacked = Image.new("RGB", (frames[0].width // 3, sum(frame.height // 3 for frame in different)))
+    for index, frame in enumerate(different):
+        small = frame.resize((frame.width // 3, frame.height // 3), Image.Resampling.NEAREST)
+        stacked.paste(small, (0, index * small.height))
+    palette = stacked.quantize(256, Image.Quantize.FASTOCTREE)
+    reduced = {id(frame): frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in different}
+    return encode([reduced[id(frame)] for frame in frames], durations, "GIF", optimize=False, disposal=1)
 
 
 def encode_webp(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
     """A looping WebP: smaller than the GIF and in full colour."""
-    return encode(frames, durations, "WEBP", quality=80, method=2)
+    return encode(frames, durations, "WEBP", quality=75, method=1)
 
 
 def encode(frames: Sequence[Image.Image], durations: Sequence[int], kind: str, **options: object) -> bytes:
@@ -70,3 +55,47 @@ def encode(frames: Sequence[Image.Image], durations: Sequence[int], kind: str, *
     first, *others = frames
     first.save(buffer, kind, save_all=True, append_images=others, duration=list(durations), loop=0, **options)
     return buffer.getvalue()
+
+
+def encode_mp4(frames: Sequence[Image.Image], durations: Sequence[int], rounds: int = 2) -> bytes:
+    """An H.264 film that plays anywhere, `rounds` times there and back; a frame that rests stands for several ticks."""
+    av = open_encoder()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=1000 // FRAME_MILLISECONDS, options={"preset": "veryfast"})
+        # Chroma is halved, so both sides must be even.
+        stream.width, stream.height = (side + side % 2 for side in frames[0].size)
+        stream.pix_fmt, stream.thread_count = "yuv420p", 1
+        for frame, duration in [*zip(frames, durations, strict=True)] * rounds:
+            picture = frame.crop((0, 0, stream.width, stream.height))
+            for _ in range(round(duration / FRAME_MILLISECONDS)):
+                container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def open_encoder() -> Any:
+    """PyAV with its H.264 encoder; UserError where it is not installed."""
+    try:
+        av = importlib.import_module("av")
+        av.Codec("libx264", "w")
+    except (ImportError, ValueError):
+        raise UserError("--video mp4: there is no encoder; run pip install 'featgan[video]', or take webp") from None
+    return av
+
+
+ENCODERS: dict[str, Callable[[Sequence[Image.Image], Sequence[int]], bytes]] = {
+    "gif": encode_gif,
+    "webp": encode_webp,
+    "mp4": encode_mp4,
+}
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The wanted kinds, once each; UserError before anything is computed when one cannot be made."""
+    for kind in kinds:
+        if kind not in ENCODERS:
+            raise UserError(f"--video {kind}: one of {', '.join(KINDS)} or none")
+    if "mp4" in kinds:
+        open_encoder()
+    return tuple(dict.fromkeys(kinds))

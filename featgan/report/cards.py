@@ -1,31 +1,63 @@
-"""What the page shows of each rendering: films behind sliders, mosaics with headings, figures of the components."""
+"""What the page shows of each rendering: films behind sliders and mosaics; and what is known of components."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from featgan.directions import FeatureSpace
-from featgan.report.inline import film, gap_share, mosaic, thumbnail
-from featgan.report.rendering import Rendering, difference_images
+from featgan.metrics.intervals import Floats, as_floats
+from featgan.report.answers import Answer, most_pushed
+from featgan.report.inline import film, map_film, mosaic, thumbnail
+from featgan.report.records import is_number
+from featgan.report.rendering import Rendering
 from featgan.report.sources import Sources
+
+MOST_BARS = 8
+"""Outputs of the box whose course a film shows."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with what it means; `share` in [0, 1] draws a bar beside it."""
+class ComponentFacts:
+    """What is known of the components beside the pictures."""
 
-    name: str
-    value: float | None
-    meaning: str
-    share: float | None = None
+    space: FeatureSpace | None = None
+    head_weight: Tensor | None = None  # [O, F]
+    output_names: tuple[str, ...] = ()
+    measured: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)  # an evaluation's `components`, by index
+    measured_on: int | None = None  # pictures of that evaluation
+    names: Mapping[int, str] = field(default_factory=dict)  # the user's, by index
+
+    def pushes(self) -> Floats:
+        """Change of each output of the box's last layer for one deviation along each component [K, O]."""
+        assert self.space is not None and self.head_weight is not None
+        steps = self.space.scales[:, None] * self.space.components * self.space.std
+        return as_floats(steps @ self.head_weight.T)
+
+    def remark(self, component: int) -> str:
+        """The outputs of the box that grow and shrink most along the component, as its last layer has them."""
+        if self.space is None or self.head_weight is None or not self.output_names:
+            return ""
+        up, down = most_pushed(self.pushes()[component, : len(self.output_names)], self.output_names, 1)
+        parts = [f"towards {name}" for name in up] + [f"away from {name}" for name in down]
+        return "Upwards, the box's last layer reads it " + ", ".join(parts) + "." if parts else ""
+
+    def evaluated(self, component: int) -> dict[str, float]:
+        """What the evaluation has measured of a component, as far as it has: slope, cross-talk and others."""
+        entry = self.measured.get(component, {})
+        found = {
+            name: float(entry[name]) for name in ("slope", "monotonicity", "linearity") if is_number(entry.get(name))
+        }
+        if is_number(entry.get("dominance")):
+            found["cross-talk"] = 1 - float(entry["dominance"])
+        return found
 
 
 @dataclass(frozen=True)
 class FilmCard:
-    """One slider: a film for each source, a line of edits over a line of difference maps, T frames wide."""
+    """One slider: for each source a film of edits, T frames wide, one of difference maps, and the box's answers."""
 
     id: str
     title: str
@@ -36,10 +68,9 @@ class FilmCard:
     labels: tuple[str, ...]
     start: int
     films: tuple[str, ...]  # data addresses, one a source
-    has_difference: bool
-    figures: tuple[Figure, ...] = ()
-    remark: str = ""
-    ends: tuple[str, ...] = ()  # the first source at the first target, in between, at the last: for the overview
+    maps: tuple[str, ...]  # the same, or none
+    bars: tuple[int, ...]  # outputs of the box whose course is shown
+    answers: list[list[list[float]]]  # [N][T][bars]
 
     @property
     def num_frames(self) -> int:
@@ -56,101 +87,36 @@ class MosaicCard:
     headings: tuple[str, ...]
     pictures: tuple[str, ...]  # data addresses over the columns, or none
     row_labels: tuple[str, ...]
+    num_rows: int
     picture: str
     alternative: str
-    gap: float  # percent of the width
 
 
-@dataclass(frozen=True)
-class ComponentFacts:
-    """What is known of the components beside the pictures."""
-
-    space: FeatureSpace | None = None
-    head_weight: Tensor | None = None  # [O, F]
-    output_names: tuple[str, ...] = ()
-    measured: Mapping[int, Mapping[str, Any]] | None = None  # an evaluation's `components`, by index
-
-    def figures(self, component: int, rendering: Rendering) -> tuple[Figure, ...]:
-        """Measured ones first; those that were not measured are left out."""
-        entry = (self.measured or {}).get(component, {})
-        found = [
-            Figure(name.replace("_", " "), float(entry[name]), meaning, bounded(float(entry[name])))
-            for name, meaning in MEASURES.items()
-            if isinstance(entry.get(name), int | float)
-        ]
-        change = rendering.visible_change()
-        if change is not None:
-            found.append(
-                Figure("visible change", change, "mean absolute change of a pixel at both ends, of a range of 2")
-            )
-        if self.space is not None:
-            share = variance_share(self.space, component)
-            found.append(Figure("share of variance", share, "of the standardised training features", bounded(share)))
-        return tuple(found)
-
-    def remark(self, component: int) -> str:
-        """The outputs of the box that grow and shrink most along the component, as its last layer has them."""
-        if self.space is None or self.head_weight is None or not self.output_names:
-            return ""
-        pushes = push(self.space, self.head_weight, component)[: len(self.output_names)]
-        up, down = int(pushes.argmax()), int(pushes.argmin())
-        parts = [f"towards {self.output_names[up]}"] if pushes[up] > 0 else []
-        parts += [f"away from {self.output_names[down]}"] if pushes[down] < 0 else []
-        return "Upwards, the box's last layer reads it " + ", ".join(parts) + "." if parts else ""
-
-
-MEASURES = {
-    "slope": "measured change of the component per unit requested; 1 is ideal, 0 means that nothing happened",
-    "monotonicity": "rank correlation of requested and measured component; 1 is ideal",
-    "dominance": "share of the measured change that lies in this component; the rest is cross-talk",
-    "linearity": "R\N{SUPERSCRIPT TWO} of a straight line through the measured against the requested values",
-}
-
-
-def bounded(value: float) -> float:
-    return min(1.0, max(0.0, value))
-
-
-def variance_share(space: FeatureSpace, component: int) -> float:
-    """Share of the standardised live features' variance along a component."""
-    return float(space.scales[component] ** 2 / space.live.sum())
-
-
-def push(space: FeatureSpace, head_weight: Tensor, component: int) -> Tensor:
-    """Change of each output [O] of the box's last layer for one deviation along a component."""
-    return head_weight @ (space.scales[component] * space.components[component] * space.std)
-
-
-def build_film(sources: Sources, rendering: Rendering, scale: float, facts: ComponentFacts) -> FilmCard:
+def build_film(rendering: Rendering, scale: float, answer: Answer | None) -> FilmCard:
     """The card of one sweep."""
-    sweep = rendering.sweep
-    differences = rendering.differences()
-    maps = None if differences is None else difference_images(differences, scale)
-    films = tuple(
-        film(frames[None] if maps is None else torch.stack([frames, maps[source]]))
-        for source, frames in enumerate(rendering.frames)
-    )
-    component = sweep.component
+    sweep, differences = rendering.sweep, rendering.differences
+    shown = None if answer is None or rendering.seen is None else answer.shown(rendering.seen.outputs)
+    bars = () if shown is None else choose_bars(shown)
     return FilmCard(
         id=sweep.name,
         title=sweep.title,
         note=sweep.note,
         group=sweep.group,
-        component=component,
+        component=sweep.component,
         headings=sweep.headings,
         labels=sweep.labels,
         start=sweep.start,
-        films=films,
-        has_difference=maps is not None,
-        figures=() if component is None else facts.figures(component, rendering),
-        remark="" if component is None else facts.remark(component),
-        ends=() if component is None else overview_ends(rendering),
+        films=tuple(film(frames) for frames in rendering.frames),
+        maps=() if differences is None else tuple(map_film(part, scale) for part in differences),
+        bars=bars,
+        answers=[] if shown is None else shown[:, :, list(bars)].round(3).tolist(),
     )
 
 
-def overview_ends(rendering: Rendering) -> tuple[str, ...]:
-    """The first source at the lowest and highest target of the grid, the middle one between."""
-    return tuple(thumbnail(rendering.frames[0, target]) for target in rendering.sweep.on_grid)
+def choose_bars(shown: Floats) -> tuple[int, ...]:
+    """Outputs [N, T, O] that vary most along the sweep, in the box's order."""
+    spans = np.ptp(shown, axis=1).max(0)
+    return tuple(sorted(np.argsort(-spans, kind="stable")[:MOST_BARS].tolist()))
 
 
 def build_mosaic(sources: Sources, rendering: Rendering) -> MosaicCard:
@@ -173,16 +139,7 @@ def build_mosaic(sources: Sources, rendering: Rendering) -> MosaicCard:
         headings=headings,
         pictures=pictures and ("", *pictures, *[""] * (len(columns) - 1 - len(pictures))),
         row_labels=sweep.row_labels * len(sources),
+        num_rows=rows * len(sources),
         picture=mosaic([images for _, images in columns]),
         alternative=f"Grid of {len(sources)} source images (rows) and {len(columns)} columns: {', '.join(headings)}",
-        gap=gap_share(len(columns), sources.images.shape[-1]),
     )
-
-
-def build_cards(
-    sources: Sources, renderings: Sequence[Rendering], scale: float, facts: ComponentFacts
-) -> tuple[list[FilmCard], list[MosaicCard]]:
-    """Films of the sweeps that have one; mosaics of all but the components, whose films say it already."""
-    films = [build_film(sources, rendering, scale, facts) for rendering in renderings if rendering.sweep.film]
-    mosaics = [build_mosaic(sources, rendering) for rendering in renderings if rendering.sweep.component is None]
-    return films, mosaics

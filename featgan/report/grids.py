@@ -22,6 +22,8 @@ MARGIN = 12
 TITLE_SIZE, HEADING_SIZE, SMALLEST = 17, 14, 9
 MIN_CELL = 96
 """Smaller images are enlarged to this, so that headings have room."""
+MOST_SOURCES = 6
+"""Rows of a grid, so that it stays a picture to look at; the page has all sources."""
 
 
 @dataclass(frozen=True)
@@ -121,28 +123,27 @@ def sweep_columns(sources: Sources, rendering: Rendering) -> list[Column]:
     """The source first, then the targets, what is moved to, and the reconstruction last."""
     sweep = rendering.sweep
     rows = sweep.rows_per_source
-    columns = [Column("source", sources.images.repeat_interleave(rows, 0))]
-    planes = rendering.frames.unflatten(1, (rows, -1))  # [N, rows, columns, 3, S, S]
+    columns = [Column("source", sources.images[:MOST_SOURCES].repeat_interleave(rows, 0))]
+    planes = rendering.frames[:MOST_SOURCES].unflatten(1, (rows, -1))  # [N, rows, columns, 3, S, S]
     for position, target in enumerate(sweep.on_grid):
         picture = None if sweep.heading_images is None else sweep.heading_images[target]
         images = planes[:, :, target].flatten(0, 1)
         columns.append(Column(sweep.headings[target], images, picture, starts_group=position == 0))
     if sweep.goals is not None:
-        columns.append(Column("goal", sweep.goals, starts_group=True))
+        columns.append(Column("goal", sweep.goals[:MOST_SOURCES], starts_group=True))
     if rendering.reconstruction is not None:
-        recovered = rendering.reconstruction.repeat_interleave(rows, 0)
+        recovered = rendering.reconstruction[:MOST_SOURCES].repeat_interleave(rows, 0)
         columns.append(Column("reconstruction", recovered, starts_group=True))
     return columns
 
 
 def difference_columns(rendering: Rendering, scale: float) -> list[Column]:
     """The difference map of every target on the grid."""
-    differences = rendering.differences()
-    if differences is None:
+    if rendering.differences is None:
         return []
-    colours = difference_images(differences, scale)
+    shown = difference_images(rendering.differences[:MOST_SOURCES, list(rendering.sweep.on_grid)], scale)
     return [
-        Column(f"\N{INCREMENT} {rendering.sweep.headings[target]}", colours[:, target], starts_group=position == 0)
+        Column(f"\N{INCREMENT} {rendering.sweep.headings[target]}", shown[:, position], starts_group=position == 0)
         for position, target in enumerate(rendering.sweep.on_grid)
     ]
 
@@ -155,12 +156,12 @@ def render_grid(sources: Sources, rendering: Rendering, scale: float) -> bytes:
     columns = sweep_columns(sources, rendering)
     if rendering.sweep.component is not None:
         columns += difference_columns(rendering, scale)
-    labels = rendering.sweep.row_labels * len(sources)
+    labels = rendering.sweep.row_labels * min(MOST_SOURCES, len(sources))
     sheet = labelled_grid(f"{rendering.sweep.title}. {rendering.sweep.note}", columns, labels)
     info = PngInfo()
     info.add_itxt("Title", rendering.sweep.title)
     info.add_itxt("Columns", " | ".join(column.heading for column in columns))
-    info.add_itxt("Rows", " | ".join(sources.names))
+    info.add_itxt("Rows", " | ".join(sources.names[:MOST_SOURCES]))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", pnginfo=info, compress_level=6)
+    sheet.save(buffer, "PNG", pnginfo=info, compress_level=1)
     return buffer.getvalue()

@@ -9,11 +9,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from featgan.report.cards import ComponentFacts, Figure, FilmCard, build_cards
+from featgan.report import words
+from featgan.report.answers import Answer
+from featgan.report.cards import FilmCard, build_film, build_mosaic
+from featgan.report.changes import typical_source
+from featgan.report.charts import Cell, beside_controls, shade
+from featgan.report.components import Ranking
 from featgan.report.curves import draw_curve
 from featgan.report.inline import thumbnail
+from featgan.report.pool import in_threads
 from featgan.report.records import Evaluation, Series, is_number
-from featgan.report.rendering import Rendering
+from featgan.report.regions import region_tables
+from featgan.report.rendering import Rendering, Seen
+from featgan.report.rows import build_rows
 from featgan.report.sources import Sources
 
 OPEN_CURVES = 6
@@ -21,10 +29,10 @@ OPEN_CURVES = 6
 MAX_TABLE_ROWS = 500
 
 GROUP_TITLES = {
-    "quantiles": ("Components", "What the features vary in, most of it first, one component at a time."),
-    "class": ("Class directions", "From the mean features of the classes in the training set."),
-    "head": ("The box's own weights", "Along what its last layer multiplies the features by."),
-    "interpolation": ("Between two images", "All features at once."),
+    "quantiles": ("The components, one by one", "What the classifier's numbers vary in, one component at a time."),
+    "class": ("Towards each class", "By the mean of the classifier's numbers over the training images of each class."),
+    "head": ("Along the classifier's own weights", "Straight towards each of its answers."),
+    "interpolation": ("Between two images", "All of the classifier's numbers at once."),
     "expression": ("Expressions", "Each class asked of the same face."),
     "valence_arousal": ("Valence and arousal", "How pleasant, and how stirred."),
     "attributes": ("Attributes", "One flipped at a time."),
@@ -42,12 +50,20 @@ class Report:
     sources: Sources
     renderings: Sequence[Rendering]
     scale: float  # of the difference maps, as a share of the range
-    component_facts: ComponentFacts = field(default_factory=ComponentFacts)
+    ranking: Ranking = field(default_factory=lambda: Ranking([], False))
+    answer: Answer | None = None
+    source_seen: Seen | None = None  # what the box sees in the sources, as one frame each
+    num_features: int | None = None
     evaluation: Evaluation | None = None
     metrics: Series = field(default_factory=dict)
     config: str = ""
     commands: Sequence[str] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """The source that is shown first: one whose pictures change as those of the median one."""
+        return typical_source([each.change for each in self.ranking.components]) if self.ranking.components else 0
 
 
 def show_number(value: object, digits: int = 3) -> str:
@@ -60,7 +76,6 @@ def show_number(value: object, digits: int = 3) -> str:
         return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
     if not is_number(value):
         return "\N{EN DASH}" if isinstance(value, float) else str(value)
-    assert isinstance(value, float)
     size = abs(value)
     digits = max(digits, 3) if 0 < size < 0.1 else digits
     text = f"{value:.{digits}f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
@@ -77,35 +92,18 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     built.filters["number"] = show_number
+    built.filters["percent"] = words.percent
     return built
 
 
-@dataclass(frozen=True)
-class Glance:
-    """The table of all components: a row for each, a column for every figure that any of them has."""
-
-    cards: list[FilmCard]
-
-    @property
-    def measures(self) -> list[Figure]:
-        """One figure of each name, in the order of their first appearance."""
-        found: dict[str, Figure] = {}
-        for figure in (figure for card in self.cards for figure in card.figures):
-            found.setdefault(figure.name, figure)
-        return list(found.values())
-
-    def row(self, card: FilmCard) -> list[Figure | None]:
-        """The card's figures in the columns' order; None where it has none."""
-        own = {figure.name: figure for figure in card.figures}
-        return [own.get(measure.name) for measure in self.measures]
-
-
-def group_films(films: Sequence[FilmCard]) -> list[dict[str, Any]]:
-    """The film cards under their titles, in order."""
+def group_films(films: Sequence[FilmCard], ranking: Ranking) -> list[dict[str, Any]]:
+    """The film cards under their titles, in order; components in the order of the ranking."""
+    places = {component.index: place for place, component in enumerate(ranking.components)}
     groups = []
     for name, members in groupby(films, key=lambda card: card.group):
         title, summary = GROUP_TITLES[name]
-        groups.append({"id": name.replace("_", "-"), "title": title, "summary": summary, "cards": list(members)})
+        cards = sorted(members, key=lambda card: places.get(card.component, 0) if card.component is not None else 0)
+        groups.append({"id": name.replace("_", "-"), "title": title, "summary": summary, "cards": cards})
     return groups
 
 
@@ -125,25 +123,79 @@ def show_tables(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     ]
 
 
+def show_crosstalk(report: Report) -> list[list[Cell]]:
+    """The matrix of the components shown, in their own order, of the evaluation or else of the page's pictures."""
+    shown = sorted(component.index for component in report.ranking.components)
+    if report.ranking.measured_on is not None and report.evaluation is not None:
+        cells = shade(report.evaluation.crosstalk, shown)
+        if cells:
+            return cells
+    return [] if report.ranking.crosstalk is None else shade(report.ranking.crosstalk, shown)
+
+
+def page_data(report: Report, films: Sequence[FilmCard], pictures: Sequence[str]) -> dict[str, Any]:
+    """What the script needs. Films of the first source stand in the page itself and are left out here."""
+    answers = None
+    if report.answer is not None and report.source_seen is not None:
+        answers = report.answer.shown(report.source_seen.outputs)[:, 0].round(3).tolist()
+    return {
+        "start": report.start,
+        "names": list(report.answer.names) if report.answer else [],
+        "isShare": report.answer is not None and report.answer.is_share,
+        "sources": [
+            {"name": name, "picture": picture, "answer": answers[index] if answers else []}
+            for index, (name, picture) in enumerate(zip(report.sources.names, pictures, strict=True))
+        ],
+        "films": {
+            card.id: {
+                "title": card.title,
+                "labels": card.labels,
+                "films": [None if index == report.start else film for index, film in enumerate(card.films)],
+                "maps": card.maps,
+                "bars": card.bars,
+                "answers": card.answers,
+            }
+            for card in films
+        },
+    }
+
+
 def build_page(report: Report) -> str:
     """The page as HTML."""
-    films, mosaics = build_cards(report.sources, report.renderings, report.scale, report.component_facts)
+    filmed = [rendering for rendering in report.renderings if rendering.sweep.film]
+    films = in_threads(lambda rendering: build_film(rendering, report.scale, report.answer), filmed)
+    # The films of the components say what a mosaic of them would.
+    flat = [rendering for rendering in report.renderings if rendering.sweep.component is None]
+    mosaics = in_threads(lambda rendering: build_mosaic(report.sources, rendering), flat)
+    pictures = [thumbnail(image) for image in report.sources.images]
     curves = draw_curves(report.metrics)
+    evaluation = report.evaluation
+    rows = build_rows(report.ranking, report.sources, {card.id: card.films[report.start] for card in films})
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            sources=[
-                {"name": name, "picture": thumbnail(image)}
-                for name, image in zip(report.sources.names, report.sources.images, strict=True)
+            introduction=words.introduce(report.answer, report.num_features),
+            conclusions=[*words.conclude(report.ranking), *words.confirm(evaluation)],
+            doubts=[
+                *words.doubt(report.ranking),
+                *words.question(evaluation, report.ranking, len(report.sources)),
             ],
-            groups=group_films(films),
-            glance=Glance([card for card in films if card.component is not None]),
+            rows=rows,
+            row_of={row.component.rendering.sweep.name: row for row in rows},
+            start=report.start,
+            pictures=pictures,
+            groups=group_films(films, report.ranking),
             mosaics=mosaics,
-            evaluation=report.evaluation,
-            tables=show_tables(report.evaluation),
+            evaluation=evaluation,
+            lines=beside_controls(evaluation.measures, evaluation.controls) if evaluation else [],
+            matrix=show_crosstalk(report),
+            shown=sorted(report.ranking.components, key=lambda component: component.index),
+            regions=region_tables(evaluation.regions) if evaluation else [],
+            tables=show_tables(evaluation),
             curves=curves[:OPEN_CURVES],
             more_curves=curves[OPEN_CURVES:],
+            data=page_data(report, films, pictures),
         )
     )

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_EVALUATION_BYTES = 32 << 20
 MAX_METRICS_BYTES = 256 << 20
@@ -27,6 +27,25 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A sentence of an evaluation: it `supports` what the pictures show, `limits` it, or says what is `unknown`."""
+
+    about: str
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """Measures over the pairs of one region; `by` is class, octant, or component and its number."""
+
+    by: str
+    name: str
+    pairs: object
+    measures: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The parts of an evaluation that a report shows; everything may be empty."""
 
@@ -36,6 +55,18 @@ class Evaluation:
     tables: list[dict[str, Any]] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
     components: dict[int, dict[str, Any]] = field(default_factory=dict)  # by index, from 0
+    crosstalk: list[Any] = field(default_factory=list)
+    measures: dict[str, Any] = field(default_factory=dict)  # of the generator
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)  # control => its measures
+    remarks: list[Remark] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
+
+    @property
+    def num_swept(self) -> int | None:
+        """Pictures that the numbers of the components are from."""
+        slope = self.measures.get("slope")
+        count = slope.get("count") if isinstance(slope, dict) else None
+        return count if isinstance(count, int) else None
 
 
 def newest_evaluation(run: Path, step: int) -> Evaluation | None:
@@ -63,19 +94,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def parse_evaluation(content: Mapping[str, Any]) -> Evaluation:
     """Keep what has the expected form, leave out the rest."""
-    step = content.get("step")
-    components, statements = {}, content.get("statements")
-    for entry in mappings(content.get("components")):
-        if isinstance(entry.get("index"), int):
-            components[entry["index"]] = entry
+    step, statements, crosstalk = (content.get(name) for name in ("step", "statements", "crosstalk"))
+    components = mappings(content.get("components"))
     return Evaluation(
         step=step if isinstance(step, int) else None,
         suite=str(content.get("suite") or ""),
         headline=[parse_headline(entry) for entry in mappings(content.get("headline"))],
         tables=[table for table in mappings(content.get("tables")) if is_table(table)],
         statements=[text for text in statements if isinstance(text, str)] if isinstance(statements, list) else [],
-        components=components,
+        components={entry["index"]: entry for entry in components if isinstance(entry.get("index"), int)},
+        crosstalk=crosstalk if isinstance(crosstalk, list) else [],
+        measures=mapping(content.get("measures")),
+        controls={name: mapping(entry) for name, entry in mapping(content.get("controls")).items()},
+        remarks=[parse_remark(entry) for entry in mappings(content.get("remarks"))],
+        regions=[parse_region(entry) for entry in mappings(content.get("regions"))],
     )
+
+
+def parse_remark(entry: Mapping[str, Any]) -> Remark:
+    return Remark(*(str(entry.get(name) or "") for name in ("about", "verdict", "text")))
+
+
+def parse_region(entry: Mapping[str, Any]) -> Region:
+    by, name = (str(entry.get(key) or "") for key in ("by", "region"))
+    return Region(by, name, entry.get("pairs"), mapping(entry.get("measures")))
 
 
 def parse_headline(entry: Mapping[str, Any]) -> Headline:
@@ -88,6 +130,11 @@ def parse_headline(entry: Mapping[str, Any]) -> Headline:
         high=high if known else None,
         note=str(entry.get("note") or ""),
     )
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A mapping with its keys as text; nothing when it is none."""
+    return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
 
 
 def mappings(value: object) -> list[dict[str, Any]]:
@@ -131,7 +178,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield content
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -27,6 +27,7 @@ class Sources:
     names: tuple[str, ...]
     values: Tensor | None
     origin: str
+    are_given: bool = False  # by the user, in place of the run's validation images
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,19 +3,24 @@
 Each sweep starts from the sources' own, untouched values, so nothing carries over from one sweep to the next.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from featgan import directions
-from featgan.directions import QUANTILE_LEVELS, FeatureSpace
+from featgan.directions import FeatureSpace
 
+FILM_LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+"""Quantiles that a component's film shows."""
 GRID_LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
-"""Quantiles shown on a component's grid; its film shows all of QUANTILE_LEVELS."""
+"""Those of them that are shown on its grid."""
 MAX_CLASSES = 16
 """Most targets of a class direction."""
-PROJECTION_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64)
+MOST_KEPT = 10
+"""Up to so many components are kept one by one, then all of them."""
+MOST_GIVERS = 8
+"""Most images whose features are given to every source."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Subject:
     head_weight: Tensor | None = None  # [O, F]
     output_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
+    component_names: Mapping[int, str] = field(default_factory=dict)  # the user's, by index
 
     @property
     def features(self) -> Tensor:
@@ -58,6 +64,7 @@ class Sweep:
     note: str = ""
     grid_columns: tuple[int, ...] | None = None  # targets shown on the grid; None: all
     component: int | None = None  # whose quantiles are swept
+    values: tuple[float, ...] = ()  # T, what is asked of that component, in deviations
     film: bool = True  # gets a slider on the page
     ordered: bool = False  # the targets lie on one line: gets an animation
     start: int = 0  # target first shown on the page
@@ -89,24 +96,31 @@ def quantile_sweeps(subject: Subject) -> list[Sweep]:
 
 def quantile_sweep(subject: Subject, component: int) -> Sweep:
     space = subject.feature_space
-    targets = directions.quantile_sweep(space, subject.features, component, QUANTILE_LEVELS)
-    values = [float(space.quantile(level)[component]) for level in QUANTILE_LEVELS]
-    headings = tuple(f"{100 * level:.0f} %" for level in QUANTILE_LEVELS)
+    targets = directions.quantile_sweep(space, subject.features, component, FILM_LEVELS)
+    values = tuple(float(space.quantile(level)[component]) for level in FILM_LEVELS)
+    headings = tuple(f"{100 * level:.0f} %" for level in FILM_LEVELS)
     return Sweep(
         name=f"component-{component + 1:02d}",
         group="quantiles",
-        title=f"Component {component + 1}",
+        title=title_of(component, subject.component_names),
         headings=headings,
         details=tuple(
             f"{heading} quantile, {signed(value)} deviations" for heading, value in zip(headings, values, strict=True)
         ),
         conditions=encode(subject, targets),
         note="This component at quantiles of the training features, all other components as in the source.",
-        grid_columns=tuple(QUANTILE_LEVELS.index(level) for level in GRID_LEVELS),
+        grid_columns=tuple(FILM_LEVELS.index(level) for level in GRID_LEVELS),
         component=component,
+        values=values,
         ordered=True,
-        start=QUANTILE_LEVELS.index(GRID_LEVELS[-1]),
+        start=len(FILM_LEVELS) - 1,
     )
+
+
+def title_of(component: int, names: Mapping[int, str]) -> str:
+    """`Component 3`, with its name where it has one."""
+    name = names.get(component)
+    return f"Component {component + 1}: {name}" if name else f"Component {component + 1}"
 
 
 def signed(value: float) -> str:
@@ -117,7 +131,7 @@ def signed(value: float) -> str:
 def projection_sweeps(subject: Subject) -> list[Sweep]:
     """The first i components of the source, the rest at their mean."""
     space = subject.feature_space
-    counts = [*(count for count in PROJECTION_COUNTS if count < space.num_components), space.num_components]
+    counts = [*range(min(MOST_KEPT + 1, space.num_components)), space.num_components]
     targets = directions.projections(space, subject.features, counts)
     return [
         Sweep(
@@ -153,21 +167,21 @@ def interpolation_sweeps(subject: Subject) -> list[Sweep]:
 
 
 def transfer_sweeps(subject: Subject) -> list[Sweep]:
-    """Every source with every source's features."""
-    count = len(subject.features)
-    if count < 2:
+    """Every source with the features of each of the first MOST_GIVERS sources."""
+    if len(subject.features) < 2:
         return []
-    targets = subject.features[None].expand(count, -1, -1)
+    givers = subject.features[:MOST_GIVERS]
+    targets = givers[None].expand(len(subject.features), -1, -1)
     return [
         Sweep(
             name="transfer",
             group="transfer",
             title="Another image's features",
-            headings=tuple(f"of {index + 1}" for index in range(count)),
+            headings=tuple(f"of {index + 1}" for index in range(len(givers))),
             conditions=encode(subject, targets),
             note="The source (row) is asked to show the features of the image above the column.",
             film=False,
-            heading_images=subject.images,
+            heading_images=subject.images[: len(givers)],
         )
     ]
 

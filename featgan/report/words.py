@@ -1,0 +1,168 @@
+"""The report's first sentences: what the classifier tells, what can be concluded from the pictures, and what cannot."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from featgan.report.answers import Answer
+from featgan.report.changes import TINT
+from featgan.report.components import Component, Ranking
+from featgan.report.records import Evaluation, is_number, mapping
+
+MOST_CONCLUSIONS = 3
+MOST_NAMED = 2
+STRAYS = 0.5
+"""Cross-talk from which a component cannot be said to move alone."""
+NEARLY_ALL = 0.95
+
+DOUBTS = {
+    "person": "the classifier sees a change, a person does not, so nothing can be said about its look",
+    "classifier": "the pictures change, but the classifier sees little of the change that was asked for",
+    "both": "the generator does not show it, so nothing can be said about it",
+}
+"""Who does not see a component move => what follows from that."""
+
+WITNESSED = ("witness_agreement", "box_agreement")
+"""Measures: how often a second box, and the box itself, see the label asked for."""
+
+SHORT_DOUBTS = {"person": "too faint to see", "classifier": "not seen by the classifier", "both": "not shown"}
+
+
+def percent(share: float) -> str:
+    """`38 %`; `under 1 %` for what would be shown as none."""
+    return "under 1\N{NO-BREAK SPACE}%" if 0 < share < 0.005 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; what is Markup stays so."""
+    if len(parts) < 2:
+        return parts[0] if parts else ""
+    joiner = Markup(", ") if isinstance(parts[0], Markup) else ", "
+    return joiner.join(parts[:-1]) + " and " + parts[-1]
+
+
+def conclude(ranking: Ranking) -> list[Markup]:
+    """What the components that matter show, as far as a person and the classifier both see them move."""
+    shown = [component for component in ranking.components if component.counts and component.is_shown]
+    if not shown:
+        return [Markup("No component that matters to the answer can be seen in these pictures.")]
+    of_what = "of the variation in its answer" if ranking.is_whole else "of what these components change in its answer"
+    named = [of_what, *[""] * len(shown)]
+    return [describe(component, what) for component, what in zip(shown[:MOST_CONCLUSIONS], named, strict=False)]
+
+
+def describe(component: Component, of_what: str) -> Markup:
+    """One component: its share of the answer, where that moves, and where the picture changes."""
+    text = Markup('<a href="#{}">{}</a>').format(component.rendering.sweep.name, component.title)
+    if component.matters is not None:
+        text += " ".join(part for part in (" carries", percent(component.matters), of_what) if part)
+        text += movement(*component.directions)
+    how = "clearly" if component.change.grade == "clear" else "faintly"
+    text += f"; it shows {how}, {component.change.place}"
+    tint = component.change.tint
+    if abs(tint) >= TINT:
+        text += f", and the whole picture gets {'brighter' if tint > 0 else 'darker'}"
+    return text + "."
+
+
+def movement(up: Sequence[str], down: Sequence[str]) -> Markup:
+    """`, from neutral to happy`, as far as it is known."""
+    if up and down:
+        return Markup(", from {} to {}").format(emphasised(down), emphasised(up))
+    if up or down:
+        return Markup(", {} {}").format("towards" if up else "away from", emphasised(up or down))
+    return Markup("")
+
+
+def emphasised(names: Sequence[str]) -> str:
+    return listed([Markup("<em>{}</em>").format(name) for name in names])
+
+
+def doubt(ranking: Ranking) -> list[Markup]:
+    """What cannot be concluded, and why."""
+    said = [doubted(ranking.components, why) for why in dict.fromkeys(each.doubt for each in ranking.components)]
+    covered = ranking.covered
+    if covered is not None and covered < NEARLY_ALL:
+        said.append(
+            Markup("{} of the variation in its answer lies outside these components.").format(percent(1 - covered))
+        )
+    said.append(strays(ranking.components))
+    return [text for text in said if text]
+
+
+def doubted(components: Sequence[Component], why: str) -> Markup:
+    """Components that matter and that the pictures do not show, for one reason."""
+    names = [
+        Markup("{} ({})").format(each.title, percent(each.matters)) if each.matters is not None else Markup(each.title)
+        for each in components
+        if why and each.doubt == why and each.counts
+    ]
+    return Markup("{}: {}.").format(listed(names), DOUBTS[why]) if names else Markup("")
+
+
+def strays(components: Sequence[Component]) -> Markup:
+    """Components that bring others with them."""
+    names = [
+        each.title
+        for each in components
+        if each.counts and each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS
+    ]
+    if not names:
+        return Markup("")
+    who = f"{len(names)} of the components" if len(names) > MOST_NAMED else listed(names)
+    word = "does not move alone" if len(names) == 1 else "do not move alone"
+    why = "part of what changes may belong to another component"
+    return Markup("{} {} (cross-talk): {}.").format(who, word, why)
+
+
+def confirm(evaluation: Evaluation | None) -> list[Markup]:
+    """What a second classifier, that took no part in training, says to the same edits, where it agrees."""
+    return [witnessed(evaluation)] if evaluation is not None and verdict_of(evaluation) == "supports" else []
+
+
+def question(evaluation: Evaluation | None, ranking: Ranking, num_pictures: int) -> list[Markup]:
+    """That too little was measured, that no second classifier was asked, or that it does not agree."""
+    if evaluation is None:
+        text = "Nothing was measured beyond the {} pictures of this page: <code>featgan evaluate</code> does that."
+        return [Markup(text).format(num_pictures)]
+    said = []
+    if ranking.measured_on is None:
+        said.append(Markup("Slope and cross-talk are of the {} pictures of this page only.").format(num_pictures))
+    if verdict_of(evaluation) == "limits":
+        said.append(witnessed(evaluation))
+    elif verdict_of(evaluation) != "supports":
+        unknown = "Whether another classifier would see the same is not known: none was asked, or it could not tell."
+        said.append(Markup(unknown))
+    return said
+
+
+def verdict_of(evaluation: Evaluation) -> str:
+    """What the evaluation concludes from its witness, where it had one."""
+    found = [remark.verdict for remark in evaluation.remarks if remark.about == "witness"]
+    known = all(share_of(evaluation, name) is not None for name in WITNESSED)
+    return found[0] if found and known else "unknown"
+
+
+def witnessed(evaluation: Evaluation) -> Markup:
+    """How often either classifier sees the label that was asked for."""
+    other, own = (share_of(evaluation, name) for name in WITNESSED)
+    agrees = "agrees" if verdict_of(evaluation) == "supports" else "does not agree"
+    return Markup(
+        "A second classifier, which took no part in training, {}: where another answer is asked for, it sees that "
+        "in {} of the edited pictures, this one in {}."
+    ).format(agrees, percent(other or 0.0), percent(own or 0.0))
+
+
+def share_of(evaluation: Evaluation, name: str) -> float | None:
+    value = mapping(evaluation.measures.get(name)).get("value")
+    return value if is_number(value) else None
+
+
+def introduce(answer: Answer | None, num_features: int | None) -> str:
+    """What the classifier does, and what a component is, for someone who has never heard of either."""
+    told = f"This classifier {answer.what}. It" if answer is not None and answer.names else "This classifier"
+    numbers = f"{num_features} numbers" if num_features else "numbers"
+    return (
+        f"{told} turns a picture into {numbers} and answers by these alone. Over many pictures they vary in a few "
+        "independent ways, the components."
+    )
