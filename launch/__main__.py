@@ -1,28 +1,44 @@
 """`python -m launch`: submit training, evaluation and rendering, look after them, evaluate on a schedule."""
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic_core import PydanticUndefined
-from rich.console import Console
 
-from featgan.cli import InOrder, run_command
-from featgan.config import load_config
+from featgan.cli import OUTPUT_KINDS, SUITES, InOrder, existing, run_command
 from featgan.errors import UserError
-from featgan.schedule import check_folder
-from launch.claims import Claim
-from launch.cluster import Cluster, load_cluster
+from launch.checks import check_run, check_shards, check_training
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
+from launch.options import ClusterCommand, alone, read_cluster, taking
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from featgan.claims import Claim
+    from featgan.config import Config
+    from launch.cluster import Cluster
+
 folder = click.Path(path_type=Path)
+
+beginning = taking(
+    click.option("--resume-from", type=folder, help="A checkpoint folder to start a new run from."),
+    click.option(
+        "--fresh-optimizer", is_flag=True, help="Take that checkpoint's weights, not its optimisers' moments."
+    ),
+)
+judging = taking(
+    click.option("--suite", default="standard", show_default=True, type=click.Choice(SUITES)),
+    click.option("--blackbox", "blackboxes", multiple=True, help="SPEC of the box where it has moved, or a judge."),
+    click.option("--probe", help="A box fitted on the true factors of drawn faces."),
+    click.option("--witness", help="SPEC of a second box, that took no part in training."),
+)
+components = click.option(
+    "--components", "num_components", default=10, show_default=True, type=click.IntRange(1), help="Swept."
+)
+step_option = click.option("--step", type=int, help="A step with a checkpoint; the newest by default.")
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,170 +47,153 @@ def cli(debug: bool) -> None:
     """Submit featgan's jobs to SLURM, or run them in the background, and look after them."""
 
 
-def cluster_options(command: Command) -> Command:
-    """--cluster, --dry-run, and one option for each field of a cluster."""
-    for name, field in reversed(Cluster.model_fields.items()):
-        if name == "executor":
-            continue
-        many = name in ("setup", "parameters")
-        command = click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            multiple=many,
-            metavar="NAME[=VALUE]" if name == "parameters" else "LINE" if many else "VALUE",
-            help=(field.description or "").split("\n")[0] + default_of(field.default),
-        )(command)
-    dry = click.option("--dry-run", is_flag=True, help="Print the sbatch script; submit nothing.")
-    where = click.option("--cluster", default="slurm", show_default=True, help="configs/cluster/NAME.yaml, or a file.")
-    after = click.option("--after", help="Id of a job that must have succeeded before.")
-    return where(after(dry(command)))
-
-
-def default_of(value: Any) -> str:
-    shown = value not in (None, PydanticUndefined, (), {}, 0)
-    return f"  [default: {value}]" if shown else ""
-
-
-def read_cluster(cluster: str, given: dict[str, Any]) -> Cluster:
-    """The cluster with the command line's options on top."""
-    fields = {name: value for name, value in given.items() if name in Cluster.model_fields}
-    pairs = [pair.partition("=") for pair in fields.pop("parameters", ())]
-    # One without a value is a flag, as `exclusive`.
-    return load_cluster(cluster, fields | {"parameters": {key: value if sign else True for key, sign, value in pairs}})
-
-
-def alone(cluster: Cluster) -> Cluster:
-    """For jobs of one process."""
-    gpus = min(cluster.gpus_per_node, 1)
-    return cluster.model_copy(update={"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus})
-
-
-def send(job: Job, cluster: Cluster, home: Path, kind: str, after: str | None, dry_run: bool) -> str:
+def send(job: Job, cluster: "Cluster", home: Path, kind: str, after: str | None, dry_run: bool) -> str:
     """Submit a job of a run, or print its script; returns its id."""
-    from launch.submit import sbatch_script, submit
+    from launch.submit import local_script, sbatch_script, submit
 
     name = f"featgan-{kind}-{home.name}"
     if dry_run:
-        click.echo(sbatch_script(cluster, home.absolute() / "jobs" / f"NNN-{kind}", name, after and f"afterok:{after}"))
+        place = home.absolute() / "jobs" / f"NNN-{kind}"
+        waiting = after and f"afterok:{after}"
+        is_local = cluster.executor == "local"
+        click.echo(local_script(cluster, place) if is_local else sbatch_script(cluster, place, name, waiting))
         return f"{kind.upper()}_ID"
     number, where = submit(job, cluster, home / "jobs", kind, name, after)
     click.echo(f"{kind}: job {number}, in {where}")
     return number
 
 
-@cli.command()
+@cli.command(cls=ClusterCommand)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@cluster_options
+@beginning
 def train(
     config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
 ) -> None:
     """Train; a signal or a crash queues the job again, and it goes on from its last checkpoint."""
+    loaded, where = training_of(config, overrides, cluster, given, bool(after) or dry_run)
+    send(train_job(loaded, given), where, loaded.run, "train", after, dry_run)
+
+
+def training_of(
+    config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any], waits: bool
+) -> "tuple[Config, Cluster]":
+    """The configuration and the cluster, once they fit each other."""
+    from featgan.settings import load_config
+
+    loaded, where = load_config(config, overrides), read_cluster(cluster, given)
+    check_training(loaded, where, waits)
+    return loaded, where
+
+
+def train_job(config: "Config", given: dict[str, Any]) -> TrainJob:
+    """UserError when a checkpoint to begin from is none, or fresh moments are asked for without one."""
+    from featgan.schedule import MANIFEST
+
+    origin, fresh = given["resume_from"], given["fresh_optimizer"]
+    if fresh and origin is None:
+        raise UserError("--fresh-optimizer: is for the checkpoint that --resume-from names")
+    if origin is not None and not (origin / MANIFEST).is_file():
+        raise UserError(f"--resume-from {origin}: no checkpoint folder (RUN/checkpoints/step-...)")
+    return TrainJob(config.model_dump(mode="json"), str(origin.absolute()) if origin else None, fresh)
+
+
+@cli.command(cls=ClusterCommand)
+@click.argument("run", type=folder)
+@step_option
+@judging
+@click.option("--inception", type=existing, help="Weights of Inception-v3, for FID and KID in its space.")
+@click.option("--lpips", type=existing, help="Weights of torchvision's alexnet or vgg16, for LPIPS.")
+@click.option("--count", type=click.IntRange(2), help="At most so many pairs, and an eighth as many images swept.")
+@components
+def evaluate(run: Path, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
+    """Evaluate a checkpoint, which is kept until that is done."""
+    named = ("step", "suite", "blackboxes", "probe", "witness", "count", "num_components")
+    options = {name: given.pop(name) for name in named}
+    weights = {name: given.pop(name) for name in ("inception", "lpips")}
+    options |= {name: str(path.absolute()) if path else None for name, path in weights.items()}
+    where = alone(read_cluster(cluster, given))
+    check_run(run, options["step"], where, after)
+    job = EvaluateJob(str(run.absolute()), **options)
+    if after or dry_run or where.dependency:
+        send(job, where, run, "evaluate", after, dry_run)
+        return
+    from featgan.claims import take_by_hand
+    from featgan.schedule import committed_steps
+
+    step = max(committed_steps(run)) if job.step is None else job.step
+    claim = take_by_hand(run.absolute(), step, job.suite)
+    hand_over(claim, replace(job, step=step, token=claim.token), where)
+
+
+@cli.command(cls=ClusterCommand)
+@click.argument("run", type=folder)
+@step_option
+@click.option("--images", type=folder, help="A folder of any images.")
+@click.option("--directions", help="Names, separated by commas; all that fit the condition by default.")
+@click.option("--num-images", default=6, show_default=True, type=click.IntRange(1, 64), help="Source images.")
+@components
+@click.option("--name", "names", multiple=True, metavar="NUMBER=NAME", help="Name a component; kept in RUN/names.yaml.")
+@click.option(
+    "--video",
+    multiple=True,
+    type=click.Choice(("gif", "webp", "mp4", "none")),
+    help="Animations of the sweeps, gif and webp by default.",
+)
+def render(run: Path, images: Path | None, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
+    """Render the report of a checkpoint."""
+    options = {name: given.pop(name) for name in ("step", "num_images", "num_components", "names", "video")}
+    wanted = tuple(name.strip() for name in (given.pop("directions") or "").split(",") if name.strip())
+    where = alone(read_cluster(cluster, given))
+    check_run(run, options["step"], where, after)
+    shown = str(images.absolute()) if images else None
     send(
-        train_job(config, overrides),
-        *train_place(config, overrides, cluster, given, bool(after) or dry_run),
-        "train",
-        after,
-        dry_run,
+        RenderJob(str(run.absolute()), images=shown, directions=wanted, **options), where, run, "render", after, dry_run
     )
 
 
-def train_job(config: str, overrides: tuple[str, ...]) -> TrainJob:
-    return TrainJob(load_config(config, overrides).model_dump(mode="json"))
-
-
-def train_place(
-    config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any], waits: bool
-) -> tuple[Cluster, Path]:
-    """Where a training runs, once it is sure that its processes can share the batch and that, unless it waits for
-    another job or is not submitted, nothing else trains the run."""
-    loaded, where = load_config(config, overrides), read_cluster(cluster, given)
-    check_folder(loaded)
-    if where.executor == "slurm" and not waits and not where.dependency:
-        check_queue(loaded.run)
-    processes, parts = where.nodes * where.tasks, loaded.distribution.accumulation
-    if loaded.training.batch_size % (processes * parts):
-        raise UserError(
-            f"training.batch_size: {loaded.training.batch_size} cannot be shared by {processes} processes"
-            f" ({where.nodes} nodes of {where.tasks})" + (f" in {parts} parts" if parts > 1 else "")
-        )
-    return where, loaded.run
-
-
-def check_queue(run: Path) -> None:
-    """UserError when a job that waits or runs trains the run already: two would undo each other's checkpoints."""
-    from launch.snapshot import read_card
-    from launch.status import queue
-
-    known = queue([str(read_card(folder).get("id")) for folder in run.glob("jobs/*-train")])
-    for job, (state, _) in (known or {}).items():
-        raise UserError(
-            f"{run}: job {job} ({state}) trains it already; wait until it is gone, or `scancel {job}` first"
-        )
-
-
-@cli.command()
-@click.argument("run", type=folder)
-@click.option("--step", type=int, help="A step with a checkpoint; the newest by default.")
-@click.option("--suite", default="standard", show_default=True, type=click.Choice(["quick", "standard"]))
-@click.option("--blackbox", "blackboxes", multiple=True, help="SPEC of the box where it has moved, or a judge.")
-@click.option("--probe", help="A box fitted on the true factors of drawn faces.")
-@cluster_options
-def evaluate(run: Path, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
-    """Evaluate a checkpoint."""
-    options = {name: given.pop(name) for name in ("step", "suite", "blackboxes", "probe")}
-    job = EvaluateJob(str(run.absolute()), **options)
-    send(job, alone(read_cluster(cluster, given)), run, "evaluate", after, dry_run)
-
-
-@cli.command()
-@click.argument("run", type=folder)
-@click.option("--images", type=folder, help="A folder of any images.")
-@cluster_options
-def render(run: Path, images: Path | None, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
-    """Render the report of a run's newest checkpoint."""
-    job = RenderJob(str(run.absolute()), str(images.absolute()) if images else None)
-    send(job, alone(read_cluster(cluster, given)), run, "render", after, dry_run)
-
-
-@cli.command()
+@cli.command(cls=ClusterCommand)
 @click.option("--shards", required=True, type=folder, help="Folder made by `featgan pack`.")
 @click.option("--blackbox", required=True, help="SPEC of the box (docs/blackbox.md).")
 @click.option("--name", default="blackbox", show_default=True, help="The cache's name.")
 @click.option("--layer", help="Where the features are taken.")
 @click.option("--components", type=int, help="Keep so many whitened principal components.")
+@click.option("--output-kind", type=click.Choice(OUTPUT_KINDS), help="Of a foreign box.")
 @click.option("--batch-size", default=64, show_default=True, type=int, help="Images at once.")
-@cluster_options
 def extract(shards: Path, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
     """Cache a black box's features of every image."""
-    options = {name: given.pop(name) for name in ("blackbox", "name", "layer", "components", "batch_size")}
-    job = ExtractJob(str(shards.absolute()), **options)
-    send(job, alone(read_cluster(cluster, given)), shards, "extract", after, dry_run)
+    names = ("blackbox", "name", "layer", "components", "output_kind", "batch_size")
+    job = ExtractJob(str(shards.absolute()), **{name: given.pop(name) for name in names})
+    where = alone(read_cluster(cluster, given))
+    check_shards(shards, where, after)
+    send(job, where, shards, "extract", after, dry_run)
 
 
-@cli.command()
+@cli.command(cls=ClusterCommand)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@cluster_options
+@beginning
+@judging
 def pipeline(
     config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
 ) -> None:
     """Train, then evaluate, then render: each waits for the success of the one before."""
-    where, run = train_place(config, overrides, cluster, given, bool(after) or dry_run)
+    loaded, where = training_of(config, overrides, cluster, given, bool(after) or dry_run)
     if where.executor == "local":
         raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate, render one by one")
-    first = send(train_job(config, overrides), where, run, "train", after, dry_run)
-    second = send(EvaluateJob(str(run.absolute())), alone(where), run, "evaluate", first, dry_run)
-    send(RenderJob(str(run.absolute())), alone(where), run, "render", second, dry_run)
+    run, options = loaded.run, {name: given[name] for name in ("suite", "blackboxes", "probe", "witness")}
+    first = send(train_job(loaded, given), where, run, "train", after, dry_run)
+    following = alone(where).model_copy(update={"dependency": None})  # the first one waits for that
+    second = send(EvaluateJob(str(run.absolute()), **options), following, run, "evaluate", first, dry_run)
+    send(RenderJob(str(run.absolute())), following, run, "render", second, dry_run)
 
 
-@cli.command()
+@cli.command(cls=ClusterCommand)
 @click.argument("runs", type=folder)
 @click.option("--once", is_flag=True, help="One look, for cron, scrontab or a job; else a look every --every seconds.")
 @click.option("--every", default=300, show_default=True, type=click.IntRange(1), help="Seconds between two looks.")
 @click.option("--most", default=100, show_default=True, type=click.IntRange(1), help="Evaluations of one look.")
 @click.option("--submit", "as_jobs", is_flag=True, help="Submit each evaluation as a job, in place of running it here.")
-@cluster_options
 def watch(
     runs: Path,
     once: bool,
@@ -211,6 +210,11 @@ def watch(
 
     if dry_run:
         raise UserError("watch: --dry-run shows the script of a job; use it with evaluate")
+    if after or (given["dependency"] and not as_jobs):
+        raise UserError(
+            "watch: looks at once and waits for no job; "
+            "`sbatch --dependency=afterany:ID slurm/watch.sbatch RUNS` is a look that does"
+        )
     start = partial(submit_evaluation, alone(read_cluster(cluster, given))) if as_jobs else evaluate_here
     while True:
         tick(runs.absolute(), start, most)
@@ -219,32 +223,44 @@ def watch(
         time.sleep(every)
 
 
-def submit_evaluation(cluster: Cluster, claim: Claim) -> None:
-    """Hand a claim to a job; given back where the scheduler refuses."""
+def submit_evaluation(cluster: "Cluster", claim: "Claim") -> None:
+    """Hand a claim of the watch to a job."""
     from submitit.helpers import clean_env
 
-    job = EvaluateJob(str(claim.run), claim.step, claim.suite, claimed=True)
-    cluster = cluster.model_copy(update={"max_failures": 1})  # the watch is who tries again
+    job = EvaluateJob(str(claim.run), claim.step, claim.suite, token=claim.token, scheduled=True)
     where_slurm_is = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
+    # Inside a job, that job's own SLURM variables would be taken for wishes of the new one.
+    with clean_env():
+        os.environ.update(where_slurm_is)
+        hand_over(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch is who tries again
+
+
+def hand_over(claim: "Claim", job: EvaluateJob, cluster: "Cluster") -> None:
+    """Submit the evaluation of a claim, which is the job's from then on; given back where the scheduler refuses."""
     try:
-        # Inside a job, that job's own SLURM variables would be taken for wishes of the new one.
-        with clean_env():
-            os.environ.update(where_slurm_is)
-            claim.pass_to(send(job, cluster, claim.run, "evaluate", None, dry_run=False))
-    except (UserError, OSError, subprocess.SubprocessError):
+        number = send(job, cluster, claim.run, "evaluate", None, dry_run=False)
+    except BaseException:
         claim.give_back()
         raise
+    if cluster.executor == "local":
+        claim.pass_to_process(int(number))
+    else:
+        claim.pass_to_job(number)
 
 
 @cli.command()
 @click.argument("run", type=folder)
 def status(run: Path) -> None:
     """Show each job of a run, or of every run in a folder."""
+    from rich.console import Console
+
     from launch.status import status_table
 
     found = [run] if (run / "jobs").is_dir() else sorted(path.parent for path in run.glob("*/jobs"))
     if not found:
-        raise UserError(f"{run}: no run with jobs in it")
+        raise UserError(
+            f"{run}: no run with jobs in it" + (f"; `featgan info {run}` tells of it" if run.exists() else "")
+        )
     for each in found:
         Console().print(status_table(each))
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from featgan.config import Positive, Section, read_yaml
 from featgan.errors import UserError
+from featgan.section import Positive, Section
 
 
 class Cluster(Section):
@@ -63,10 +63,33 @@ class Cluster(Section):
         """YAML reads minutes as a number, and H:MM:SS as one in base 60."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("time")
+    @classmethod
+    def check_time(cls, value: str) -> str:
+        """sbatch would refuse it too, but after a snapshot was made."""
+        minutes(value)
+        return value
+
     @property
     def tasks(self) -> int:
         """Processes of each machine."""
         return self.tasks_per_node or self.gpus_per_node or 1
+
+
+def minutes(time_limit: str) -> float:
+    """SLURM's time formats in minutes: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; ValueError for anything else."""
+    try:
+        days, dash, rest = time_limit.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if dash:
+            hours, mins, seconds = [*parts, 0, 0][:3]
+        elif len(parts) < 3:
+            hours, (mins, seconds) = 0, [*parts, 0][:2]
+        else:
+            hours, mins, seconds = parts
+        return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
+    except ValueError:
+        raise ValueError(f"{time_limit!r}; write minutes, H:MM:SS or D-HH:MM:SS") from None
 
 
 def known_clusters() -> dict[str, Path]:
@@ -77,6 +100,8 @@ def known_clusters() -> dict[str, Path]:
 
 def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
     """A cluster by bare name or path, with the command line's options on top; UserError in one line."""
+    from featgan.settings import read_yaml  # the help does not wait for it
+
     path = Path(name) if Path(name).is_file() else known_clusters().get(name)
     if path is None:
         raise UserError(f"--cluster {name}: no such file, and none of {', '.join(sorted(known_clusters()))}")
@@ -84,6 +109,8 @@ def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
     tree = read_yaml(path)
     if isinstance(tree.get("parameters"), dict) and "parameters" in given:
         given["parameters"] = tree["parameters"] | given["parameters"]  # the site's others still hold
+    if isinstance(tree.get("setup"), list) and "setup" in given:
+        given["setup"] = (*tree["setup"], *given["setup"])
     tree |= given
     try:
         return Cluster.model_validate(tree)
@@ -92,4 +119,6 @@ def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{path}: unknown key {key!r}; known are {', '.join(Cluster.model_fields)}") from None
+        if first["type"] == "value_error":
+            raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
         raise UserError(f"{path}: {key}: {first['msg']} (got {first['input']!r:.80})") from None

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -17,6 +18,10 @@ MISTAKE = 2
 
 ENDED = "ended"
 """File in the job's folder that holds such a code."""
+
+
+BETWEEN_LOOKS = 10.0
+"""Seconds between two looks at an evaluation that is waited for."""
 
 
 class Job(ABC):
@@ -46,6 +51,10 @@ class Job(ABC):
     def run(self) -> None:
         """The work."""
 
+    def documents(self) -> dict[str, str]:
+        """Files that show people what was submitted, by name."""
+        return {}
+
     def checkpoint(self) -> Any:
         """For a signal before the call above is reached: submitit's wish for the same job again."""
         from submitit.helpers import DelayedSubmission
@@ -72,43 +81,80 @@ class TrainJob(Job):
     """`featgan train` of a configuration by value; a signal saves and leaves."""
 
     config: dict[str, Any]
+    resume_from: str | None = None
+    fresh_optimizer: bool = False
 
     def run(self) -> None:
         from featgan.interruption import StopRequest
 
         with StopRequest() as request:
-            from featgan.config import validate
+            from featgan.settings import validate
             from featgan.train import train
 
-            train(validate(self.config, "the job's configuration"), request=request)
+            origin = Path(self.resume_from) if self.resume_from else None
+            train(validate(self.config, "the job's configuration"), origin, request, self.fresh_optimizer)
+
+    def documents(self) -> dict[str, str]:
+        from featgan.settings import to_yaml, validate
+
+        return {"config.yaml": to_yaml(validate(self.config, "the job's configuration"))}
 
 
 @dataclass(frozen=True)
 class EvaluateJob(Job):
-    """`featgan evaluate`; `claimed` by the watch that submitted it, or asked for by a person."""
+    """`featgan evaluate`; with a token its checkpoint is claimed, by the watch (`scheduled`) or for a person."""
 
     run_folder: str
     step: int | None = None
     suite: str = "standard"
     blackboxes: tuple[str, ...] = ()
     probe: str | None = None
-    claimed: bool = False
+    witness: str | None = None
+    inception: str | None = None
+    lpips: str | None = None
+    count: int | None = None
+    num_components: int = 10
+    token: str = ""
+    scheduled: bool = False
 
     def run(self) -> None:
-        folder = Path(self.run_folder)
-        if self.claimed:
-            from launch.claims import Claim, evaluate_claimed
+        from featgan.claims import Claim
+        from launch.evaluation import evaluate_claimed
 
+        folder = Path(self.run_folder)
+        names = ("blackboxes", "probe", "witness", "inception", "lpips", "count", "num_components")
+        options = {name: getattr(self, name) for name in names}
+        if self.token:
             assert self.step is not None
             try:
-                evaluate_claimed(Claim(folder, self.step, self.suite), self.blackboxes, self.probe)
+                evaluate_claimed(Claim(folder, self.step, self.suite, self.token), options, self.scheduled)
             except Exception:
+                if not self.scheduled:
+                    raise
                 traceback.print_exc()
                 leave(MISTAKE)  # the watch tries again, so the scheduler must not
         else:
-            from featgan.evaluate import evaluate_run
+            self.evaluate(folder, options)
 
-            evaluate_run(folder, self.step, self.suite, self.blackboxes, self.probe)
+    def evaluate(self, folder: Path, options: dict[str, Any]) -> None:
+        """Evaluate, unless a watch is at the same: then its result is waited for, so that what follows can start."""
+        from featgan.claims import BusyError, claimed
+        from featgan.evaluate import evaluate_run, find_evaluation
+        from featgan.schedule import committed_steps, with_judges
+
+        step = max(committed_steps(folder), default=None) if self.step is None else self.step
+        waited = False
+        while True:
+            try:
+                with claimed(folder, step, self.suite):
+                    if not (waited and step is not None and find_evaluation(folder, step, self.suite)):
+                        evaluate_run(folder, self.step, self.suite, **with_judges(folder, options))
+                return
+            except BusyError as busy:
+                if not waited:
+                    print(f"featgan: {busy}", file=sys.stderr)
+                waited = True
+                time.sleep(BETWEEN_LOOKS)
 
 
 @dataclass(frozen=True)
@@ -116,12 +162,29 @@ class RenderJob(Job):
     """`featgan render`."""
 
     run_folder: str
+    step: int | None = None
     images: str | None = None
+    directions: tuple[str, ...] = ()
+    num_images: int = 6
+    num_components: int = 10
+    names: tuple[str, ...] = ()
+    video: tuple[str, ...] = ()
 
     def run(self) -> None:
-        from featgan.render import render_run
+        from featgan.render import VIDEO, render_run
 
-        render_run(Path(self.run_folder), images=Path(self.images) if self.images else None)
+        images = Path(self.images) if self.images else None
+        kinds = [kind for kind in self.video or VIDEO if kind != "none"]
+        render_run(
+            Path(self.run_folder),
+            self.step,
+            images,
+            list(self.directions),
+            num_images=self.num_images,
+            num_components=self.num_components,
+            names=self.names,
+            video=kinds,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +196,7 @@ class ExtractJob(Job):
     name: str = "blackbox"
     layer: str | None = None
     components: int | None = None
+    output_kind: str | None = None
     batch_size: int = 64
 
     def run(self) -> None:

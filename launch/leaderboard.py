@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,20 @@ from typing import Any
 import jinja2
 
 from featgan.config import Config
-from featgan.schedule import MOST_ATTEMPTS, best_step, committed_steps, evaluated_steps, evaluation_path, measured
-from launch.claims import Claim
+from featgan.schedule import (
+    MOST_ATTEMPTS,
+    SUITES,
+    best_step,
+    committed_steps,
+    evaluated_steps,
+    evaluation_path,
+    failures,
+    measured,
+)
 
 COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence_ccc", "attribute_agreement",
            "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip
 """Measures shown, where a run has them."""
-
-SUITES = ("quick", "standard")
 
 CURVE_WIDTH, CURVE_HEIGHT = 160, 36
 
@@ -35,18 +42,25 @@ class Row:
 
 
 def collect(runs: Sequence[tuple[Path, Config]]) -> list[Row]:
-    """Every evaluation, run by run, step by step."""
+    """Every evaluation, run by run, step by step; a run that cannot be read is left out."""
     rows = []
     for run, config in runs:
-        best = (best_step(run, config.evaluation), config.evaluation.suite)
-        for suite in SUITES:
-            for step in evaluated_steps(run, suite):
-                path = evaluation_path(run, step, suite)
-                values = {name: measured(path, name) for name in COLUMNS}
-                rows.append(Row(run.name, step, suite, "best" if (step, suite) == best else "done", values))
-            for step in committed_steps(run):
-                if Claim(run, step, suite).attempts() >= MOST_ATTEMPTS:
-                    rows.append(Row(run.name, step, suite, "failed", {}))
+        with suppress(OSError):
+            rows += rows_of(run, config)
+    return rows
+
+
+def rows_of(run: Path, config: Config) -> list[Row]:
+    """A run's evaluations by suite and step, each suite's failures after them."""
+    rows, best = [], (best_step(run, config.evaluation), config.evaluation.suite)
+    for suite in SUITES:
+        for step in evaluated_steps(run, suite):
+            path = evaluation_path(run, step, suite)
+            values = {name: measured(path, name) for name in COLUMNS}
+            rows.append(Row(run.name, step, suite, "best" if (step, suite) == best else "done", values))
+        for step in committed_steps(run):
+            if failures(run, step, suite) >= MOST_ATTEMPTS and step not in evaluated_steps(run, suite):
+                rows.append(Row(run.name, step, suite, "failed", {}))
     return rows
 
 
@@ -55,7 +69,10 @@ def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None
     rows = collect(runs)
     shown = [name for name in COLUMNS if any(row.values.get(name) is not None for row in rows)]
     replace(folder / "leaderboard.csv", as_csv(rows, shown))
-    curves = {run.name: curve(run, config) for run, config in runs}
+    curves = {}
+    for run, config in runs:
+        with suppress(OSError):
+            curves[run.name] = curve(run, config)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -83,8 +100,9 @@ def curve(run: Path, config: Config) -> dict[str, Any]:
     suite = next((suite for suite in suites if evaluated_steps(run, suite)), suites[0])
     found = [(step, measured(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)]
     points = [(step, value) for step, value in found if value is not None]
+    shown = {"name": name, "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
     if not points:
-        return {"name": name, "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
+        return shown
     steps, values = zip(*points, strict=True)
     wide, high = max(steps) - min(steps) or 1, max(values) - min(values) or 1
     placed = [
@@ -95,7 +113,7 @@ def curve(run: Path, config: Config) -> dict[str, Any]:
         for step, value in points
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    return {"name": name, "points": line, "last": values[-1], "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
+    return shown | {"points": line, "end": placed[-1], "last": values[-1]}
 
 
 def replace(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from featgan.errors import UserError
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
 KINDS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js")
+ATTEMPTS = "attempts.jsonl"
+"""How each start of a job ended, in its folder."""
+
+DONE = "done"
+"""Left by a job that was submitted by hand and has succeeded; submitit leaves a result."""
+
 NUMBERED = re.compile(r"(\d{3,})-(\w+)")
 
 
@@ -57,3 +64,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
+
+
+def read_attempts(folder: Path) -> list[dict[str, Any]]:
+    """Every start of a job that has ended; lines that a kill cut off are left out."""
+    path, found = folder / ATTEMPTS, []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found

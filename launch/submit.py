@@ -12,9 +12,12 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
-from launch.cluster import Cluster
+from launch.cluster import Cluster, minutes
 from launch.jobs import ENDED, Job
 from launch.snapshot import copy_code, make_job_folder, write_card
+
+BEFORE = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.after {folder} || exit'
+"""A job that starts again first looks at how its former start ended."""
 
 AFTER = """\
 featgan_after() {{
@@ -33,12 +36,13 @@ def setup_lines(cluster: Cluster, folder: Path) -> list[str]:
     lines = [
         *cluster.setup,
         # The folder that the job starts in may hold newer code, so it stays off Python's path.
-        f"export PYTHONPATH={code} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
     ]
     if cluster.executor == "slurm":
         # Left by a former start that was ended before anybody read it.
         lines.append(f"rm -f {shlex.quote(str(folder / ENDED))}")
         lines.append(f"export FEATGAN_MAX_FAILURES={cluster.max_failures}")
+        lines.append(BEFORE.format(python=interpreter(cluster), folder=shlex.quote(str(folder))))
         lines.append(AFTER.format(python=interpreter(cluster), folder=shlex.quote(str(folder))))
     return lines
 
@@ -85,6 +89,12 @@ def sbatch_script(cluster: Cluster, folder: Path, name: str, dependency: str | N
     return _make_sbatch_string(command=command, folder=folder, **sbatch_parameters(cluster, folder, name, dependency))
 
 
+def local_script(cluster: Cluster, folder: Path) -> str:
+    """What `submit` would run on this machine."""
+    command = f"{interpreter(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return "\n".join([f"# {cluster.tasks} times at once, in the background:", *setup_lines(cluster, folder), command])
+
+
 def submit(job: Job, cluster: Cluster, jobs: Path, kind: str, name: str, after: str | None = None) -> tuple[str, Path]:
     """Submit; returns the job's id and its folder JOBS/NNN-KIND. `after` is the id of a job that must succeed first.
 
@@ -105,6 +115,8 @@ def submit(job: Job, cluster: Cluster, jobs: Path, kind: str, name: str, after: 
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{cluster.executor}: cannot submit ({reason}); see the script with --dry-run") from error
     card = {"id": str(submitted.job_id), "kind": kind, "name": name, "submitted": time.time(), "after": after}
+    for document, text in job.documents().items():
+        (folder / document).write_text(text)
     write_card(folder, card | {"cluster": cluster.model_dump(mode="json"), "command": sys.argv})
     return str(submitted.job_id), folder
 
@@ -134,19 +146,3 @@ def make_executor(
     slurm = submitit.SlurmExecutor(folder, python=interpreter(cluster))
     slurm.update_parameters(**sbatch_parameters(cluster, folder, name, dependency))
     return slurm
-
-
-def minutes(time_limit: str) -> float:
-    """SLURM's time formats in minutes: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
-    try:
-        days, dash, rest = time_limit.rpartition("-")
-        parts = [int(part) for part in rest.split(":")]
-        if dash:
-            hours, mins, seconds = [*parts, 0, 0][:3]
-        elif len(parts) < 3:
-            hours, (mins, seconds) = 0, [*parts, 0][:2]
-        else:
-            hours, mins, seconds = parts
-        return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
-    except ValueError:
-        raise UserError(f"time: {time_limit!r}; write minutes, H:MM:SS or D-HH:MM:SS") from None

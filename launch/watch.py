@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featgan.config import Config, read_yaml, validate
+from featgan.claims import Claim
+from featgan.config import Config
 from featgan.errors import UserError
 from featgan.progress import console
-from featgan.schedule import due_steps
-from launch.claims import Claim
+from featgan.schedule import SUITES, due_evaluations, steps_with
+from featgan.settings import read_yaml, validate
 from launch.leaderboard import write_leaderboard
 
 Start = Callable[[Claim], None]
@@ -21,44 +22,61 @@ def find_runs(folder: Path) -> Iterator[tuple[Path, Config]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of runs")
     for path in [folder, *sorted(folder.iterdir())]:
-        if not (path / "config.yaml").is_file() or not (path / "checkpoints").is_dir():
-            continue
         try:
-            yield path, validate(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
-        except UserError as error:
-            console.print(f"passed over: {error}", style="yellow", markup=False)
+            if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
+                yield path, validate(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+        except (UserError, OSError) as error:
+            complain(f"passed over: {error}")
+
+
+def complain(text: str) -> None:
+    console.print(text, style="yellow", markup=False)
 
 
 def tick(folder: Path, start: Start, most: int = 100) -> int:
     """Look once at every run; returns the number of checkpoints that were claimed, at most `most`."""
     claimed = 0
     for run, config in find_runs(folder):
-        for step in reversed(due_steps(run, config.evaluation)):
-            claim = Claim(run, step, config.evaluation.suite)
-            if claimed >= most or not claim.take():
-                continue
-            claimed += 1
-            console.print(f"{run}: evaluating step {step} ({claim.suite})", markup=False)
-            try:
-                start(claim)
-            except (UserError, OSError, subprocess.SubprocessError) as error:
-                console.print(f"{run}: step {step}: {error}", style="yellow", markup=False)
+        try:
+            clear_claims(run)
+            for step, suite in due_evaluations(run, config.evaluation):
+                claimed += claimed < most and look(Claim(run, step, suite), start)
+        except OSError as error:
+            complain(f"{run}: passed over: {error}")
     write_leaderboard(folder, list(find_runs(folder)))
+    console.print(f"{folder / 'leaderboard.html'}: {claimed} begun now", markup=False)
     return claimed
+
+
+def clear_claims(run: Path) -> None:
+    """Give back what nobody holds any more of suites that may never be due: a claim keeps its checkpoint."""
+    for suite in SUITES:
+        for step in steps_with(run, suite, "claim"):
+            claim = Claim(run, step, suite)
+            if claim.hold.clear() and not claim.result.exists():
+                claim.count_failure("its process or job ended without a result")
+
+
+def look(claim: Claim, start: Start) -> bool:
+    """Have what is due evaluated, unless it is in other hands; whether it was claimed."""
+    if not claim.take():
+        return False
+    console.print(f"{claim.run}: evaluating step {claim.step} ({claim.suite})", markup=False)
+    try:
+        start(claim)
+    except (UserError, OSError, subprocess.SubprocessError) as error:
+        complain(f"{claim.run}: step {claim.step}: {error}")
+    return True
 
 
 def evaluate_here(claim: Claim) -> None:
     """In a process of its own: what breaks it, also a crash of the interpreter, leaves the watch alone."""
-    code = (
-        "import sys; from pathlib import Path; from launch.claims import Claim, evaluate_claimed; "
-        "evaluate_claimed(Claim(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))"
-    )
-    arguments = [sys.executable, "-c", code, str(claim.run), str(claim.step), claim.suite]
+    named = (str(claim.run), str(claim.step), claim.suite, claim.token)
     failures = claim.attempts()
-    ended = subprocess.run(arguments, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-m", "launch.evaluation", *named], capture_output=True, text=True)
     if ended.returncode:
         if claim.attempts() == failures:  # it had no time to note its own end
             claim.count_failure(f"the process ended with code {ended.returncode}: {ended.stderr[-2000:]}")
         claim.give_back()
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        console.print(f"{claim.run}: step {claim.step} failed: {last}", style="yellow", markup=False)
+        complain(f"{claim.run}: step {claim.step} failed: {last}")

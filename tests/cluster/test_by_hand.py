@@ -1,6 +1,7 @@
 """The sbatch files of slurm/ on real nodes, as people use them by hand: a signal, a dependency, a watch."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from featgan.config import Config, to_yaml
+from featgan.config import Config
 from featgan.schedule import committed_steps, evaluated_steps
-from tests.cluster.test_slurm import is_queued, last_step, pytestmark, wait_until
+from featgan.settings import to_yaml
+from launch.snapshot import read_card
+from launch.status import settled_state
+from tests.cluster.test_slurm import attempts, is_queued, last_step, processes, pytestmark, wait_until
 from tests.conftest import World
 
 __all__ = ["pytestmark"]
@@ -76,10 +80,33 @@ def test_a_training_by_hand_is_signalled_and_goes_on_and_the_next_jobs_wait_for_
     wait_until(lambda: last_step(config.run) >= 10, "10 steps")
     subprocess.run(["scancel", "--signal=USR2", train], check=True)
     wait_until(lambda: restarts(train) == 1, "it is queued again")
-    assert 10 <= committed_steps(config.run)[-1] < STEPS, "saved where the signal came"
+    saved = committed_steps(config.run)[-1]
+    assert 10 <= saved < STEPS, "saved where the signal came"
+    (tmp_path / "hand.yaml").write_text(to_yaml(small(world, config.run, 7)))  # the job goes on as it was submitted
+    wait_until(lambda: last_step(config.run) >= min(saved + 10, STEPS - 15), "some steps more")
+    folder = config.run / "jobs" / "001-train"
+    (victim,) = processes(folder, 3)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: restarts(train) == 2, "it is queued again after a crash as well")
+    codes = [code for code, _ in attempts(folder)]
+    assert codes[0] == 75 and codes[1] not in (0, 75)
     wait_until(lambda: not is_queued(render), "the last job is done")
     assert committed_steps(config.run)[-1] == STEPS and (config.run / "report.html").is_file()
     wait_until(lambda: evaluated_steps(config.run, "quick") == [STEPS], "the evaluation")
+    assert settled_state(folder, read_card(folder), answered=True) == "done"
+
+
+def test_a_look_after_a_training_that_failed(world: World, queue: Queue, tmp_path: Path) -> None:
+    from featgan.train import train
+
+    config = small(world, tmp_path / "runs" / "watched", 2)
+    train(config)
+    failed = queue.sbatch("train.sbatch", "no-such-preset", wishes=("--hold",))
+    looking = queue.sbatch("watch.sbatch", tmp_path / "runs", wishes=(f"--dependency=afterany:{failed}",))
+    subprocess.run(["scontrol", "release", failed], check=True)
+    wait_until(lambda: not is_queued(looking), "the look is done")
+    assert evaluated_steps(config.run, "quick") == [2]
+    assert "no-such-preset: no such file" in next(tmp_path.glob(f"*-{failed}.log")).read_text()
 
 
 def test_a_watch_looks_and_submits_its_successor(world: World, queue: Queue, tmp_path: Path) -> None:

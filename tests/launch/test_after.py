@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch import after
+from launch.snapshot import read_attempts
 
 FAKE = """#!/bin/sh
 echo "$@" >> {calls}
@@ -109,7 +110,35 @@ def test_a_controller_that_is_away_is_asked_again(job: Path, monkeypatch: pytest
     use_scontrol(job.parents[2], "RUNNING", monkeypatch, "Unable to contact slurm controller")
     monkeypatch.setattr(after, "PAUSES", (0, 0))
     after.main(job, after.AGAIN)
-    assert requeues(job) == 3 and "Unable to contact" in (job / "verdict.txt").read_text()
+    assert requeues(job) == 3 and "does not answer" in (job / "verdict.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "times"),
+    [("TIMEOUT", 1), ("COMPLETING Reason=TimeLimit", 1), ("COMPLETING Reason=None", 0), ("CANCELLED Reason=None", 0)],
+)
+def test_a_job_that_was_not_ready_in_time_goes_on(
+    job: Path, monkeypatch: pytest.MonkeyPatch, state: str, times: int
+) -> None:
+    # While its last processes end, SLURM shows a job as completing, whatever ended it.
+    use_scontrol(job.parents[2], state, monkeypatch)
+    after.main(job, 143)
+    assert requeues(job) == times
+
+
+def test_starts_that_ended_without_a_word_count(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert after.start_again(job), "the first start"
+    after.main(job, 1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert after.start_again(job) and len(read_attempts(job)) == 1, "it was counted by its script"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert after.start_again(job) and len(read_attempts(job)) == 2, "its node died"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert not after.start_again(job)
+    assert "failed 3 times at step 20" in (job / "verdict.txt").read_text()
+    assert "start 2 ended without a word" in capsys.readouterr().err
 
 
 def test_a_cancelled_job_stays_cancelled(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@
 #SBATCH --time=30
 
 # setup
-export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 rm -f /runs/one/jobs/001-train/ended
 export FEATGAN_MAX_FAILURES=3
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || PYTHON -m launch.after /runs/one/jobs/001-train || exit
 featgan_after() {
   code=$?
   trap - EXIT
@@ -27,4 +28,3 @@ trap featgan_after EXIT
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /runs/one/jobs/001-train
-

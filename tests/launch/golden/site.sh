@@ -28,9 +28,10 @@
 # setup
 module load cuda
 source env.sh
-export PYTHONPATH=/runs/one/jobs/001-train/code PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 rm -f /runs/one/jobs/001-train/ended
 export FEATGAN_MAX_FAILURES=3
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || python3 -m launch.after /runs/one/jobs/001-train || exit
 featgan_after() {
   code=$?
   trap - EXIT
@@ -42,4 +43,3 @@ trap featgan_after EXIT
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 python3 -u -m submitit.core._submit /runs/one/jobs/001-train
-
