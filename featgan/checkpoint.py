@@ -87,11 +87,23 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def checked(folder: Path | None) -> Path | None:
-    """A checkpoint folder that the user names; UserError when it is damaged or none."""
-    reason = damage(folder) if folder is not None else None
+    """A checkpoint folder that the user names; UserError when it is damaged or none, with one to name in its place."""
+    if folder is None:
+        return None
+    reason = damage(folder) if folder.is_dir() else "no such folder"
     if reason:
-        raise UserError(f"{folder}: no checkpoint to go on from: {reason}")
+        what = reason if not folder.is_dir() or (folder / MANIFEST).is_file() else "it is none itself"
+        place = find_near(folder) or f"one, such as {step_folder(Path('RUN'), 1000)}"
+        raise UserError(f"{folder}: no checkpoint to go on from: {what}; name {place}")
     return folder
+
+
+def find_near(folder: Path) -> Path | None:
+    """The newest whole checkpoint of the run that a folder is or lies in."""
+    for run in (folder, *folder.absolute().parents[:2]):
+        if committed_steps(run):
+            return newest_checkpoint(run)
+    return None
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:

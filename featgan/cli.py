@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from featgan import __version__
+from featgan.bench.command import bench
 from featgan.errors import Stopped, UserError
 
 LAYOUT_NAMES = ("affectnet-lists", "affectnet-csv", "affectnet", "affectnet-plus", "celeba", "folder", "csv")
+
+SUITES = ("quick", "standard", "full")
 
 OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
 
@@ -37,7 +40,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("out", type=existing)
-@click.option("--count", default=4000, show_default=True, type=click.IntRange(1), help="Faces.")
+@click.option("--count", default=4000, show_default=True, type=click.IntRange(2), help="Faces.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same bytes.")
 @click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
 def synthesize(out: Path, count: int, seed: int, image_size: int) -> None:
@@ -144,11 +147,10 @@ def extract(shards: Path | None, spec: str, name: str, list_layers: bool, **sett
 @click.option("--resume-from", type=existing, help="A checkpoint folder to start a new run from.")
 @click.option("--fresh-optimizer", is_flag=True, help="Take the checkpoint's weights, not its optimisers' moments.")
 @click.option("--dry-run", is_flag=True, help="Validate, print the configuration, sizes, steps and memory.")
-def train(
-    config: str, overrides: tuple[str, ...], resume_from: Path | None, fresh_optimizer: bool, dry_run: bool
-) -> None:
+@click.option("--profile", is_flag=True, help="Write RUN/profile, a trace of some steps, and print what costs most.")
+def train(config: str, overrides: tuple[str, ...], dry_run: bool, **settings: Any) -> None:
     """Train the GAN; CONFIG is a file or a preset's bare name. Run again, it resumes."""
-    from featgan.config import load_config
+    from featgan.settings import load_config
 
     loaded = load_config(config, overrides)
     if dry_run:
@@ -160,15 +162,16 @@ def train(
     from featgan.train import train as train_run
 
     with StopRequest() as request:
-        run = train_run(loaded, resume_from, request, fresh_optimizer)
+        run = train_run(loaded, request=request, **settings)
     if os.environ.get("RANK", "0") == "0":
         click.echo(run)
+        click.echo(f"next: featgan evaluate {run}", err=True)
 
 
 @cli.command()
 @click.argument("run", type=existing)
 @click.option("--step", default="latest", show_default=True, help="A step with a checkpoint, or latest.")
-@click.option("--suite", default="standard", show_default=True, type=click.Choice(["quick", "standard"]))
+@click.option("--suite", default="standard", show_default=True, type=click.Choice(SUITES))
 @click.option(
     "--blackbox",
     "blackboxes",
@@ -176,17 +179,25 @@ def train(
     help="SPEC of the box, where it has moved; for a run on labels a judge, one for each data set.",
 )
 @click.option("--probe", help="A box fitted on the true factors of drawn faces.")
+@click.option("--witness", help="SPEC of a second box, that took no part in training: does it see the change as well?")
+@click.option("--inception", type=existing, help="Weights of Inception-v3, for FID and KID in its space.")
+@click.option("--lpips", type=existing, help="Weights of torchvision's alexnet or vgg16, for LPIPS.")
+@click.option("--count", type=click.IntRange(2), help="At most so many pairs, and an eighth as many images swept.")
 @click.option("--components", "num_components", default=10, show_default=True, type=click.IntRange(1), help="Swept.")
 def evaluate(run: Path, step: str, **settings: Any) -> None:
     """Measure a checkpoint against the black box, with controls and intervals."""
     from rich.console import Console
 
+    from featgan.claims import claimed
     from featgan.evaluate import evaluate_run
     from featgan.findings import print_evaluation
+    from featgan.schedule import with_judges
 
-    document = evaluate_run(run, step_number(step), **settings)
+    with claimed(run, step_number(step), settings["suite"]):
+        document = evaluate_run(run, step_number(step), **with_judges(run, settings))
     print_evaluation(document, Console())
     click.echo(document["path"])
+    click.echo(f"next: featgan render {run}", err=True)
 
 
 def step_number(step: str) -> int | None:
@@ -201,16 +212,57 @@ def step_number(step: str) -> int | None:
 @cli.command()
 @click.argument("run", type=existing)
 @click.option("--step", default="latest", show_default=True, help="A step with a checkpoint, or latest.")
-@click.option("--images", type=existing, help="A folder of any images, in place of the run's validation images.")
+@click.option("--images", type=existing, help="A folder of any images; the report is then report-NAME.html.")
 @click.option("--directions", help="Names, separated by commas; all that fit the condition by default.")
 @click.option("--num-images", default=6, show_default=True, type=click.IntRange(1, 64), help="Source images.")
 @click.option("--components", "num_components", default=10, show_default=True, type=click.IntRange(1), help="Swept.")
-def render(run: Path, step: str, images: Path | None, directions: str | None, **settings: Any) -> None:
-    """Render grids, animations and report.html, one self-contained page."""
-    from featgan.render import render_run
+@click.option("--name", "names", multiple=True, metavar="NUMBER=NAME", help="Name a component; kept in RUN/names.yaml.")
+@click.option(
+    "--video",
+    multiple=True,
+    type=click.Choice(("gif", "webp", "mp4", "none")),
+    help="Animations of the sweeps, gif and webp by default; mp4 needs pip install 'featgan[video]'.",
+)
+def render(
+    run: Path, step: str, images: Path | None, directions: str | None, video: tuple[str, ...], **settings: Any
+) -> None:
+    """Render grids, animations and report.html, one self-contained page.
 
-    names = [name.strip() for name in directions.split(",")] if directions else []
-    click.echo(render_run(run, step_number(step), images, names, **settings))
+    \b
+    Directions by condition:
+    features          quantiles, projections, class, head, interpolation, transfer
+    expression        expression
+    valence_arousal   valence_arousal
+    attributes        attributes
+    """
+    from featgan.render import VIDEO, render_run
+
+    wanted = [name.strip() for name in directions.split(",")] if directions else []
+    kinds = [kind for kind in video or VIDEO if kind != "none"]
+    click.echo(render_run(run, step_number(step), images, wanted, video=kinds, **settings))
+
+
+@cli.command()
+@click.argument("run", type=existing)
+@click.argument("other", type=existing, required=False)
+@click.option("--step", "steps", multiple=True, help="A step with a checkpoint; given twice, the second is OTHER's.")
+@click.option(
+    "--blackbox",
+    "blackboxes",
+    multiple=True,
+    help="SPEC of the box, where it has moved, or a judge for a run on labels; given twice, the second is OTHER's.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere a token is asked for.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--token", "ask_token", is_flag=True, help="Ask for a token on this machine too: others use it.")
+def explore(run: Path, other: Path | None, steps: tuple[str, ...], **settings: Any) -> None:
+    """Open a live page: move a component of an image, see the picture and the box's answer change.
+
+    With OTHER two runs are compared side by side. The page is served on this machine alone, until Ctrl-C.
+    """
+    from featgan.explore.serve import explore as serve_page
+
+    serve_page([run, *([other] if other else [])], [step_number(step) for step in steps], **settings)
 
 
 @cli.command()
@@ -231,6 +283,9 @@ def demo(run: Path) -> None:
     from featgan.demo import run_demo
 
     run_demo(run)
+
+
+cli.add_command(bench)
 
 
 def explain(error: BaseException) -> str | None:

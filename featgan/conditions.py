@@ -1,7 +1,7 @@
 """Conditions: what c is for each kind, where a data set's values come from, and the loss L of the estimate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,7 +32,12 @@ class Condition:
     output_dim: int = 0
     output_kind: str = "other"
     space: FeatureSpace | None = None
-    blackbox: dict[str, str] = field(default_factory=dict)
+    cache: FeatureCache | None = None
+
+    @property
+    def blackbox(self) -> dict[str, str]:
+        """The box that the features are of; empty for labels."""
+        return dict(self.cache.blackbox) if self.cache else {}
 
     @property
     def dim(self) -> int:
@@ -122,8 +127,9 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
 
 def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
     """One-hot classes."""
-    table = np.eye(len(shards.classes), dtype=np.float32)[split.expression]
+    table = np.zeros((len(split), len(shards.classes)), np.float32)
     present = np.flatnonzero(split.expression >= 0)
+    table[present, split.expression[present]] = 1
     return Condition(dataset.condition, tuple(shards.classes), present, LabelValues(table))
 
 
@@ -166,7 +172,7 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
         cache.output_dim if wants_outputs else 0,
         cache.output_kind,
         space,
-        dict(cache.blackbox),
+        cache,
     )
 
 

@@ -1,28 +1,39 @@
-"""Every configuration model on one page: defaults < YAML < `section.key=value` on the command line.
+"""Every configuration model on one page; `featgan.settings` reads them from YAML and the command line.
 
-Frozen and strict: an unknown key, a wrong type or two fields that contradict each other is refused in one line.
+Frozen and strict: an unknown key, a wrong type or two fields that contradict each other is refused.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from featgan.errors import UserError
+from featgan.section import Positive, Section
 
-Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
-class Section(BaseModel):
-    """A frozen group of fields that knows no others."""
+Suite = Literal["quick", "standard", "full"]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+RANKING = (
+    "shift", "shift_median", "shift_aggregate", "ccc", "r2", "centred_cosine", "components_ccc", "retrieval_top1",
+    "retrieval_top5", "retrieval_mrr", "label_agreement", "label_macro_f1", "flip_success", "valence_ccc",
+    "arousal_ccc", "valence_pearson", "arousal_pearson", "valence_rmse", "arousal_rmse", "attribute_agreement",
+    "attributes_kept", "monotonicity", "monotone_share", "linearity", "diagonal_dominance", "self_l1", "self_psnr",
+    "self_ssim", "cycle_l1", "cycle_psnr", "cycle_ssim", "frechet_edited", "kid_edited", "diversity", "diversity_ratio",
+    "factor_nuisance_ratio",
+)  # fmt: skip
+"""Measures that tell the better of two checkpoints (docs/metrics.md); after `second_`, of the second data set."""
+
+
+BEST = {
+    "features": "ccc", "expression": "label_agreement", "valence_arousal": "valence_ccc",
+    "attributes": "attribute_agreement",
+}  # fmt: skip
+"""What tells the better checkpoint, by the kind of condition, where nothing is said."""
 
 
 class ConditionConfig(Section):
@@ -87,6 +98,8 @@ class DiscriminatorConfig(Section):
     """Stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
     projection: bool = False
     """Add the pooled activations' inner product with the embedded condition to the patch map (Miyato & Koyama)."""
+    augmentation: bool = False
+    """Shift the images that D sees and cut a square out of them, for fewer than some 30,000 images (DiffAugment)."""
 
 
 class LossConfig(Section):
@@ -117,6 +130,8 @@ class TargetConfig(Section):
     """A point on the line between the source's condition and another image's."""
     component: Weight = 0.0
     """The source's own condition with one principal component set to another image's: what a traversal asks for."""
+    noise: Weight = 0.0
+    """Deviation of Gaussian noise on targets, so that what lies beside the conditions of real images is asked for."""
 
 
 class OptimizerConfig(Section):
@@ -145,6 +160,8 @@ class TrainingConfig(Section):
     """Images of a step, over all processes together."""
     critic_steps: Positive = 5
     """n_critic: the generator is trained every so many discriminator steps."""
+    head_start: Annotated[int, Field(ge=0)] = 0
+    """Steps at the beginning in which D alone is trained, to read the condition off real images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes the initial weights, the data's order, the targets and the penalty's points."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
@@ -202,10 +219,31 @@ class EvaluationConfig(Section):
 
     every: Annotated[int, Field(ge=0)] = 0
     """At multiples of this step a checkpoint is saved and waits for its evaluation; 0: the newest only."""
-    suite: Literal["quick", "standard"] = "quick"
+    suite: Suite = "quick"
     """How thoroughly."""
     best: str = "ccc"
-    """The measure whose largest value marks the best checkpoint, which is kept; `-frechet_edited`: the smallest."""
+    """The measure whose largest value marks the best checkpoint, which is kept; `-frechet_edited`: the smallest.
+
+    By default of runs on labels: `label_agreement`, `valence_ccc` or `attribute_agreement`.
+    """
+    best_suite: Suite | None = None
+    """The best checkpoint so far is evaluated with this suite as well; by default with `suite` alone."""
+    blackboxes: tuple[str, ...] = ()
+    """SPEC of the box where it has moved; for a run on labels its judges, without which no agreement is measured."""
+    probe: str | None = None
+    """SPEC of a box fitted on the true factors of drawn faces."""
+    witness: str | None = None
+    """SPEC of a second box that took no part in training, for a run on features: does it see the change as well?"""
+    most_waiting: Positive = 20
+    """Newest checkpoints kept because they wait for their evaluation; an older one is given up, with a warning."""
+
+    @model_validator(mode="after")
+    def check_best(self) -> Self:
+        name = self.best.removeprefix("-").removeprefix("second_")
+        if name not in RANKING:
+            near = get_close_matches(name, RANKING, 1) or ["ccc"]
+            raise ValueError(f"best: {self.best!r} is no measure that ranks checkpoints; did you mean {near[0]!r}?")
+        return self
 
 
 class Config(Section):
@@ -234,11 +272,41 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation on a schedule."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def choose_best(cls, values: Any) -> Any:
+        """What tells the better checkpoint of a run on labels, where nothing is said."""
+        if not isinstance(values, dict):
+            return values
+        dataset, evaluation = values.get("dataset"), values.get("evaluation", {})
+        condition = dataset.get("condition") if isinstance(dataset, dict) else None
+        kind = condition.get("kind") if isinstance(condition, dict) else None
+        if kind not in BEST or not isinstance(evaluation, dict):
+            return values
+        return values | {"evaluation": {"best": BEST[kind]} | evaluation}
+
+    def check_processes(self, count: int) -> None:
+        """UserError unless the batch can be shared evenly by so many processes, each of which takes it in parts."""
+        batch_size, accumulation = self.training.batch_size, self.distribution.accumulation
+        if batch_size % (count * accumulation):
+            raise UserError(
+                f"training.batch_size: {batch_size} cannot be shared by {count} processes"
+                f" with distribution.accumulation {accumulation}"
+            )
+
     @model_validator(mode="after")
     def check(self) -> Self:
         if self.optimizer.decay_steps > self.training.steps:
             raise ValueError(
                 f"optimizer.decay_steps: {self.optimizer.decay_steps} is more than training.steps {self.training.steps}"
+            )
+        training = self.training
+        generator_steps = [steps // training.critic_steps for steps in (training.head_start, training.steps)]
+        if training.head_start and generator_steps[0] >= generator_steps[1]:
+            raise ValueError(
+                f"training.steps: {training.steps} leave no step to the generator; raise them above "
+                f"training.head_start {training.head_start} + training.critic_steps {training.critic_steps}, "
+                "or lower those"
             )
         if self.training.batch_size % self.distribution.accumulation:
             raise ValueError(
@@ -254,135 +322,12 @@ class Config(Section):
             raise ValueError("targets: interpolation and component need condition.objective 'actv' (outputs unknown)")
         if self.targets.component > 0 and self.dataset.condition.encoding != "components":
             raise ValueError("targets.component: needs dataset.condition.encoding 'components'")
+        if self.targets.noise and (kinds != {"features"} or self.dataset.condition.encoding == "raw"):
+            raise ValueError(
+                "targets.noise: needs features in deviations: condition.encoding 'standardized' or 'components'"
+            )
+        if self.targets.noise and self.dataset.condition.objective != "actv":
+            raise ValueError("targets.noise: needs condition.objective 'actv' (outputs unknown)")
         if self.second_dataset and "features" in kinds:
             raise ValueError("second_dataset: two data sets are trained on labels only, not on features")
         return self
-
-
-OPERATIONAL = ("run", "training.num_workers", "training.report_every", "training.preview_every", "training.save_every",
-               "training.keep_checkpoints", "distribution.strategy", "distribution.zero_stage",
-               "distribution.accumulation", "distribution.hang_timeout", "evaluation.every", "evaluation.suite",
-               "evaluation.best")  # fmt: skip
-"""Fields that may differ when a run is resumed: they do not change what is computed, but for rounding."""
-
-
-def presets() -> dict[str, Path]:
-    """The presets by bare name: those of the package, and of a `configs` folder in a checkout."""
-    folders = [Path(str(resources.files("featgan"))) / "configs", Path(__file__).parent.parent / "configs"]
-    return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.yaml"))}
-
-
-def locate(name: str) -> Path:
-    """A preset by bare name, or a file; UserError when it is neither."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = presets()
-    bare = path.stem if path.suffix in (".yaml", ".yml") and path.parent.name in ("configs", "") else name
-    if bare in known:
-        return known[bare]
-    raise UserError(f"{name}: no such file, and no preset of that name; the presets are {', '.join(sorted(known))}")
-
-
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a preset or file, apply `section.key=value` overrides, validate.
-
-    Raises UserError in one line for a missing file, a YAML mistake, an unknown key or a value that is not allowed.
-    """
-    path = locate(name)
-    return validate(merge(read_yaml(path), overrides), str(path))
-
-
-def read_yaml(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
-    """A YAML mapping of bounded size, without aliases (a few lines of them can expand to gigabytes)."""
-    if path.stat().st_size > most_bytes:
-        raise UserError(f"{path}: larger than {most_bytes} bytes; this is no configuration")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: must be a mapping of sections")
-    return loaded
-
-
-def merge(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The tree with each `a.b=c` set; values are read as YAML."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{override!r}: an override is written section.key=value")
-        *parents, leaf = key.split(".")
-        branch = tree
-        for parent in parents:
-            if not isinstance(branch.get(parent), dict):
-                branch[parent] = {}
-            branch = branch[parent]
-        try:
-            branch[leaf] = yaml.safe_load(text) if text else None
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"{override!r}: the value is not valid YAML; put a text in quotes") from None
-    return tree
-
-
-def validate(tree: Mapping[str, Any], where: str) -> Config:
-    """The tree as a Config; the first mistake becomes one line, with the nearest key that exists."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, field_names(), 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{where}: unknown key {key!r}{hint}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        shown = f"{key}: {message} (got {first['input']!r:.80})" if key and first["type"] != "value_error" else message
-        prefix = f"{key}." if key and first["type"] == "value_error" else ""
-        raise UserError(f"{where}: {prefix}{shown}") from None
-
-
-def field_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key as it is written in an override."""
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        names.append(prefix + name)
-        section = section_of(field.annotation)
-        if section:
-            names += field_names(section, f"{prefix}{name}.")
-    return names
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """The Section a field holds, also inside `Section | None`."""
-    for option in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(option, type) and issubclass(option, Section):
-            return option
-    return None
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, every field written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """Keys whose values differ in a way that changes what is computed, as `key: old -> new`."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in OPERATIONAL]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

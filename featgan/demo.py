@@ -5,15 +5,15 @@ from typing import Any
 
 from rich.console import Console
 
-from featgan.config import load_config
 from featgan.evaluate import evaluate_run, find_evaluation
 from featgan.findings import print_evaluation
 from featgan.interruption import StopRequest
 from featgan.progress import console
+from featgan.settings import load_config
 
-COUNT, DRAWN_SIZE, IMAGE_SIZE, SEED = 4000, 96, 48, 0
-COMPONENTS, EPOCHS = 8, 10
-SUITE = "quick"
+COUNT, DRAWN_SIZE, IMAGE_SIZE, SEED = 4000, 80, 40, 0
+COMPONENTS, EPOCHS = 8, 8
+SUITE, PAIRS = "quick", 256
 
 
 def run_demo(run: Path) -> None:
@@ -40,7 +40,7 @@ def run_demo(run: Path) -> None:
     document: dict[str, Any] | None = find_evaluation(run, config.training.steps, SUITE)
     page = run / "report.html"
     if document is None or not page.exists():
-        document = evaluate_run(run, suite=SUITE, probe=str(probe), num_components=COMPONENTS)
+        document = evaluate_run(run, suite=SUITE, probe=str(probe), num_components=COMPONENTS, count=PAIRS)
         announce(7, "render pictures, animations and the report")
         render_run(run, num_components=COMPONENTS)
     out = Console()

@@ -104,6 +104,13 @@ class FeatureSpace:
             encoding
         ]
 
+    def agrees(self, other: "FeatureSpace", encoding: str) -> bool:
+        """Whether both encode features alike, but for the rounding of another machine."""
+        if other.feature_dim != self.feature_dim or other.condition_dim(encoding) != self.condition_dim(encoding):
+            return False
+        probes = torch.cat([self.mean[None], self.mean + self.std.diag()])
+        return torch.allclose(self.encode(probes, encoding), other.encode(probes, encoding), rtol=0.01, atol=0.01)
+
     def quantile(self, level: float) -> Tensor:
         """The training quantile of every whitened component [K], interpolated between the levels kept."""
         levels = torch.tensor(QUANTILE_LEVELS)
@@ -189,14 +196,20 @@ def valence_arousal_grid(levels: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0)) 
 
 
 HAIR_COLOURS = frozenset({"Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair"})
+"""As CelebA writes them."""
+
+
+def is_hair_colour(name: str) -> bool:
+    """Whether an attribute is one of them, in upper or lower case, with spaces or without."""
+    return name.lower().replace(" ", "_") in {colour.lower() for colour in HAIR_COLOURS}
 
 
 def attribute_flips(attributes: Tensor, names: Sequence[str]) -> Tensor:
     """Each attribute flipped in turn, one hair colour at a time: 0/1 [N, A] => [N, A, A]."""
-    hair = [index for index, name in enumerate(names) if name in HAIR_COLOURS]
+    hair = [index for index, name in enumerate(names) if is_hair_colour(name)]
     flipped = attributes[:, None].repeat(1, len(names), 1)
     for index, name in enumerate(names):
-        if name in HAIR_COLOURS:
+        if is_hair_colour(name):
             flipped[:, index, hair] = 0
             flipped[:, index, index] = 1
         else:

@@ -9,8 +9,29 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from featgan.errors import UserError
+
 FIRST_PORT, NUM_PORTS = 20_000, 12_000
 """Where processes meet: below the ports that systems hand out by themselves."""
+
+LAUNCHER_WISHES = {
+    "ACCELERATE_USE_DEEPSPEED": "distribution.strategy=deepspeed does that",
+    "ACCELERATE_USE_FSDP": "FSDP frees weights that the penalty's second derivative needs",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM splits networks of another kind",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "each process holds whole networks",
+    "ACCELERATE_DYNAMO_BACKEND": "compiled networks have no second derivative for the penalty",
+}
+"""What `accelerate launch` asks of a script by the environment, and why featgan does not take it from there."""
+
+
+def refuse_launcher() -> None:
+    """UserError where the launcher wants the networks wrapped otherwise than the configuration says.
+
+    Accelerate would obey it without a word, and under some wishes exchange no gradients at all.
+    """
+    for name, reason in LAUNCHER_WISHES.items():
+        if os.environ.get(name, "").lower() not in ("", "0", "no", "false"):
+            raise UserError(f"{name}={os.environ[name]}: leave it out of the launcher's configuration; {reason}")
 
 
 def adopt_scheduler() -> None:

@@ -1,35 +1,53 @@
 """`train --dry-run`: what a configuration would do, without doing it."""
 
+import os
+
 import torch
 from torch import nn
 
 from featgan.conditions import ConditionLayout
-from featgan.config import Config, to_yaml
+from featgan.config import Config
+from featgan.distributed import adopt_scheduler
 from featgan.engine import is_half
 from featgan.game import build_networks, open_data
 from featgan.schedule import check_folder
+from featgan.settings import to_yaml
 
 
 def describe_plan(config: Config) -> str:
     """The resolved configuration, the data, parameter counts, steps and an estimate of memory."""
     check_folder(config)
+    adopt_scheduler()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    config.check_processes(processes)
     shards, sources = open_data(config)
+    for each in shards:
+        each.verify()
     size = shards[0].image_size
     with torch.device("cpu"):
         generator, discriminator = build_networks(config, size, sources)
     images = sum(len(source) for source in sources)
     layout = ConditionLayout(tuple(source.condition.dim for source in sources))
     training = config.training
+    generator_steps = training.steps // training.critic_steps - training.head_start // training.critic_steps
     lines = [
         to_yaml(config),
         f"images        {images} of {size} px; an epoch is {images / training.batch_size:.0f} steps",
         f"condition     {layout.generator_dim} numbers",
         f"generator     {count(generator):,} parameters, {config.generator.conditioning}",
         f"discriminator {count(discriminator):,} parameters",
-        f"steps         {training.steps}, of which {training.steps // training.critic_steps} train the generator too",
+        f"steps         {training.steps}, of which {generator_steps} train the generator too",
+        f"processes     {processes}, each with {training.batch_size // processes} images of a step's "
+        f"{training.batch_size}; {shares(config)} can share it as well",
         f"memory        about {memory(config, generator, discriminator, size) / 2**30:.1f} GiB",
     ]
     return "\n".join(lines)
+
+
+def shares(config: Config) -> str:
+    """The numbers of processes that can share a step's batch."""
+    whole = config.training.batch_size // config.distribution.accumulation
+    return ", ".join(str(number) for number in range(1, whole + 1) if whole % number == 0)
 
 
 def count(network: nn.Module) -> int:

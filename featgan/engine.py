@@ -1,8 +1,6 @@
 """Devices, precision and optimiser steps for the two players; the only file that imports accelerate."""
 
-import faulthandler
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from featgan.checkpoint import optimizer_tensors, restore_optimizer
 from featgan.config import DistributionConfig, OptimizerConfig
-from featgan.distributed import adopt_scheduler
+from featgan.distributed import adopt_scheduler, refuse_launcher
 from featgan.errors import UserError
 from featgan.progress import console
 
@@ -59,6 +57,12 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
         return mean_scalars(found) | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
 
+    def forget(self) -> None:
+        """Begin anew with Adam's moments: weights that had no gradient yet would take steps far too long."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
     def alone(self) -> AbstractContextManager[None]:
         """No gradients are exchanged: another part of the batch follows."""
         wrapped = self.network
@@ -97,6 +101,7 @@ class Engine:
     """The process's place among the others, its device, and the players it prepares."""
 
     def __init__(self, precision: str, distribution: DistributionConfig) -> None:
+        refuse_launcher()
         adopt_scheduler()
         self.distribution = distribution
         # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
@@ -134,11 +139,11 @@ class Engine:
         """The network on the device, wrapped when there are several processes, with its Adam."""
         network.to(self.device)
         betas = (config.beta1, config.beta2)
-        optimizer = torch.optim.Adam(network.parameters(), rate, betas, fused=self.device.type == "cuda")
+        optimizer = torch.optim.Adam(network.parameters(), rate, betas, fused=True)
         if self.distribution.strategy == "deepspeed":
             from featgan.sharded import ShardedPlayer
 
-            return ShardedPlayer(network, optimizer, config.clip_norm, self.distribution, self.device)
+            return ShardedPlayer(network, optimizer, config.clip_norm, self.distribution, self.device, self.autocast)
         return Player(network, self.wrap(network), optimizer, config.clip_norm)
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -149,7 +154,15 @@ class Engine:
             # The newest torch has two words for broadcast_buffers; older ones know this one only.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: nn.Module = self.accelerator.prepare_model(network)
+        # Anything else would leave each process to train by itself.
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel), type(wrapped)
         return wrapped
+
+    def describe(self) -> str:
+        """The device and what the networks compute in, in a few words."""
+        if self.half:
+            return f"{self.device} in bf16, penalties' norms and losses in fp32"
+        return f"{self.device} in fp32" + ("" if has_fast_bf16(self.device) else " (it has no bf16 of its own)")
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 for the networks, when asked for."""
@@ -170,6 +183,25 @@ class Engine:
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
         return bool(votes)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes of numbers on the host; the same in each."""
+        if self.hosts is None:
+            return values
+        shared = values.clone()
+        dist.all_reduce(shared, dist.ReduceOp.SUM, group=self.hosts)
+        return shared / self.world_size
+
+    def on_main(self, act: Callable[[], None], otherwise: str) -> None:
+        """The main process acts; when it meets a UserError, every process ends with one (the others': `otherwise`)."""
+        problem: UserError | None = None
+        if self.is_main:
+            try:
+                act()
+            except UserError as error:
+                problem = error
+        if self.any_process(problem is not None):
+            raise problem or UserError(otherwise)
+
     def as_main(self, number: int) -> int:
         """The main process's number, in every process."""
         if self.hosts is None:
@@ -186,20 +218,6 @@ class Engine:
     def wait(self) -> None:
         """Until every process is here."""
         self.accelerator.wait_for_everyone()
-
-    def alive(self) -> None:
-        """Something was finished: unless this is said again in time, every process shows its stacks and ends."""
-        if self.distribution.hang_timeout:
-            faulthandler.dump_traceback_later(self.distribution.hang_timeout, exit=True, file=sys.__stderr__ or 2)
-
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """While entered, something must be `alive` within every `hang_timeout` seconds."""
-        self.alive()
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
 
 def is_half(precision: str, device: torch.device) -> bool:

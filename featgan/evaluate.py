@@ -12,28 +12,54 @@ from torch.utils.tensorboard import SummaryWriter
 from featgan.blackbox.load import BlackBox, load_blackbox
 from featgan.checkpoint import read_json
 from featgan.conditions import Condition, ConditionLayout, build_condition
-from featgan.config import Config, read_yaml, validate
+from featgan.config import Config
 from featgan.data.files import write_whole
 from featgan.data.shards import ShardSet
+from featgan.editing import Editor
 from featgan.errors import UserError
-from featgan.findings import Findings, write_document
+from featgan.families import Findings
+from featgan.findings import write_document
 from featgan.measure import (
     FeatureSubject,
     Pairs,
-    factor_columns,
-    measure_factors,
-    measure_obedience,
+    edit_pairs,
+    measure_faithfulness,
+    measure_inception,
     measure_preservation,
     measure_realism,
-    measure_sufficiency,
-    measure_sweeps,
 )
+from featgan.measure_factors import find_columns, measure_factors
 from featgan.measure_labels import LabelSubject, measure_labels
+from featgan.measure_regions import measure_regions
+from featgan.measure_sweeps import (
+    ask_all_the_same,
+    measure_diversity,
+    measure_projections,
+    measure_sufficiency,
+    measure_traversal,
+    sweep_components,
+)
+from featgan.measure_witness import (
+    confirm,
+    hear_witness,
+    measure_agreement,
+    measure_identity,
+    measure_witnessed_diversity,
+    measure_witnessed_realism,
+)
 from featgan.model import Model, load_model, open_cache, open_shards
+from featgan.observers import Observers, describe_files, load_observers
 from featgan.schedule import evaluation_path
+from featgan.settings import read_yaml, validate
+from featgan.stats import append_line
 
-SUITES = {"quick": (256, 32), "standard": (2000, 128)}
+ALL = 1 << 30
+
+SUITES = {"quick": (2_000, 128), "standard": (10_000, 256), "full": (ALL, 1024)}
 """Pairs, and images that are swept, at most."""
+
+SWEPT_SHARE = 8
+"""Pairs for each image that is swept, where `count` bounds the pairs."""
 
 
 def evaluate_run(
@@ -43,29 +69,52 @@ def evaluate_run(
     blackboxes: Sequence[str] = (),
     probe: str | None = None,
     num_components: int = 10,
+    witness: str | None = None,
+    inception: Path | None = None,
+    lpips: Path | None = None,
+    count: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint (the newest by default) and write RUN/evaluations/step-XXXXXXXX-SUITE.json; returns it.
 
     `blackboxes` holds the SPEC that replaces the one that the features were made with (the weights must be the same);
     for a run on labels it holds judges, one for each data set at most. `probe` is a box fitted on the true factors of
-    drawn faces. UserError when the data or the box is gone.
+    drawn faces, `witness` the SPEC of a second box; `inception` and `lpips` are files of weights. `count` bounds the
+    pairs further than the suite does. UserError when the data or a box is gone.
     """
-    model = load_model(run, step, "cuda" if torch.cuda.is_available() else "cpu")
-    pairs, swept = SUITES[suite]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run, step, device)
+    pairs, swept = suite_size(suite, count)
+    shards = open_shards(model)
+    if witness is not None and model.condition_kind != "features":
+        raise UserError("--witness: a run on labels has a judge for that, a box that took no part in it: --blackbox")
+    observers = load_observers(shards, device, probe, witness, inception, lpips)
     if model.condition_kind == "features":
         if len(blackboxes) > 1:
-            raise UserError("--blackbox: a run on features has one black box")
+            raise UserError("--blackbox: a run on features has one black box; name a second one with --witness")
         spec = blackboxes[0] if blackboxes else None
-        findings = evaluate_features(model, pairs, swept, spec, probe, num_components)
+        findings = evaluate_features(model, shards, pairs, swept, spec, observers, num_components)
     else:
         config = validate(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
-        findings = evaluate_labels(model, config, pairs, blackboxes)
+        findings = evaluate_labels(model, shards, config, pairs, blackboxes, observers)
+    findings.record |= {
+        "pairs": min(pairs, len(shards.split("validation"))),
+        "witness": observers.witness.describe() if observers.witness else None,
+        "weights": describe_files(inception, lpips),
+    }
     document = write_document(findings, model.step, suite, model.blackbox)
     path = evaluation_path(run, model.step, suite)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(document, indent=1).encode())
     write_board(run, findings, model.step)
     return document | {"path": str(path)}
+
+
+def suite_size(suite: str, count: int | None) -> tuple[int, int]:
+    """Pairs, and images that are swept, at most."""
+    pairs, swept = SUITES[suite]
+    if count is None:
+        return pairs, swept
+    return min(pairs, count), min(swept, max(1, count // SWEPT_SHARE))
 
 
 def find_evaluation(run: Path, step: int, suite: str) -> dict[str, Any] | None:
@@ -75,49 +124,84 @@ def find_evaluation(run: Path, step: int, suite: str) -> dict[str, Any] | None:
 
 
 def evaluate_features(
-    model: Model, pairs: int, swept: int, blackbox: str | None, probe: str | None, num_components: int
+    model: Model,
+    shards: ShardSet,
+    pairs: int,
+    swept: int,
+    blackbox: str | None,
+    observers: Observers,
+    num_components: int,
 ) -> Findings:
     """All families of measures for a run on features."""
-    shards = open_shards(model)
-    reader = load_blackbox(probe, device=model.device) if probe else None
-    if reader is not None:
-        factor_columns(shards, reader)  # a probe that does not fit is refused before anything is measured
+    reader = observers.probe
+    columns = find_columns(shards, reader) if reader else None  # a probe that does not fit is refused first
     cache = open_cache(model, shards)
     subject = FeatureSubject(model, open_blackbox(model, blackbox), shards, cache)
+    if observers.witness and observers.witness.box.sha256 == subject.box.sha256:
+        raise UserError(f"--witness {observers.witness.box.spec}: is the black box itself; name another one")
     drawn = Pairs.draw(len(subject.split), pairs)
-    findings = Findings(num_components=min(num_components, subject.space.num_components))
-    obedience = measure_obedience(subject, drawn)
-    findings.tables |= obedience.tables
-    findings.tables["preservation"] = measure_preservation(subject, obedience)
-    findings.tables["realism"] = measure_realism(subject, obedience)
-    sweeps = measure_sweeps(subject, drawn.source_rows[:swept], num_components)
-    findings.tables["traversal"] = sweeps.table
-    findings.crosstalk = sweeps.crosstalk.tolist()
-    findings.tables["sufficiency"] = measure_sufficiency(subject, drawn)
-    if reader is not None:
-        findings.tables["factors"], response = measure_factors(subject, reader, sweeps)
-        findings.factor_names = list(factor_columns(shards, reader)[0].all)
+    count = min(num_components, subject.space.num_components)
+    findings = Findings(num_components=count)
+    measure_pairs(findings, subject, drawn, observers)
+    rows = drawn.source_rows[:swept]
+    sweeps = sweep_components(subject, rows, count, reader)
+    family, crosstalk = measure_traversal(subject, sweeps)
+    findings.add("traversal", family)
+    findings.add("traversal", measure_projections(subject, rows))
+    findings.crosstalk = crosstalk.tolist()
+    if reader is not None and columns is not None:
+        family, response = measure_factors(subject, reader, sweeps)
+        findings.add("factors", family)
+        findings.factor_names = list(columns.names.all)
         findings.factor_response = response.tolist()
+    findings.record["swept"] = len(rows)
     return findings
 
 
-def evaluate_labels(model: Model, config: Config, pairs: int, judges: Sequence[str]) -> Findings:
+def measure_pairs(findings: Findings, subject: FeatureSubject, drawn: Pairs, observers: Observers) -> None:
+    """Everything that is taken from one set of edits, which is made once and shown once to each box."""
+    edits, witness = edit_pairs(subject, drawn), observers.witness
+    findings.add("faithfulness", measure_faithfulness(subject, edits))
+    findings.add("preservation", measure_preservation(subject, edits, observers.lpips))
+    findings.add("realism", measure_realism(subject, edits))
+    findings.add("sufficiency", measure_sufficiency(subject, edits))
+    equal = ask_all_the_same(subject, edits)
+    findings.add("diversity", measure_diversity(equal))
+    confirmed = {}
+    if witness is not None:
+        heard = hear_witness(subject, edits, witness)
+        findings.add("witness", measure_agreement(subject, edits, witness, heard))
+        findings.add("witness", measure_witnessed_realism(heard), prefix="witness_")
+        findings.add("preservation", measure_identity(heard), prefix="witness_")
+        findings.add("diversity", measure_witnessed_diversity(equal, witness, heard), prefix="witness_")
+        confirmed = confirm(subject, edits, witness, heard)
+    if observers.inception is not None:
+        findings.add("realism", measure_inception(observers.inception, edits.images), prefix="inception_")
+    findings.regions = measure_regions(subject, edits, findings.num_components, confirmed)
+
+
+def evaluate_labels(
+    model: Model, shards: ShardSet, config: Config, pairs: int, judges: Sequence[str], observers: Observers
+) -> Findings:
     """What can be measured for a run on labels: preservation, and with a judge whether it obeys.
 
-    Measures of a second data set are prefixed `second_`.
+    Measures of a second data set are prefixed `second_`; regions are of the first alone.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
-    shards = [open_shards(model), *(ShardSet.open(dataset.shards) for dataset in datasets[1:])]
-    pairs_of = zip(datasets, shards, strict=True)
+    all_shards = [shards, *(ShardSet.open(dataset.shards) for dataset in datasets[1:])]
+    for each in all_shards[1:]:
+        each.verify()
+    pairs_of = zip(datasets, all_shards, strict=True)
     conditions = [build_condition(dataset, shard, "validation") for dataset, shard in pairs_of]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))
     boxes = assign_judges([load_blackbox(spec, device=model.device) for spec in judges], conditions)
-    findings = Findings()
-    for index, (shard, condition) in enumerate(zip(shards, conditions, strict=True)):
-        subject = LabelSubject(model, shard.split("validation"), condition, layout, index, boxes[index])
-        for family, table in measure_labels(subject, pairs).items():
-            named = {f"second_{name}" if index else name: measure for name, measure in table.items()}
-            findings.tables.setdefault(family, {}).update(named)
+    findings, editor = Findings(), Editor(model)
+    for index, (shard, condition) in enumerate(zip(all_shards, conditions, strict=True)):
+        subject = LabelSubject(editor, shard.split("validation"), condition, layout, index, boxes[index])
+        families, regions = measure_labels(subject, pairs, observers)
+        for name, family in families.items():
+            findings.add(name, family, prefix="second_" if index else "")
+        findings.regions = findings.regions or regions
     return findings
 
 
@@ -159,8 +243,11 @@ def fits(judge: BlackBox, condition: Condition) -> bool:
 
 
 def write_board(run: Path, findings: Findings, step: int) -> None:
-    """Every measure as a point of TensorBoard."""
+    """Every measure as a point of TensorBoard, and all of them as a line of metrics.jsonl."""
+    scalars = {
+        f"evaluation/{name}": measure.value for name, measure in findings.flat.items() if math.isfinite(measure.value)
+    }
+    append_line(run, step, scalars)
     with SummaryWriter(str(run / "tensorboard" / "evaluation")) as board:
-        for name, measure in findings.flat.items():
-            if math.isfinite(measure.value):
-                board.add_scalar(f"evaluation/{name}", measure.value, step)
+        for name, value in scalars.items():
+            board.add_scalar(name, value, step)

@@ -1,15 +1,19 @@
 """What an evaluation has found: as JSON, as tables with controls, in words, and on the terminal."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Column as TerminalColumn
 from rich.table import Table as TerminalTable
 
+from featgan.families import FAMILIES, Findings
 from featgan.measure import Table
+from featgan.measure_regions import RegionFamily
 from featgan.metrics.intervals import Measure
+from featgan.remarks import remarks
 
 HEADLINES = {
     "shift_aggregate": ("relative shift", "0: the box still sees the source, 1: it sees what was asked"),
@@ -18,42 +22,25 @@ HEADLINES = {
     "attribute_agreement": ("attribute agreement", "share of attributes that the judge sees as asked"),
     "flip_success": ("flips", "the same, on the pairs of which another decision was asked"),
     "retrieval_top1": ("retrieval", "the request is the nearest of the gallery"),
+    "witness_agreement": ("witness", "a second box sees the label asked for, where another one was asked"),
+    "witness_gap": ("first box - witness", "what the first box sees more of than the witness, of the same pairs"),
     "monotonicity": ("monotonicity", "rank correlation of requested and measured component"),
     "diagonal_dominance": ("own component", "share of the measured change that lies in the component asked for"),
-    "frechet_edited": ("Frechet distance", "of edited images in the box's own space; beside it, real against real"),
+    "frechet_edited": ("Frechet distance", "of edited images to real ones, in the box's own space"),
+    "frechet_real_floor": ("real to real", "the same between two halves of the real images: the floor"),
     "self_l1": ("self-reconstruction", "mean |G(x, f(x)) - x|, of a range of 2"),
     "edit_l1": ("size of the edit", "mean |G(x, c) - x|, of a range of 2"),
+    "asked_edit_coarse_share": ("coarse share", "of the edit's energy where another decision is asked; noise has .05"),
+    "diversity_ratio": ("diversity", "distance of sources asked for the same, as a share of their own; 1 as before"),
     "factor_change_expression": ("expression factors", "change in deviations per deviation of a component"),
     "factor_nuisance_ratio": ("nuisance / expression", "change of true factors that mean nothing, to those that do"),
 }
 """Measure => label and how to read it, in the order shown."""
 
-OBEDIENCE = ("shift_aggregate", "shift_median", "residue_median", "ccc", "r2", "centred_cosine", "components_ccc",
-             "retrieval_top1", "retrieval_top5", "retrieval_mrr", "label_agreement", "label_macro_f1",
-             "attribute_agreement", "flip_success", "attributes_kept", "valence_ccc", "arousal_ccc")  # fmt: skip
-"""Measures shown beside every control."""
-
-
-@dataclass
-class Findings:
-    """Everything one evaluation has found."""
-
-    tables: dict[str, Table] = field(default_factory=dict)  # family, or control, => measures
-    crosstalk: list[list[float]] = field(default_factory=list)
-    factor_names: list[str] = field(default_factory=list)
-    factor_response: list[list[float]] = field(default_factory=list)
-    num_components: int = 0
-
-    @property
-    def flat(self) -> Table:
-        """The generator's own measures by name."""
-        own = ("generator", "traversal", "preservation", "realism", "sufficiency", "factors")
-        return {name: measure for family in own for name, measure in self.tables.get(family, {}).items()}
-
 
 def write_document(findings: Findings, step: int, suite: str, blackbox: dict[str, str] | None) -> dict[str, Any]:
     """The evaluation as JSON: what the report, the board and other programs read."""
-    flat = findings.flat
+    flat, said = findings.flat, remarks(findings)
     headline = [
         {"name": name, "label": label, "note": note, **flat[name].to_json()}
         for name, (label, note) in HEADLINES.items()
@@ -63,43 +50,75 @@ def write_document(findings: Findings, step: int, suite: str, blackbox: dict[str
         "step": step,
         "suite": suite,
         "blackbox": blackbox,
+        **findings.record,
         "headline": headline,
-        "statements": statements(findings),
-        "tables": [*control_table(findings), *family_tables(findings), *factor_tables(findings)],
-        "components": components(findings),
+        "statements": [remark.text for remark in said],
+        "remarks": [remark.to_json() for remark in said],
+        "tables": [*family_tables(findings), *region_tables(findings), *factor_tables(findings)],
+        "components": findings.components,
         "crosstalk": findings.crosstalk,
-        "measures": {name: measure.to_json() for name, measure in flat.items()},
+        "measures": as_json(flat),
+        "controls": {column: as_json(findings.control(column)) for column in findings.controls},
+        "regions": [region_json(region) for region in findings.regions],
     }
 
 
-def control_table(findings: Findings) -> list[dict[str, Any]]:
-    """The generator beside every control, measure by measure."""
-    told = {"shift_aggregate", "label_agreement", "valence_ccc", "attribute_agreement"}
-    columns = [name for name, table in findings.tables.items() if told & table.keys()]
-    rows = [
-        [name, *(show(findings.tables[column].get(name)) for column in columns)]
-        for name in (*OBEDIENCE, *(f"second_{name}" for name in OBEDIENCE))
-        if any(name in findings.tables[column] for column in columns)
-    ]
-    if not rows:
-        return []
-    return [{"title": "Faithfulness, with controls", "columns": ["measure", *columns], "rows": rows}]
+def as_json(table: Table) -> dict[str, Any]:
+    return {name: measure.to_json() for name, measure in table.items()}
+
+
+def region_json(region: RegionFamily) -> dict[str, Any]:
+    """One region: what it is of, its name, its pairs, the generator's measures and those of each control."""
+    family = region.family
+    controls = {column: as_json(table) for column, table in family.items() if column != "generator" and table}
+    own = as_json(family["generator"])
+    return {"by": region.by, "region": region.name, "pairs": region.count, "measures": own, "controls": controls}
 
 
 def family_tables(findings: Findings) -> list[dict[str, Any]]:
-    """Every other family as measure, value, interval, N."""
-    families = ("traversal", "preservation", "realism", "sufficiency", "factors")
-    columns = ["measure", "value", "95 %", "images"]
+    """Every family: measure, value, interval, N, and the value of each control; components are told apart."""
     found = []
-    for family in families:
-        rows = [
-            [name, show(measure), interval(measure), measure.count]
-            for name, measure in findings.tables.get(family, {}).items()
-            if not name.startswith("component_")
-        ]
+    for name, title in FAMILIES.items():
+        family = findings.families.get(name, {})
+        others = [column for column in family if column != "generator"]
+        measures = [measure for measure in family.get("generator", {}) if not measure.startswith("component_")]
+        rows = [[measure, *row_beside(family, measure, others)] for measure in measures]
         if rows:
-            found.append({"title": family.capitalize(), "columns": columns, "rows": rows})
+            columns = ["measure", "generator", "95 %", "images", *others]
+            found.append({"family": name, "title": title, "columns": columns, "rows": rows})
     return found
+
+
+REGION_TITLES = {
+    "class": "By class asked for",
+    "octant": "By octant of valence and arousal asked for (1: valence 1, turning towards arousal 1)",
+    "component": "By range of each component between its training quantiles",
+}
+
+
+def region_tables(findings: Findings) -> list[dict[str, Any]]:
+    """A table for each kind of region: region, measure, and then as in every family."""
+    found = []
+    for by, regions in findings.regions_by.items():
+        others = [name for name in regions[0].family if name != "generator" and any(r.family[name] for r in regions)]
+        rows = [
+            [region_name(region), measure, *row_beside(region.family, measure, others)]
+            for region in regions
+            for measure in region.family["generator"]
+        ]
+        columns = ["region", "measure", "generator", "95 %", "pairs", *others]
+        found.append({"family": f"regions_{by}", "title": REGION_TITLES[by], "columns": columns, "rows": rows})
+    return found
+
+
+def region_name(region: RegionFamily) -> str:
+    return region.name if region.by == "class" else f"{region.by} {region.name}"
+
+
+def row_beside(family: Mapping[str, Table], measure: str, others: Sequence[str]) -> list[Any]:
+    """Value, interval and N of the generator's measure, and the value of each control."""
+    own = family["generator"][measure]
+    return [show(own), interval(own), own.count, *(show(family[column].get(measure)) for column in others)]
 
 
 def factor_tables(findings: Findings) -> list[dict[str, Any]]:
@@ -114,49 +133,6 @@ def factor_tables(findings: Findings) -> list[dict[str, Any]]:
     return [{"title": "True factors: change in deviations per deviation asked", "columns": columns, "rows": rows}]
 
 
-def components(findings: Findings) -> list[dict[str, Any]]:
-    """By component, from 0: slope, monotonicity, linearity, share of the change in itself, visibility to the probe."""
-    table, found = findings.flat, []
-    for index, row in enumerate(findings.crosstalk):
-        total = sum(map(abs, row))
-        entry: dict[str, Any] = {"index": index, "dominance": abs(row[index]) / total if total else 0.0}
-        for name in ("slope", "monotonicity", "linearity", "ccc", "nuisance_ratio"):
-            measure = table.get(f"component_{index + 1:02d}_{name}")
-            if measure is not None and math.isfinite(measure.value):
-                entry[name] = measure.value
-        found.append(entry)
-    return found
-
-
-def statements(findings: Findings) -> list[str]:
-    """In words, what the numbers can and cannot support."""
-    flat, said = findings.flat, []
-    shift = flat.get("shift_aggregate")
-    if shift is not None:
-        if shift.value < 0.2:
-            said.append(f"The edits hardly reach what was asked: relative shift {shift.value:.2f}.")
-        identity = findings.tables["identity_copy"].get("label_agreement")
-        agreement = flat.get("label_agreement")
-        if identity and agreement and agreement.low <= identity.high:
-            said.append("The box decides as asked no more often than for unchanged sources.")
-    reconstruction = flat.get("self_l1")
-    if reconstruction is not None and reconstruction.value > 0.2:
-        said.append(
-            f"The generator does not keep its source (self-reconstruction {reconstruction.value:.2f}): "
-            "faithfulness without preservation shows what fools the box, not what it looks at."
-        )
-    for entry in components(findings):
-        if entry.get("slope", 1.0) < 0.1:
-            said.append(f"Component {entry['index'] + 1} is not visible in pixels: slope {entry['slope']:.2f}.")
-    ratio = flat.get("factor_nuisance_ratio")
-    if ratio is not None:
-        word = "stay put" if ratio.value <= 0.25 else "move as well"
-        said.append(f"Nuisance factors {word}: {ratio.value:.2f} of the change of the factors that mean something.")
-    if "generator" not in findings.tables:
-        said.append("Trained on labels: without a judge (--blackbox) only preservation is measured.")
-    return said
-
-
 def show(measure: Measure | None) -> str:
     """Three digits; a dash where there is none."""
     return "-" if measure is None or not math.isfinite(measure.value) else f"{measure.value:.3f}"
@@ -166,35 +142,86 @@ def interval(measure: Measure) -> str:
     return f"{measure.low:.3f} to {measure.high:.3f}" if math.isfinite(measure.low) else "-"
 
 
-BESIDE = {
-    "shift_aggregate": "shift",
-    "residue_median": "residue",
-    "ccc": "CCC",
-    "label_agreement": "labels",
-    "attribute_agreement": "attributes",
-    "flip_success": "flips",
-    "valence_ccc": "valence",
-    "arousal_ccc": "arousal",
-    "retrieval_top1": "top 1",
-}
-"""Measures of the terminal's table of controls, which has a row a control and must fit 80 columns."""
+BESIDE: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "beside controls",
+        {
+            "shift_aggregate": "shift",
+            "residue_median": "residue",
+            "ccc": "CCC",
+            "label_agreement": "labels",
+            "attribute_agreement": "attributes",
+            "flip_success": "flips",
+            "valence_ccc": "valence",
+            "arousal_ccc": "arousal",
+            "retrieval_top1": "top 1",
+        },
+    ),
+    (
+        "beside controls",
+        {
+            "slope": "slope",
+            "diagonal_dominance": "own",
+            "self_l1": "self",
+            "edit_l1": "edit",
+            "asked_edit_coarse_share": "coarse",
+            "diversity_ratio": "diverse",
+            "factor_nuisance_ratio": "nuisance",
+        },
+    ),
+    (
+        "where real ones are",
+        {
+            "frechet_edited": "Frechet",
+            "kid_edited": "KID",
+            "inception_frechet_edited": "FID",
+            "inception_kid_edited": "FID's KID",
+            "edit_lpips": "LPIPS",
+        },
+    ),
+    (
+        "a second box",
+        {
+            "witness_agreement": "labels",
+            "box_agreement": "box's",
+            "boxes_agree": "agree",
+            "witness_edit_cosine": "cosine",
+            "witness_shift_aggregate": "shift",
+            "witness_frechet_edited": "Frechet",
+            "witness_kid_edited": "KID",
+        },
+    ),
+)
+"""Titles and measures of the terminal's tables, which have a row a control and must fit 80 columns."""
 
 
-def beside_controls(group: Mapping[str, Any]) -> TerminalTable:
-    """The generator and every control as rows, the main measures as columns."""
-    table = TerminalTable(title=group["title"], title_justify="left")
-    table.add_column("")
-    rows = [row for row in group["rows"] if row[0] in BESIDE]
-    for row in rows:
-        table.add_column(BESIDE[row[0]], justify="right")
-    for index, name in enumerate(group["columns"][1:], 1):
-        table.add_row(name.replace("_", " "), *(str(row[index]) for row in rows))
+def beside_controls(title: str, document: Mapping[str, Any], headings: Mapping[str, str]) -> TerminalTable | None:
+    """The generator and every control that has such measures as rows, the measures as columns."""
+    columns = {"generator": document["measures"], **document["controls"]}
+    present = [name for name in headings if any(name in measures for measures in columns.values())]
+    if not present:
+        return None
+    columns_shown = (TerminalColumn(headings[name], justify="right", no_wrap=True) for name in present)
+    table = TerminalTable(
+        TerminalColumn(title, no_wrap=True), *columns_shown, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for column, measures in columns.items():
+        values = [(measures.get(name) or {}).get("value") for name in present]
+        if any(value is not None for value in values):
+            table.add_row(column.replace("_", " "), *map(figure, values))
     return table
 
 
+def figure(value: float | None) -> str:
+    """Short enough for a column, whatever the size."""
+    return "-" if value is None else f"{value:.3f}" if abs(value) < 10_000 else f"{value:.1e}"
+
+
 def print_evaluation(document: Mapping[str, Any], out: Console) -> None:
-    """The headline, the statements and the table of controls, on the terminal."""
-    table = TerminalTable(title=f"step {document['step']}, suite {document['suite']}", title_justify="left")
+    """The headline, the controls beside it and the statements, on the terminal."""
+    images = max((line["count"] for line in document["headline"]), default=0)
+    title = f"step {document['step']}, suite {document['suite']}, {images} images"
+    table = TerminalTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("measure", "value", "95 %", "how to read it"):
         table.add_column(column, justify="right" if column in ("value", "95 %") else "left")
     for line in document["headline"]:
@@ -202,8 +229,9 @@ def print_evaluation(document: Mapping[str, Any], out: Console) -> None:
         bounds = "-" if line["low"] is None else f"{line['low']:.3f} .. {line['high']:.3f}"
         table.add_row(line["label"], value, bounds, line["note"])
     out.print(table)
-    for group in document["tables"]:
-        if group["columns"][1] == "generator":
-            out.print(beside_controls(group))
+    for heading, headings in BESIDE:
+        beside = beside_controls(heading, document, headings)
+        if beside is not None:
+            out.print(beside)
     for sentence in document["statements"]:
         out.print(f"* {sentence}")

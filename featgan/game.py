@@ -1,11 +1,10 @@
 """The game of a run: its data, its two players and the average, built from the configuration, saved and restored."""
 
-import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialize
 from torch import nn
 
 from featgan import __version__
@@ -14,13 +13,14 @@ from featgan.conditions import Condition, ConditionLayout, build_condition
 from featgan.config import Config
 from featgan.data.loader import Source
 from featgan.data.shards import ShardSet
+from featgan.directions import FeatureSpace
 from featgan.ema import Average
 from featgan.engine import Engine, Player
 from featgan.errors import UserError
 from featgan.model import ModelCard
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.generator import Generator
-from featgan.schedule import protected_steps
+from featgan.schedule import protected_steps, warn_of_given_up
 
 
 @dataclass
@@ -56,6 +56,22 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[Source]]:
     return shards, sources
 
 
+def verify_data(shards: Sequence[ShardSet], sources: Sequence[Source], engine: Engine) -> None:
+    """Compare contents with the manifests: the main process does, all end with a UserError when something changed."""
+    problem: UserError | None = None
+    if engine.is_main:
+        try:
+            for shard in shards:
+                shard.verify()
+            for cache in (source.condition.cache for source in sources):
+                if cache is not None:
+                    cache.verify()
+        except UserError as error:
+            problem = error
+    if engine.any_process(problem is not None):
+        raise problem or UserError(f"{shards[0].path}: the data changed; the main process says which file")
+
+
 def build_networks(config: Config, image_size: int, sources: list[Source]) -> tuple[Generator, Discriminator]:
     """G and D with their initial weights, which the seed fixes; UserError for a size they cannot take."""
     layout = ConditionLayout(tuple(source.condition.dim for source in sources))
@@ -80,13 +96,9 @@ def build_networks(config: Config, image_size: int, sources: list[Source]) -> tu
 def build_game(config: Config) -> Game:
     """Open the data, build the networks, hand them to the engine."""
     engine = Engine(config.training.precision, config.distribution)
-    batch_size, parts = config.training.batch_size, engine.world_size * config.distribution.accumulation
-    if batch_size % parts:
-        raise UserError(
-            f"training.batch_size: {batch_size} cannot be shared by {engine.world_size} processes"
-            f" with distribution.accumulation {config.distribution.accumulation}"
-        )
+    config.check_processes(engine.world_size)
     shards, sources = open_data(config)
+    verify_data(shards, sources, engine)
     generator, discriminator = build_networks(config, shards[0].image_size, sources)
     conditions = [source.condition for source in sources]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))
@@ -123,17 +135,15 @@ def save(game: Game, run: Path, step: int) -> None:
     state["fingerprints"] = fingerprints(game)
     documents = {"model": model_card(game, step).model_dump(mode="json"), "state": state}
     protected = protected_steps(run, game.config.evaluation)
+    warn_of_given_up(run, game.config.evaluation, protected)
     save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints, protected)
 
 
-def fingerprints(game: Game) -> list[str]:
-    """What decides the data: the shards, and the box, the layer and the space of the features."""
-    found = [shards.fingerprint for shards in game.shards]
-    for condition in game.conditions:
-        if condition.space is not None:
-            found += [condition.blackbox["sha256"], condition.blackbox["layer"]]
-            found.append(hashlib.sha256(serialize(condition.space.tensors())).hexdigest())
-    return found
+def fingerprints(game: Game) -> dict[str, str]:
+    """What decides the data: the shards, and the black box and layer of the features."""
+    found = {"set of shards": " ".join(shards.fingerprint for shards in game.shards)}
+    blackbox = game.conditions[0].blackbox
+    return found | ({"black box": blackbox["sha256"], "layer": blackbox["layer"]} if blackbox else {})
 
 
 def model_card(game: Game, step: int) -> ModelCard:
@@ -167,11 +177,7 @@ def restore(game: Game, folder: Path | None, fresh_optimizer: bool = False) -> i
     if folder is None:
         return 0
     state = read_json(folder / "state.json")
-    if state["fingerprints"] != fingerprints(game):
-        raise UserError(
-            f"{folder}: was trained on other shards, or on features of another black box, than lie in "
-            f"{game.config.dataset.shards} now; choose another run="
-        )
+    check_origin(game, folder, state["fingerprints"])
     current = "generator" if game.average.half_life else "average"
     load_weights(game.generator.bare, folder / f"{current}.safetensors")
     load_weights(game.discriminator.bare, folder / "discriminator.safetensors")
@@ -182,10 +188,30 @@ def restore(game: Game, folder: Path | None, fresh_optimizer: bool = False) -> i
     return int(state["step"])
 
 
+def check_origin(game: Game, folder: Path, saved: Mapping[str, str]) -> None:
+    """UserError names what a checkpoint was trained on that is another now."""
+    shards = game.config.dataset.shards
+    for name, value in fingerprints(game).items():
+        if saved.get(name) != value:
+            raise UserError(f"{folder}: was trained on another {name} than {shards} has now; choose another run=...")
+    condition = game.conditions[0]
+    encoding = condition.config.encoding
+    if condition.space is not None:
+        space = FeatureSpace(**read_tensors(folder / "space.safetensors"))
+        if not space.agrees(condition.space, encoding):
+            raise UserError(
+                f"{folder}: was trained on {space.condition_dim(encoding)} {encoding} features, {shards} has "
+                f"{condition.space.condition_dim(encoding)} or others now; extract with the --components of then, "
+                "or choose another run=..."
+            )
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
-    """A network's weights; UserError when they are of another architecture."""
-    try:
-        network.load_state_dict(read_tensors(path))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
-        raise UserError(f"{path}: does not fit the networks of this configuration ({first})") from None
+    """A network's weights; UserError names the first that is of another architecture."""
+    tensors, expected = read_tensors(path), network.state_dict()
+    for name in expected | tensors:
+        there, here = (list(group[name].shape) if name in group else "missing" for group in (tensors, expected))
+        if there != here:
+            misfit = f"{name} is {there} there and {here} here"
+            raise UserError(f"{path}: does not fit the networks of this configuration: {misfit}")
+    network.load_state_dict(tensors)

@@ -5,14 +5,17 @@ from pathlib import Path
 
 from rich.table import Table
 
+from featgan.blackbox.box_folder import WEIGHTS
 from featgan.blackbox.box_folder import read_card as read_box_card
+from featgan.blackbox.scores import headline
 from featgan.checkpoint import damage, read_json
-from featgan.config import read_yaml, validate
 from featgan.data.features import FeatureCache
 from featgan.data.shards import ShardSet
+from featgan.data.synthetic import MARKER
 from featgan.errors import UserError
 from featgan.model import read_card
 from featgan.schedule import committed_steps
+from featgan.settings import read_yaml, validate
 
 Facts = dict[str, object]
 
@@ -57,12 +60,33 @@ def describe_cache(path: Path) -> tuple[str, Facts]:
         "components kept": cache.num_components or "all",
         "deviations of the first": ", ".join(f"{scale:.2f}" for scale in space.scales[:8].tolist()),
     }
+    cache.verify()
+    facts["every byte"] = "is as the manifest says"
     return "feature cache", facts
 
 
 def describe_box(path: Path) -> tuple[str, Facts]:
-    card = read_box_card(path).model_dump()
-    return "black box", {name: value for name, value in card.items() if not isinstance(value, dict)}
+    card = read_box_card(path)
+    epochs, seed = card.settings.get("epochs"), card.settings.get("seed")
+    facts: Facts = {
+        "tells": f"{card.target.replace('_', ' ')}: {', '.join(card.class_names)}",
+        "network": f"{card.architecture.network}, {path_size(path / WEIGHTS)}",
+        "image size": f"{card.preprocessing.image_size} px",
+        "fitted": f"{epochs} epochs, seed {seed}",
+        "scores": headline(card.scores),
+    }
+    return "black box", facts
+
+
+def path_size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def describe_drawn(path: Path) -> tuple[str, Facts]:
+    recipe = read_json(path / MARKER)
+    facts: Facts = {"faces": recipe.get("count"), "image size": f"{recipe.get('image_size')} px"}
+    facts |= {"seed": recipe.get("seed"), "next": f"featgan pack affectnet {path} --out SHARDS"}
+    return "drawn faces in AffectNet's layout", facts
 
 
 def describe_run(path: Path) -> tuple[str, Facts]:
@@ -98,6 +122,7 @@ KINDS: list[tuple[Callable[[Path], bool], Callable[[Path], tuple[str, Facts]]]] 
     (lambda path: (path / "model.json").is_file(), describe_checkpoint),
     (lambda path: (path / "config.yaml").is_file(), describe_run),
     (lambda path: (path / "box.json").is_file(), describe_box),
+    (lambda path: (path / MARKER).is_file(), describe_drawn),
     (lambda path: path.parent.name == "features" and path.is_dir(), describe_cache),
     (lambda path: (path / "manifest.json").is_file(), describe_shards),
 ]

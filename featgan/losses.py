@@ -1,16 +1,14 @@
 """The terms of the objective, each a free function, as in StarGAN (Choi et al. 2018) and its conditions' losses.
 
-D(x) gives a patch map and an estimate of the condition; every function takes what D said, never D itself, but for
-the gradient penalties.
+D(x) gives a patch map and an estimate of the condition; every function takes what D said, never D itself.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.distributed import gather_with_gradient
+from featgan.images import single
 
 
 def wasserstein_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -33,31 +31,25 @@ def logistic_generator(logits_fake: Tensor) -> Tensor:
     return F.softplus(-logits_fake).mean()
 
 
-def input_gradient_norms(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """||d sum critic(x) / dx||_2 over all pixels of each image [N], differentiable in the critic's weights.
-
-    `critic` maps images to a patch map and must be the bare network: wrappers of distributed training hook into
-    the inner derivative.
-    """
-    gradients = torch.func.grad(lambda points: critic(points).sum())(images)
+def gradient_norms(gradients: Tensor) -> Tensor:
+    """||dD / dx||_2 over all pixels of each image, never in half precision: [N, 3, H, W] => [N]."""
     # The norm's derivative is infinite at 0; the bound is far below any gradient that matters.
-    return gradients.flatten(1).float().square().sum(1).clamp_min(1e-24).sqrt()
+    return single(gradients).flatten(1).square().sum(1).clamp_min(1e-24).sqrt()
 
 
-def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], images_real: Tensor, images_fake: Tensor, alpha: Tensor
-) -> Tensor:
-    """mean (||d D(x_hat) / d x_hat||_2 - 1)^2 at x_hat = a x + (1 - a) G(x, c) (Gulrajani et al. 2017, eq. 3).
-
-    `alpha` [N] in [0, 1], one number per image.
-    """
-    points = torch.lerp(images_fake.detach(), images_real, alpha[:, None, None, None])
-    return (input_gradient_norms(critic, points) - 1).square().mean()
+def between(images_real: Tensor, images_fake: Tensor, alpha: Tensor) -> Tensor:
+    """x_hat = a x + (1 - a) G(x, c), where the gradient penalty is taken; `alpha` [N] in [0, 1], one an image."""
+    return torch.lerp(images_fake.detach(), images_real, alpha[:, None, None, None])
 
 
-def r1_penalty(critic: Callable[[Tensor], Tensor], images_real: Tensor) -> Tensor:
-    """mean ||d D(x) / dx||_2^2 at real images (Mescheder et al. 2018, eq. 9 without gamma / 2)."""
-    return input_gradient_norms(critic, images_real).square().mean()
+def gradient_penalty(gradients: Tensor) -> Tensor:
+    """mean (||d D(x_hat) / d x_hat||_2 - 1)^2 from D's input gradients at x_hat (Gulrajani et al. 2017, eq. 3)."""
+    return (gradient_norms(gradients) - 1).square().mean()
+
+
+def r1_penalty(gradients: Tensor) -> Tensor:
+    """mean ||dD / dx||_2^2 from D's input gradients at real images (Mescheder et al. 2018, eq. 9 without gamma / 2)."""
+    return gradient_norms(gradients).square().mean()
 
 
 def concordance(estimate: Tensor, target: Tensor) -> Tensor:

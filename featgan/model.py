@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from featgan.allocation import keep_freed_memory
 from featgan.checkpoint import find_checkpoint, read_json, read_tensors
 from featgan.config import GeneratorConfig
 from featgan.data.features import FeatureCache
@@ -98,7 +99,7 @@ class Model:
 
 
 def open_shards(model: Model) -> ShardSet:
-    """The shards that the model was trained on; UserError when others lie in their place."""
+    """The shards that the model was trained on; UserError when others lie in their place, or one was changed."""
     shards = ShardSet.open(str(model.dataset["shards"]))
     known = model.dataset.get("fingerprint")
     if shards.image_size != model.image_size or (known and known != shards.fingerprint):
@@ -106,6 +107,7 @@ def open_shards(model: Model) -> ShardSet:
             f"{shards.path}: holds other shards than the run was trained on ({shards.image_size} px now, "
             f"{model.image_size} px then); pack those again, or train anew"
         )
+    shards.verify()
     return shards
 
 
@@ -118,11 +120,13 @@ def open_cache(model: Model, shards: ShardSet) -> FeatureCache:
             f"{cache.path}: holds features of another box or layer than the run was trained on; "
             "extract those again, or train anew"
         )
+    cache.verify()
     return cache
 
 
 def load_model(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> Model:
     """The generator of a run's checkpoint (the newest by default); UserError when there is none or it is damaged."""
+    keep_freed_memory()
     folder = find_checkpoint(run, step)
     card = read_card(folder / "model.json")
     generator = Generator(card.image_size, card.condition_dim, **card.generator.model_dump())

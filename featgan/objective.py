@@ -8,6 +8,7 @@ first, from a pass without gradients, and each part is pulled along them: exact,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from featgan.data.loader import Batch
 from featgan.engine import Loss
 from featgan.game import Game
 from featgan.images import to_float
-from featgan.networks.discriminator import Judgement
+from featgan.networks.augmentation import augment
+from featgan.networks.discriminator import Discriminator, Judgement
 
 
 @dataclass
@@ -29,6 +31,11 @@ class Part:
     source: Tensor  # what G takes for the images' own condition [n, C]
     target: Tensor  # and for the one asked for
     fake: Tensor | None = None  # G(x, c_target) with its graph, where one pass serves both players
+    augmented: bool = False
+
+    def shown(self, images: Tensor) -> Tensor:
+        """What D sees of images: the part's own ones or their edits."""
+        return augment(images, self.batch.places) if self.augmented else images
 
 
 def split(game: Game, batch: Batch) -> list[Part]:
@@ -37,7 +44,8 @@ def split(game: Game, batch: Batch) -> list[Part]:
     for rows in batch.split(game.config.distribution.accumulation):
         source = game.layout.embed(rows.condition, batch.dataset)
         target = game.layout.embed(rows.condition_target, batch.dataset)
-        parts.append(Part(rows, to_float(rows.images), source, target))
+        augmented = game.config.discriminator.augmentation
+        parts.append(Part(rows, to_float(rows.images), source, target, augmented=augmented))
     return parts
 
 
@@ -58,26 +66,45 @@ def edit_alone(game: Game, part: Part) -> Tensor:
     return fake
 
 
+def reading_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
+    """The discriminator's scalar before G starts, part by part; a list of what `Player.step` takes."""
+    return [partial(reading_loss, game, *pair) for pair in zip(parts, source_slopes(game, parts), strict=True)]
+
+
 def discriminator_losses(game: Game, step: int, parts: Sequence[Part]) -> list[Loss]:
-    """The discriminator's scalar, part by part; a list of what `Player.step` takes."""
-    slopes = condition_slopes(game, parts, lambda part: judge(game, part.images, part.source))
+    """The discriminator's scalar, part by part."""
+    slopes = source_slopes(game, parts)
     return [partial(discriminator_loss, game, step, *pair) for pair in zip(parts, slopes, strict=True)]
+
+
+def source_slopes(game: Game, parts: Sequence[Part]) -> "Sequence[Slopes | None]":
+    """Of the real images' condition."""
+    return condition_slopes(game, parts, lambda part: judge(game, part.shown(part.images), part.source))
 
 
 def generator_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
     """The generator's scalar, part by part; the discriminator must be frozen while it is computed."""
     slopes = condition_slopes(
-        game, parts, lambda part: judge(game, edit_alone(game, part), part.target), of_target=True
+        game, parts, lambda part: judge(game, part.shown(edit_alone(game, part)), part.target), of_target=True
     )
     return [partial(generator_loss, game, *pair) for pair in zip(parts, slopes, strict=True)]
+
+
+def reading_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """How far the condition read off real images is from theirs."""
+    with game.engine.autocast():
+        real = game.discriminator.network(part.shown(part.images), part.source)
+    condition, terms = condition_loss(game, real, part.batch, slopes)
+    # Of no weight; but every gradient is waited for where processes exchange them.
+    return condition + 0 * real.logits.sum(), terms
 
 
 def discriminator_loss(
     game: Game, step: int, part: Part, slopes: "Slopes | None" = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The discriminator's one scalar of a part of a step, and its terms."""
-    weights, critic, images = game.config.losses, game.discriminator, part.images
-    fake = edit_alone(game, part)
+    weights, critic = game.config.losses, game.discriminator
+    images, fake = part.shown(part.images), part.shown(edit_alone(game, part))
     # D has no statistics over the batch, so real and edited images go through it together.
     with game.engine.autocast():
         both = critic.network(torch.cat([images, fake]), torch.cat([part.source, part.target]))
@@ -89,14 +116,25 @@ def discriminator_loss(
     condition, terms = condition_loss(game, real, part.batch, slopes)
     total = scalars["adversarial"] + condition
     if wgan:
-        penalty = losses.gradient_penalty(lambda x: critic.bare(x, part.target).logits, images, fake, part.batch.alpha)
-        total = total + weights.penalty_weight * penalty
-        scalars["penalty"] = penalty
-    elif step % weights.r1_every == 0:
-        penalty = losses.r1_penalty(lambda x: critic.bare(x, part.source).logits, images)
-        total = total + weights.r1_every * weights.penalty_weight * penalty
-        scalars["penalty"] = penalty
+        points = losses.between(images, fake, part.batch.alpha)
+        scalars["penalty"] = losses.gradient_penalty(slope_at(game, points, part.target))
+        total = total + weights.penalty_weight * scalars["penalty"]
+    elif is_penalised(game, step):
+        scalars["penalty"] = losses.r1_penalty(slope_at(game, images, part.source))
+        total = total + weights.r1_every * weights.penalty_weight * scalars["penalty"]
     return total, scalars | terms
+
+
+def is_penalised(game: Game, step: int) -> bool:
+    """Whether R1 is taken in a step: in every so many turns of each data set."""
+    return step // len(game.conditions) % game.config.losses.r1_every == 0
+
+
+def slope_at(game: Game, points: Tensor, condition: Tensor) -> Tensor:
+    """D's input gradient; of the bare network, since wrappers know one forward pass only."""
+    bare = cast(Discriminator, game.discriminator.bare)
+    with game.engine.autocast():
+        return bare.input_gradient(points, condition)
 
 
 def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,7 +142,7 @@ def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tu
     weights, network = game.config.losses, game.generator.network
     fake = part.fake if part.fake is not None else edit(game, part)
     with game.engine.autocast():
-        judgement = game.discriminator.bare(fake, part.target)
+        judgement = game.discriminator.bare(part.shown(fake), part.target)
         reconstruction = network(fake, part.source)
     wgan = weights.adversarial == "wgan_gp"
     adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator

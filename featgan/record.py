@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,16 +10,28 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from featgan.config import to_yaml
 from featgan.data.loader import Batch
 from featgan.errors import UserError
 from featgan.game import Game
 from featgan.images import to_float, to_uint8
-from featgan.progress import meter
+from featgan.profiling import profiled
+from featgan.progress import console, meter
+from featgan.settings import flatten, to_yaml
 from featgan.stats import Accumulator, Journal
 
 PREVIEW = 8
 """Source images of a grid of samples."""
+
+HEADLINES = (
+    "shift_aggregate",
+    "ccc",
+    "label_agreement",
+    "attribute_agreement",
+    "monotonicity",
+    "frechet_edited",
+    "self_l1",
+)
+"""Measures of an evaluation that stand beside the settings in TensorBoard's table of runs."""
 
 
 class Clock:
@@ -52,11 +64,13 @@ class Clock:
 class Recorder:
     """What a run shows of itself while it trains: the bar, metrics.jsonl, TensorBoard; the main process writes."""
 
-    def __init__(self, game: Game, run: Path, first_step: int, preview: Batch) -> None:
+    def __init__(self, game: Game, run: Path, first_step: int, preview: Batch, profile: bool = False) -> None:
         self.game = game
         self.run = run
         self.first_step = first_step
         self.preview = preview
+        self.profile = profile and game.engine.is_main
+        self.after_step: Callable[[], None] = lambda: None
         self.averages, self.clock = Accumulator(), Clock()
         self.stack = ExitStack()
 
@@ -67,6 +81,9 @@ class Recorder:
         if self.journal:
             self.stack.callback(self.journal.close)
             self.journal.text("configuration", to_yaml(self.game.config))
+            self.journal.settings(flatten(self.game.config.model_dump(mode="json")), HEADLINES)
+        if self.profile:
+            self.after_step = self.stack.enter_context(profiled(self.run, console))
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -76,10 +93,11 @@ class Recorder:
         """A step is done."""
         self.clock.count(self.game.config.training.batch_size)
         self.bar.advance()
+        self.after_step()
 
     def report(self, step: int) -> None:
         """The means since the last report; UserError when one is no number."""
-        scalars = self.averages.means() | self.clock.rates()
+        scalars = self.averages.means(self.game.engine.mean) | self.clock.rates()
         check_finite(scalars, step)
         self.bar.note(f"{scalars['speed/images_per_second']:.0f} images/s")
         if self.journal:

@@ -3,7 +3,9 @@
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from featgan.config import Config, Section, presets, section_of
+from featgan.config import Config
+from featgan.section import Section
+from featgan.settings import presets, section_of
 
 HEADER = """# Configuration
 

@@ -1,39 +1,50 @@
 """Rendering a checkpoint: labelled grids, animations and the report, for validation images or any of the user's."""
 
-import shutil
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featgan.blackbox.load import load_blackbox
-from featgan.conditions import ConditionLayout
-from featgan.config import read_yaml, validate
-from featgan.data.features import FeatureCache
-from featgan.data.files import explain_write_errors, whole_folder, write_whole
-from featgan.data.shards import ShardSet, Split
-from featgan.directions import class_means
+from featgan.blackbox.load import BlackBox, load_blackbox
+from featgan.editing import Editor, ask
 from featgan.errors import UserError
-from featgan.images import to_float
-from featgan.model import Model, load_model, open_cache, open_shards
+from featgan.material import (
+    Material,
+    encode_values,
+    label_layout,
+    name_outputs,
+    open_material,
+    source_values,
+    spread,
+    training_class_means,
+    usable_rows,
+)
+from featgan.metrics.intervals import as_floats
+from featgan.model import Model, load_model
 from featgan.progress import console, track
 from featgan.report.account import commands, describe, hashes
-from featgan.report.animation import animate
+from featgan.report.animation import check_kinds
+from featgan.report.answers import Answer
 from featgan.report.cards import ComponentFacts
 from featgan.report.catalogue import build_sweeps
-from featgan.report.grids import render_grid
-from featgan.report.page import Report, build_page
-from featgan.report.records import newest_evaluation, read_config, read_metrics
-from featgan.report.rendering import Rendering, difference_scale, render_sweep
+from featgan.report.components import rank_components
+from featgan.report.names import Names, keep_names, merge_names
+from featgan.report.page import Report
+from featgan.report.records import Evaluation, newest_evaluation, read_config, read_metrics
+from featgan.report.rendering import Look, Rendering, as_frames, difference_scale, render_sweep
 from featgan.report.sources import Sources, label_names, read_folder, sample_rows
 from featgan.report.sweeps import Subject, Sweep
+from featgan.report.writing import write_page, write_renders
+from featgan.settings import read_yaml, validate
 
-MOST_PER_CLASS = 2000
-"""Training images whose features make a class's mean."""
-REMEDY = "free some space or make the folder writable, and run the command again"
+MOST_ANSWERS = 5000
+"""Training images whose answers say how much these vary."""
+VIDEO = ("gif", "webp")
 
 
 @dataclass(frozen=True)
@@ -47,25 +58,36 @@ class Request:
     num_images: int = 6
     num_components: int = 10
     seed: int = 0
+    names: tuple[str, ...] = ()  # NUMBER=NAME
+    video: tuple[str, ...] = VIDEO
+
+    @property
+    def suffix(self) -> str:
+        """Part of the names of what is written: a user's images have a report of their own, named after the folder."""
+        if self.images is None:
+            return ""
+        return "-" + (re.sub(r"[^A-Za-z0-9_-]+", "_", self.images.resolve().name).strip("_") or "images")
 
 
 @dataclass(frozen=True)
-class Material:
-    """The data the run was trained on, as far as it is still there; the cache where the condition is features."""
+class Opened:
+    """The run that is rendered: its generator, its data, its box and the names of its components."""
 
-    shards: ShardSet | None
-    cache: FeatureCache | None
+    request: Request
+    model: Model
+    material: Material
+    box: BlackBox | None
+    names: Names
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the black box's outputs."""
-        if self.cache is None:
-            return ()
-        if self.cache.output_kind == "valence_arousal":
-            return ("valence", "arousal")
-        names = self.cache.class_names
-        known = len(names) == self.cache.output_dim
-        return names if known else tuple(f"output {index + 1}" for index in range(self.cache.output_dim))
+    def head_weight(self) -> Tensor | None:
+        """The box's last layer [O, F], where that is linear."""
+        heads = [owner.head for owner in (self.material.cache, self.box) if owner is not None]
+        return next((head[0].float().cpu() for head in heads if head is not None), None)
+
+    @property
+    def look(self) -> Look | None:
+        return None if self.box is None else partial(ask, self.box)
 
 
 def render_run(
@@ -76,51 +98,82 @@ def render_run(
     num_images: int = 6,
     num_components: int = 10,
     seed: int = 0,
+    names: Sequence[str] = (),
+    video: Sequence[str] = VIDEO,
 ) -> Path:
     """Render a checkpoint, the newest by default: RUN/renders/step-XXXXXXXX and RUN/report.html; returns the latter.
 
-    `images` is a folder of any images, taken in place of the run's validation images; `directions` names the wanted
-    ones, all by default. UserError for a run, folder or direction that cannot be rendered.
+    `images` is a folder of any images, taken in place of the run's validation images; what is written then has the
+    folder's name added: RUN/renders/step-XXXXXXXX-NAME and RUN/report-NAME.html. `directions` names the wanted
+    ones, all by default. `names` are NUMBER=NAME of components, kept in the run; `video` the kinds of animations.
+    UserError for a run, folder, direction, name or video that cannot be had.
     """
     assert num_images >= 1 and num_components >= 1
-    request = Request(run, step, images, tuple(directions), num_images, num_components, seed)
-    model = load_model(run, step, "cuda" if torch.cuda.is_available() else "cpu")
-    material = open_material(model, needed=images is None)
-    sources = choose_sources(request, model, material)
-    subject = build_subject(request, model, material, sources)
+    request = Request(
+        run, step, images, tuple(directions), num_images, num_components, seed, tuple(names), check_kinds(video)
+    )
+    opened = open_run(request)
+    model, look, edit = opened.model, opened.look, Editor(opened.model).edit
+    sources = choose_sources(opened)
+    subject = build_subject(opened, sources)
     sweeps = build_sweeps(subject, directions) + second_sweeps(request, model, sources)
     reconstruction = reconstruct(model, sources)
     renderings = [
-        render_sweep(model.edit, sources, sweep, reconstruction)
+        render_sweep(edit, sources, sweep, reconstruction, look)
         for sweep in track(sweeps, "editing", unit="directions")
     ]
-    scale = difference_scale(renderings)
-    write_renders(run / "renders" / f"step-{model.step:08d}", sources, renderings, scale)
-    report = build_report(request, model, material, subject, sources, renderings)
-    page = run / "report.html"
-    with explain_write_errors(page, REMEDY):
-        write_whole(page, build_page(report).encode())
+    report = build_report(opened, sources, renderings)
+    keep_names(run, opened.names)
+    write_renders(run / "renders" / f"step-{model.step:08d}{request.suffix}", report, request.video)
+    page = run / f"report{request.suffix}.html"
+    write_page(page, report)
     return page
 
 
-def open_material(model: Model, needed: bool) -> Material:
-    """The shards and the cache; where they are not needed and cannot be opened, a remark says what is left out."""
+def open_run(request: Request) -> Opened:
+    """Everything that is needed, before anything is computed; a user's images need the box, others the shards."""
+    model = load_model(request.run, request.step, "cuda" if torch.cuda.is_available() else "cpu")
+    names = name_components(request, model)
+    are_given = request.images is not None
+    return Opened(request, model, open_material(model, not are_given), open_box(model, are_given), names)
+
+
+def name_components(request: Request, model: Model) -> Names:
+    """The user's names, those of former reports among them; UserError where there is no such component."""
+    if model.condition_kind != "features" or model.space is None:
+        if request.names:
+            raise UserError("--name: only components of features can be named, and this run was trained on labels")
+        return {}
+    return merge_names(request.run, request.names, model.space.num_components)
+
+
+def open_box(model: Model, needed: bool) -> BlackBox | None:
+    """The black box of a run on features; where it is not needed and gone, a remark says what is left out.
+
+    UserError where it is needed, or when it is not the box that the run was trained for.
+    """
+    if model.condition_kind != "features":
+        return None
+    known = model.blackbox or {}
     try:
-        shards = open_shards(model)
-        return Material(shards, open_cache(model, shards) if model.dataset["features"] else None)
+        box = load_blackbox(known["spec"], known["layer"], str(model.device))
+        if box.sha256 != known["sha256"]:
+            raise UserError(f"{box.spec}: not the black box of this run (its weights differ); put the former one back")
     except UserError as error:
         if needed:
             raise
-        console.print(f"without the training data's class directions: {error}", markup=False)
-        return Material(None, None)
+        console.print(f"without the classifier's answers to the pictures: {error}", markup=False)
+        return None
+    return box
 
 
-def choose_sources(request: Request, model: Model, material: Material) -> Sources:
+def choose_sources(opened: Opened) -> Sources:
     """The user's images, or a fixed sample of the validation images, with their own values."""
+    request, model, material = opened.request, opened.model, opened.material
     if request.images is not None:
         images, names = read_folder(request.images, model.image_size, request.num_images)
-        values = blackbox_features(model, images) if model.condition_kind == "features" else None
-        return Sources(images, names, values, f"images of {request.images}")
+        values = None if opened.look is None else torch.from_numpy(opened.look(images).features).float()
+        return Sources(images, names, values, f"images of {request.images}", are_given=True)
     assert material.shards is not None
     split = material.shards.split("validation")
     rows = sample_rows(split.expression, usable_rows(model, material.shards, split), request.num_images, request.seed)
@@ -135,96 +188,23 @@ def choose_sources(request: Request, model: Model, material: Material) -> Source
     return Sources(split.decode(rows), names, values, "of the validation set")
 
 
-def blackbox_features(model: Model, images: Tensor) -> Tensor:
-    """The black box's features [N, F] of images uint8; UserError when it is not the box the run was trained for."""
-    assert model.blackbox is not None
-    box = load_blackbox(model.blackbox["spec"], model.blackbox["layer"], str(model.device))
-    if box.sha256 != model.blackbox["sha256"]:
-        raise UserError(f"{box.spec}: not the black box of this run (its weights differ); put the former one back")
-    return box(to_float(images).to(model.device))[0].float().cpu()
-
-
-def usable_rows(model: Model, shards: ShardSet, split: Split) -> np.ndarray:
-    """Rows whose own condition is known."""
-    if model.condition_kind == "expression":
-        return np.flatnonzero(split.expression >= 0)
-    if model.condition_kind == "valence_arousal":
-        return np.flatnonzero(np.isfinite(split.valence) & np.isfinite(split.arousal))
-    if model.condition_kind == "attributes":
-        return np.flatnonzero((split.attributes[:, attribute_columns(model, shards)] >= 0).all(1))
-    return np.arange(len(split))
-
-
-def attribute_columns(model: Model, shards: ShardSet) -> list[int]:
-    """Where the model's attributes stand in the shards; UserError when one is missing."""
-    missing = [name for name in model.attribute_names if name not in shards.attribute_names]
-    if missing:
-        raise UserError(f"{shards.path}: no attribute {missing[0]!r}, which the run was trained on; pack them again")
-    return [shards.attribute_names.index(name) for name in model.attribute_names]
-
-
-def source_values(model: Model, material: Material, split: Split, rows: np.ndarray) -> Tensor:
-    """The untouched values of validation images: features [n, F] or label conditions [n, C]."""
-    if model.condition_kind == "features":
-        assert material.cache is not None
-        return torch.from_numpy(np.array(material.cache.features("validation", rows, False)))
-    if model.condition_kind == "expression":
-        return torch.eye(len(model.class_names))[torch.from_numpy(split.expression[rows].astype(np.int64))]
-    if model.condition_kind == "valence_arousal":
-        return torch.from_numpy(np.stack([split.valence[rows], split.arousal[rows]], 1).astype(np.float32))
-    assert material.shards is not None
-    columns = attribute_columns(model, material.shards)
-    return torch.from_numpy(split.attributes[rows][:, columns].astype(np.float32))
-
-
-def label_layout(model: Model) -> ConditionLayout:
-    """Where the label conditions of one or two data sets lie in what G takes."""
-    kind_dims = {"expression": len(model.class_names), "attributes": len(model.attribute_names), "valence_arousal": 2}
-    first = kind_dims[model.condition_kind]
-    return ConditionLayout((first,) if first == model.condition_dim else (first, model.condition_dim - first - 2))
-
-
-def encode_values(model: Model, values: Tensor) -> Tensor:
-    """Features or labels of the (first) data set [M, ...] => conditions [M, C]."""
-    if model.condition_kind == "features":
-        return model.encode(values)
-    return label_layout(model).embed(values, 0)
-
-
-def build_subject(request: Request, model: Model, material: Material, sources: Sources) -> Subject:
+def build_subject(opened: Opened, sources: Sources) -> Subject:
     """What the directions are computed from."""
-    cache = material.cache
+    model, material = opened.model, opened.material
     return Subject(
         kind=model.condition_kind,
         values=sources.values,
         images=sources.images,
         encode=lambda values: encode_values(model, values),
         space=model.space,
-        num_components=request.num_components,
+        num_components=opened.request.num_components,
         class_names=model.class_names,
         class_means=training_class_means(material, len(model.class_names)),
-        head_weight=cache.head[0] if cache and cache.head else None,
-        output_names=material.output_names,
+        head_weight=opened.head_weight,
+        output_names=outputs_of(opened),
         attribute_names=model.attribute_names,
+        component_names=opened.names,
     )
-
-
-def training_class_means(material: Material, num_classes: int) -> Tensor | None:
-    """Mean training features by label [num_classes, F], of up to MOST_PER_CLASS images each; None without labels."""
-    if material.cache is None or material.shards is None:
-        return None
-    labels = material.shards.split("train").expression
-    rows = [spread(np.flatnonzero(labels == label), MOST_PER_CLASS) for label in range(num_classes)]
-    chosen = np.sort(np.concatenate([*rows, np.empty(0, np.int64)])).astype(np.int64)
-    if not len(chosen):
-        return None
-    features = torch.from_numpy(np.array(material.cache.features("train", chosen, False)))
-    return class_means(features, torch.from_numpy(labels[chosen].astype(np.int64)), num_classes)
-
-
-def spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """Up to `most` rows, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
 
 
 def second_sweeps(request: Request, model: Model, sources: Sources) -> list[Sweep]:
@@ -252,37 +232,36 @@ def reconstruct(model: Model, sources: Sources) -> Tensor | None:
         return None
     own = encode_values(model, sources.values)
     sweep = Sweep("reconstruction", "", "", ("",), own[:, None])
-    return render_sweep(model.edit, sources, sweep, None).frames[:, 0]
+    return render_sweep(Editor(model).edit, sources, sweep, None).frames[:, 0]
 
 
-def write_renders(out: Path, sources: Sources, renderings: Sequence[Rendering], scale: float) -> None:
-    """A grid for each sweep and animations of the ordered ones; the folder appears when all are written."""
-    with explain_write_errors(out, REMEDY), whole_folder(out) as folder:
-        for rendering in track(renderings, "drawing", unit="directions"):
-            name = rendering.sweep.name
-            write_whole(folder / f"{name}.png", render_grid(sources, rendering, scale))
-            if rendering.sweep.ordered:
-                for kind, content in animate(rendering).items():
-                    write_whole(folder / f"{name}.{kind}", content)
-        if out.exists():
-            shutil.rmtree(out)
+def outputs_of(opened: Opened) -> tuple[str, ...]:
+    """Names of the box's outputs; none for a run without a box."""
+    owner = opened.material.cache or opened.box
+    return () if owner is None else name_outputs(owner)
 
 
-def build_report(
-    request: Request,
-    model: Model,
-    material: Material,
-    subject: Subject,
-    sources: Sources,
-    renderings: Sequence[Rendering],
-) -> Report:
+def read_answer(opened: Opened) -> Answer | None:
+    """How the box's outputs are read, and how much they vary over training images; None for a run without a box."""
+    cache, shards = opened.material.cache, opened.material.shards
+    owner = cache or opened.box
+    if owner is None:
+        return None
+    answer = Answer(owner.output_kind, name_outputs(owner))
+    if cache is None or shards is None:
+        return answer
+    rows = spread(np.arange(len(shards.split("train"))), MOST_ANSWERS)
+    return replace(answer, deviations=answer.comparable(as_floats(cache.outputs("train", rows))).std(0))
+
+
+def build_report(opened: Opened, sources: Sources, renderings: Sequence[Rendering]) -> Report:
     """Gather what the page shows."""
-    evaluation = newest_evaluation(request.run, model.step)
-    facts = ComponentFacts(
-        model.space, subject.head_weight, subject.output_names, evaluation.components if evaluation else None
-    )
+    request, model, look = opened.request, opened.model, opened.look
+    evaluation, answer = newest_evaluation(request.run, model.step), read_answer(opened)
     extra = ["--images", str(request.images)] if request.images else []
     extra += ["--directions", ",".join(request.directions)] if request.directions else []
+    extra += ["--num-images", str(request.num_images), "--components", str(request.num_components)]
+    extra += [part for index, name in opened.names.items() for part in ("--name", f"{index + 1}={name}")]
     return Report(
         run=request.run.resolve().name,
         kind=model.condition_kind,
@@ -291,10 +270,26 @@ def build_report(
         sources=sources,
         renderings=renderings,
         scale=difference_scale(renderings),
-        component_facts=facts,
+        ranking=rank_components(renderings, component_facts(opened, evaluation), answer),
+        answer=answer,
+        source_seen=None if look is None else as_frames(look(sources.images), len(sources)),
+        num_features=None if model.space is None else model.space.feature_dim,
         evaluation=evaluation,
         metrics=read_metrics(request.run),
         config=read_config(request.run),
         commands=commands(request.run, model, evaluation, extra),
-        hashes=hashes(request.run, model, material.shards),
+        hashes=hashes(request.run, model, opened.material.shards),
+    )
+
+
+def component_facts(opened: Opened, evaluation: Evaluation | None) -> ComponentFacts:
+    """What is known of the components beside the pictures; of an evaluation, only of one of this very step."""
+    current = evaluation if evaluation is not None and evaluation.step == opened.model.step else None
+    return ComponentFacts(
+        space=opened.model.space,
+        head_weight=opened.head_weight,
+        output_names=outputs_of(opened),
+        measured=current.components if current else {},
+        measured_on=current.num_swept if current else None,
+        names=opened.names,
     )

@@ -3,18 +3,22 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from featgan.config import Config, EvaluationConfig, differences, read_yaml, validate
+from featgan.config import Config, EvaluationConfig, Suite
 from featgan.errors import UserError
+from featgan.progress import console
+from featgan.settings import differences, read_yaml, validate
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint that names the others; a checkpoint without it is none."""
 
-MOST_WAITING = 20
-"""Checkpoints kept because they wait for their evaluation; older ones are given up, so that the disk does not fill."""
+LOCK = "training.lock"
+"""Who trains a run, in its folder."""
+
+SUITES: tuple[str, ...] = get_args(Suite)
 
 MOST_ATTEMPTS = 3
 """Evaluations of a checkpoint that may break before it is given up."""
@@ -24,23 +28,33 @@ MOST_BYTES = 16 << 20
 RESULT = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
 
 
+MOST_NAMED = 6
+"""Differences that are named."""
+
+
 def check_folder(config: Config) -> None:
-    """UserError when the run's folder holds a run of another configuration, or something else."""
+    """UserError when the run's folder holds a run of another configuration, or something else.
+
+    A run without a checkpoint holds nothing that another configuration could harm.
+    """
     run, path = config.run, config.run / "config.yaml"
-    if path.exists():
+    if not path.exists():
+        if run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
+            raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
+    elif any((run / "checkpoints").glob("step-*")):
         changed = differences(validate(read_yaml(path), str(path)), config)
+        if len(changed) > MOST_NAMED:
+            changed[MOST_NAMED:] = [f"and {len(changed) - MOST_NAMED} more"]
         if changed:
             raise UserError(
-                f"{run}: holds a run of another configuration ({'; '.join(changed[:3])}); "
-                "choose another folder with run=..., or remove this one"
+                f"{run}: holds a run of another configuration ({'; '.join(changed)}); "
+                "give the same settings to go on, or choose another folder with run=..."
             )
-    elif run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
-        raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
 
 
 def is_leftover(path: Path) -> bool:
-    """A file that a kill left half-written, or what a launcher puts there before the run begins."""
-    return path.name == "jobs" or (path.name.startswith(".") and path.name.endswith(".partial"))
+    """A file that a kill left half-written, or what is put there before the run begins."""
+    return path.name in ("jobs", LOCK) or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -83,6 +97,23 @@ def due_steps(run: Path, config: EvaluationConfig) -> list[int]:
     return [step for step in scheduled_steps(committed_steps(run), config) if step not in done]
 
 
+def due_evaluations(run: Path, config: EvaluationConfig) -> list[tuple[int, str]]:
+    """Steps and suites that are due, in the order of their worth: the newest first, then the best so far."""
+    due: list[tuple[int, str]] = [(step, config.suite) for step in reversed(due_steps(run, config))]
+    best, suite = best_step(run, config), config.best_suite
+    if suite is None or best not in committed_steps(run) or best in evaluated_steps(run, suite):
+        return due
+    return [*due, (best, suite)]
+
+
+def with_judges(run: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an evaluation; judges and probe, where none is named, are those of the run's configuration."""
+    path = run / "config.yaml"
+    own = validate(read_yaml(path), str(path)).evaluation if path.is_file() else EvaluationConfig()
+    named = {name: value for name, value in options.items() if value}
+    return {**options, "blackboxes": own.blackboxes, "probe": own.probe, "witness": own.witness, **named}
+
+
 def best_step(run: Path, config: EvaluationConfig) -> int | None:
     """The evaluated step whose `best` measure is largest (smallest where it is written with a minus), if any."""
     name, sign = config.best.removeprefix("-"), -1 if config.best.startswith("-") else 1
@@ -116,8 +147,24 @@ def failures(run: Path, step: int, suite: str) -> int:
 def protected_steps(run: Path, config: EvaluationConfig) -> set[int]:
     """Checkpoints that retention must leave: the best, those being evaluated, those that still wait for it."""
     committed = committed_steps(run)
-    claimed = set(steps_with(run, config.suite, "claim"))
-    failed = {step for step in committed if failures(run, step, config.suite) >= MOST_ATTEMPTS}
-    waiting = [step for step in due_steps(run, config) if config.every and step % config.every == 0]
-    kept = {best_step(run, config)} | claimed | set([step for step in waiting if step not in failed][-MOST_WAITING:])
+    claimed = {step for suite in SUITES for step in steps_with(run, suite, "claim")}
+    kept = {best_step(run, config)} | claimed | set(waiting_steps(run, config)[-config.most_waiting :])
     return {step for step in committed if step in kept}
+
+
+def waiting_steps(run: Path, config: EvaluationConfig) -> list[int]:
+    """Steps at multiples of `every` that wait for their evaluation, ascending."""
+    waiting = [step for step in due_steps(run, config) if config.every and step % config.every == 0]
+    return [step for step in waiting if failures(run, step, config.suite) < MOST_ATTEMPTS]
+
+
+def warn_of_given_up(run: Path, config: EvaluationConfig, protected: set[int]) -> None:
+    """Say which checkpoints will go although nobody has evaluated them."""
+    given_up = [step for step in waiting_steps(run, config)[: -config.most_waiting] if step not in protected]
+    if given_up:
+        console.print(
+            f"{run}: more than {config.most_waiting} checkpoints wait for their evaluation, so the oldest are given up "
+            f"(steps {', '.join(map(str, given_up))}); is `python -m launch watch` running? (evaluation.most_waiting)",
+            style="yellow",
+            markup=False,
+        )

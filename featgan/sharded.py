@@ -5,7 +5,8 @@ and need transformers. What DeepSpeed shards is gathered for checkpoints, so the
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,20 @@ from torch import Tensor, nn
 from featgan.config import DistributionConfig
 from featgan.engine import Loss, Player, mean_scalars, set_rate
 from featgan.errors import UserError
+
+
+class Within(nn.Module):
+    """A network whose passes are within a context of its own: DeepSpeed ends an autocast that it has not begun."""
+
+    def __init__(self, network: nn.Module, context: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.network = network
+        self.context = context
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with self.context():
+            return self.network(*inputs)
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,6 +48,7 @@ class ShardedPlayer(Player):
         clip_norm: float,
         distribution: DistributionConfig,
         device: torch.device,
+        autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """UserError where deepspeed is not installed."""
         deepspeed = import_deepspeed(device)
@@ -44,7 +60,10 @@ class ShardedPlayer(Player):
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": clip_norm,  # DeepSpeed clips at 1 when nothing is said
         }
-        engine, *_ = deepspeed.initialize(model=bare, optimizer=optimizer, config=settings, dist_init_required=False)
+        with local_rank():
+            engine, *_ = deepspeed.initialize(
+                model=Within(bare, autocast), optimizer=optimizer, config=settings, dist_init_required=False
+            )
         super().__init__(bare, engine, optimizer, clip_norm)
         self.engine: Any = engine
         self.stage = distribution.zero_stage
@@ -58,9 +77,12 @@ class ShardedPlayer(Player):
         for part in parts:
             loss, scalars = part()
             self.engine.backward(loss)
+            if not self.stage:  # there it knows the norm only where it clips
+                norm = nn.utils.clip_grad_norm_(self.bare.parameters(), float("inf")).detach()
             self.engine.step()
             found.append(scalars | {"loss": loss.detach()})
-        norm = torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0))
+        if self.stage:
+            norm = torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0))
         return mean_scalars(found) | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
 
     def moments(self) -> dict[str, Tensor]:
@@ -99,6 +121,19 @@ class ShardedPlayer(Player):
             for name in MOMENTS:
                 value = moments[f"{index}.{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, name)
+
+
+@contextmanager
+def local_rank() -> Iterator[None]:
+    """DeepSpeed asks for LOCAL_RANK, which a process that was started alone does not have."""
+    is_alone = "LOCAL_RANK" not in os.environ
+    if is_alone:
+        os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        if is_alone:
+            del os.environ["LOCAL_RANK"]
 
 
 def import_deepspeed(device: torch.device) -> Any:

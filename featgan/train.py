@@ -1,22 +1,20 @@
 """Training: the loop of StarGAN with a continuous condition; it reads like the objective in docs/method.md."""
 
 import signal
-import time
 from pathlib import Path
 from typing import NoReturn
 
-from featgan.checkpoint import checked, newest_checkpoint
 from featgan.conditions import describe
-from featgan.config import Config, to_yaml
-from featgan.data.files import write_whole
+from featgan.config import Config
 from featgan.data.loader import BatchStream, open_loader
-from featgan.engine import Engine, learning_rate
-from featgan.errors import Stopped, UserError
-from featgan.game import Game, build_game, restore, save
-from featgan.interruption import StopRequest
-from featgan.objective import discriminator_losses, edit, generator_losses, split
+from featgan.engine import learning_rate
+from featgan.errors import Stopped
+from featgan.game import Game, build_game, save
+from featgan.interruption import StopRequest, Watchdog
+from featgan.objective import discriminator_losses, edit, generator_losses, reading_losses, split
 from featgan.record import Recorder
-from featgan.schedule import check_folder, step_folder
+from featgan.schedule import check_folder
+from featgan.start import begin, check_wishes, sole_trainer
 
 
 def train(
@@ -24,34 +22,37 @@ def train(
     resume_from: Path | None = None,
     request: StopRequest | None = None,
     fresh_optimizer: bool = False,
+    profile: bool = False,
 ) -> Path:
     """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
 
     `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
-    has none; `fresh_optimizer` takes weights without moments. `request` is looked at after every step.
-    UserError when the checkpoint is damaged, or not before the run's last step; Stopped when the request was made, and
-    the step is finished and saved.
+    has none; `fresh_optimizer` takes its weights without moments. `request` is looked at after every step.
+    With `profile` a trace of some steps is written into the run's folder, and a table of operations is printed.
+    UserError when another trains the run, or the checkpoint is damaged or not before the run's last step; Stopped when
+    the request was made, and the step is finished and saved.
     """
-    training, optimizer = config.training, config.optimizer
-    game = build_game(config)
-    engine, generator, discriminator = game.engine, game.generator, game.discriminator
-    run = config.run
-    check_folder(config)
-    own = find_own(game)
-    first_step = restore(game, own or checked(resume_from), fresh_optimizer)
-    if own is None and first_step >= training.steps:
-        raise UserError(f"{resume_from}: is at step {first_step}; raise training.steps above that to go on")
-    engine.wait()  # before the main process makes the folder that the others have just looked at
-    make_folder(config, engine)
-    if first_step >= training.steps:
-        engine.announce(f"{run}: trained, all {training.steps} steps are done")
-        return run
-    batches = build_stream(game)
-    engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.device}")
+    check_wishes(config, resume_from, fresh_optimizer)
+    with Watchdog(config.distribution.hang_timeout) as watchdog:
+        game = build_game(config)
+        check_folder(config)
+        with sole_trainer(config.run, game.engine):
+            first_step = begin(game, resume_from, fresh_optimizer)
+            if first_step < config.training.steps:
+                run_steps(game, first_step, request or StopRequest(), watchdog, profile)
+    return config.run
 
-    request = request or StopRequest()
+
+def run_steps(game: Game, first_step: int, request: StopRequest, watchdog: Watchdog, profile: bool) -> None:
+    """The loop, from a step on to the last one."""
+    config, engine, generator, discriminator = game.config, game.engine, game.generator, game.discriminator
+    run, training, optimizer = config.run, config.training, config.optimizer
+    batches = build_stream(game)
+    engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.describe()}")
+
     loading = open_loader(batches, first_step, training.steps, training.num_workers)
-    with loading as loader, Recorder(game, run, first_step, batches[0]) as recorder, engine.watch():
+    with loading as loader, Recorder(game, run, first_step, batches[0], profile) as recorder:
+        watchdog.finished()
         for step in range(first_step, training.steps):
             # --- take the batch of this step
             with recorder.clock.waiting():
@@ -60,24 +61,27 @@ def train(
 
             # --- train the discriminator: real against edited, the condition of the real, the penalty
             # G does not change before its own step, so its edited images, with their graph, serve that step too.
-            trains_generator = (step + 1) % training.critic_steps == 0
+            ahead = step < training.head_start
+            if step == training.head_start:
+                discriminator.forget()
+            trains_generator = not ahead and (step + 1) % training.critic_steps == 0
             if trains_generator and len(parts) == 1:
                 parts[0].fake = edit(game, parts[0])
+            terms = reading_losses(game, parts) if ahead else discriminator_losses(game, step, parts)
             rate = learning_rate(optimizer.discriminator_rate, step, training.steps, optimizer.decay_steps)
-            recorder.averages.add("discriminator", discriminator.step(discriminator_losses(game, step, parts), rate))
+            recorder.averages.add("discriminator", discriminator.step(terms, rate))
 
             # --- train the generator, every n_critic-th step: fool, obey, and find back to the source
             if trains_generator:
                 with discriminator.frozen():
                     rate = learning_rate(optimizer.generator_rate, step, training.steps, optimizer.decay_steps)
                     recorder.averages.add("generator", generator.step(generator_losses(game, parts), rate))
-                game.average.update(
-                    generator.bare, (step + 1) * training.batch_size, training.batch_size * training.critic_steps
-                )
+                seen = (step + 1 - training.head_start) * training.batch_size
+                game.average.update(generator.bare, seen, training.batch_size * training.critic_steps)
 
             # --- report, show, save
             recorder.count()
-            engine.alive()
+            watchdog.finished()
             if is_due(step + 1, training.report_every, training.steps):
                 recorder.report(step + 1)
             if is_due(step + 1, training.preview_every, training.steps):
@@ -88,21 +92,6 @@ def train(
             if stopping and step + 1 < training.steps:
                 leave(game, step + 1, request)
     engine.wait()  # the others must not be gone while the main process still writes
-    return run
-
-
-def find_own(game: Game) -> Path | None:
-    """The run's newest whole checkpoint: the main process looks, since file systems show folders late elsewhere."""
-    own = newest_checkpoint(game.config.run) if game.engine.is_main else None
-    step = game.engine.as_main(-1 if own is None else int(own.name.removeprefix("step-")))
-    if step < 0:
-        return None
-    folder = step_folder(game.config.run, step)
-    for _ in range(60):
-        if folder.is_dir():
-            break
-        time.sleep(1)
-    return folder
 
 
 def is_scheduled(config: Config, step: int) -> bool:
@@ -133,11 +122,3 @@ def build_stream(game: Game) -> BatchStream:
         game.sources, training.batch_size, training.critic_steps, config.targets, training.seed,
         engine.rank, engine.world_size,
     )  # fmt: skip
-
-
-def make_folder(config: Config, engine: Engine) -> None:
-    """The run's folder with its config.yaml; the main process makes it, the others wait."""
-    if engine.is_main:
-        config.run.mkdir(parents=True, exist_ok=True)
-        write_whole(config.run / "config.yaml", to_yaml(config).encode())
-    engine.wait()

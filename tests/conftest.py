@@ -1,6 +1,7 @@
 """Shared by the tests: one tiny world of drawn faces, packed, with a stand-in box's features cached."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from featgan.config import Config, validate
+from featgan.config import Config
 from featgan.data.features import FeatureCache, FeatureWriter
 from featgan.data.pack import pack
 from featgan.data.shards import ShardSet
 from featgan.data.synthetic import synthesize
 from featgan.images import to_float
+from featgan.settings import validate
 
 # The networks of the tests are too small for a second thread to pay.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -27,6 +29,7 @@ class StandInBox:
     spec = "stand-in"
     layer = "hidden"
     sha256 = "1" * 64
+    device = torch.device("cpu")
     feature_dim = 6
     output_dim = 8
     output_kind = "expression"
@@ -85,6 +88,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     cache = write_features(shards, box, "stand-in")
     write_features(shards, box, "stand-in-3", 3)
     return World(root / "faces", shards, cache, box)
+
+
+ATTRIBUTES = ("Black_Hair", "Male", "Smiling")
+CHOSEN = ("Smiling", "Black_Hair")
+
+
+@pytest.fixture(scope="session")
+def celeba(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world's faces once more, packed out of CelebA's layout with three attributes."""
+    source = tmp_path_factory.mktemp("celeba")
+    shutil.copytree(world.source / "train_set" / "images", source / "images")
+    names = sorted(path.name for path in (source / "images").iterdir())
+    values = np.random.default_rng(0).choice([-1, 1], (len(names), len(ATTRIBUTES)))
+    rows = [f"{name} {' '.join(map(str, row))}" for name, row in zip(names, values, strict=True)]
+    listed = "\n".join([str(len(names)), " ".join(ATTRIBUTES), *rows])
+    (source / "list_attr_celeba.txt").write_text(listed + "\n")
+    pack("celeba", source, source / "shards", image_size=16, crop=32, workers=1)
+    return source / "shards"
 
 
 def tensors_of(run: Path, step: int, name: str) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from featgan.blackbox.box_folder import CARD, WEIGHTS, read_card, write_box
 from featgan.blackbox.load import list_layers, load_blackbox
 from featgan.blackbox.network import Architecture, build_network
 from featgan.blackbox.preprocessing import Preprocessing
+from featgan.blackbox.spec import nearest
 from featgan.errors import UserError
 from tests.test_blackbox import OUTPUTS, SIZE, SmallNetwork, named, save_onnx
 from tests.test_blackbox import images as images
@@ -116,6 +117,8 @@ BAD_SPECS = {
     "weights.pth": "weights alone are no network",
     "torchvision:": "the network's name is missing",
     "torchvision:resnet81": "no such torchvision classifier; did you mean",
+    "torchvision:nope": "no such torchvision classifier; the nearest of ",
+    "timm:zzz": "no such timm model; the nearest of ",
     "torchvision:resnet18:gone.pth": "gone.pth: no such weights file",
     "timm:hf-hub:someone/something": "no such timm model",
     "no_such_package.module:build": "cannot import no_such_package.module",
@@ -145,6 +148,14 @@ def test_bad_spec_gets_one_clear_line(spec: str, tmp_path: Path, monkeypatch: py
         load_blackbox(spec)
     assert BAD_SPECS[spec] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_nearest_names_are_given_where_none_is_near() -> None:
+    many = [f"alexnet_{number}" for number in range(40)] + ["ronet", "zoonet"]
+    assert nearest("zoo", many) == "did you mean zoonet?"
+    assert nearest("nope", many).startswith("the nearest of 42 are ronet, ")
+    assert nearest("zzzz", many).startswith("the nearest of 42 are zoonet, ")
+    assert nearest("qqqq", ["fc1", "fc2"]) == "known are fc1, fc2"
 
 
 def test_unknown_layer_names_the_nearest(monkeypatch: pytest.MonkeyPatch, network: SmallNetwork) -> None:

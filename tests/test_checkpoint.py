@@ -1,20 +1,23 @@
 """Checkpoints and the exported model: whole or not there, never unpickled, damage named."""
 
+import contextlib
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from featgan import checkpoint
+from featgan import checkpoint, stats
 from featgan.checkpoint import damage, newest_checkpoint, save_checkpoint
 from featgan.ema import Average
 from featgan.errors import UserError
 from featgan.model import load_model
 from featgan.schedule import committed_steps, step_folder
-from featgan.stats import Journal
+from featgan.stats import Journal, append_line
 from featgan.train import train
 from tests.conftest import World
 
@@ -113,6 +116,29 @@ def test_the_average_follows_with_its_half_life() -> None:
     assert average.network.weight.item() == pytest.approx(0.75)
 
 
+def test_a_disk_that_is_full_for_the_board_is_told_at_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    shown: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    journal = Journal(tmp_path, 0)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        for step in range(1, 1000):
+            journal.write(step, {"loss": 1.0})
+    assert not shown  # no traceback of the thread that writes
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    assert [failure.thread for failure in shown] == [other]
+    with contextlib.suppress(OSError):
+        journal.close()
+    assert threading.excepthook == shown.append
+
+
 def test_the_journal_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0)
     for step in (1, 2, 3):
@@ -122,3 +148,26 @@ def test_the_journal_drops_what_came_after_the_checkpoint(tmp_path: Path) -> Non
         file.write('{"step": 4, "lo')
     Journal(tmp_path, 2).close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_line_of_an_evaluation_survives_a_cut_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal(tmp_path, 0).close()
+    append_line(tmp_path, 1, {"loss": 1.0})
+    whole, looks = stats.is_at, iter([lambda: Journal(tmp_path, 2).close()])  # after the line, before the look
+    monkeypatch.setattr(stats, "is_at", lambda *found: (next(looks, lambda: None)(), whole(*found))[1])
+    append_line(tmp_path, 1, {"evaluation/ccc": 0.5})
+    (tmp_path / "metrics.1.former").write_text('{"step": 2, "loss": 2.0}\n')  # of a cut that was killed
+    replaced = os.replace
+
+    def replace_and_evaluate(*paths: Path) -> None:
+        with (tmp_path / "metrics.jsonl").open("ab") as file:  # opened before the file is set aside, written after it
+            replaced(*paths)
+            file.write(b'{"step": 2, "evaluation/ccc": 0.6}\n')
+
+    monkeypatch.setattr(os, "replace", replace_and_evaluate)
+    Journal(tmp_path, 2).close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {(line["step"], *list(line)[1:]) for line in lines} == {
+        (1, "loss"), (1, "evaluation/ccc"), (2, "loss"), (2, "evaluation/ccc")
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.former"))

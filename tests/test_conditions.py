@@ -1,15 +1,21 @@
 """Conditions and batches: flips, order, targets, and data sets side by side."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from featgan.conditions import ConditionLayout, build_condition
-from featgan.config import DatasetConfig, TargetConfig, validate
+from featgan.config import DatasetConfig, TargetConfig
 from featgan.data.loader import BatchStream, Source, choose_dataset, draw_targets, open_loader
+from featgan.data.pack import pack
+from featgan.data.shards import ShardSet
 from featgan.errors import UserError
 from featgan.images import to_float
 from featgan.networks.discriminator import Judgement
+from featgan.settings import validate
 from tests.conftest import World
 
 
@@ -45,6 +51,24 @@ def test_an_epoch_shows_every_image_once(world: World) -> None:
     assert list(rows[:count]) != list(rows[count : 2 * count])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_and_workers_together_show_every_image_once_an_epoch(
+    world: World, world_size: int, num_workers: int
+) -> None:
+    split = world.shards.split("train")
+    condition = build_condition(dataset(world), world.shards, "train")
+    source, steps = Source(split, condition, False), 2 * len(split) // 4
+    assert steps * 4 == 2 * len(split)
+    shown: Counter[bytes] = Counter()
+    for rank in range(world_size):
+        own = BatchStream([source], 4, 1, TargetConfig(), 0, rank, world_size)
+        with open_loader(own, 0, steps, num_workers) as batches:
+            shown.update(image.numpy().tobytes() for batch in batches for image in batch.images)
+    expected = [image.numpy().tobytes() for image in split.decode(np.arange(len(split)))]
+    assert len(set(expected)) == len(split) and shown == dict.fromkeys(expected, 2)
+
+
 def test_ranks_share_the_global_batch(world: World) -> None:
     whole = stream(world)[3]
     halves = [stream(world, rank=rank, world_size=2)[3] for rank in range(2)]
@@ -69,9 +93,11 @@ def test_workers_change_nothing(world: World) -> None:
 
 
 def test_component_targets_change_one_component() -> None:
-    condition, other = torch.zeros(200, 4), torch.ones(200, 4)
+    condition, other = np.zeros((200, 4), np.float32), np.ones((200, 4), np.float32)
     target = draw_targets(condition, other, TargetConfig(permutation=0, component=1), np.random.default_rng(0))
     assert (target.sum(1) == 1).all() and target.sum(0)[0] > target.sum(0)[3] > 0
+    noisy = draw_targets(condition, other, TargetConfig(noise=0.1), np.random.default_rng(0))
+    assert 0.05 < (noisy - other).std() < 0.2 and noisy.dtype == np.float32
     mixed = draw_targets(condition, other, TargetConfig(permutation=0, interpolation=1), np.random.default_rng(0))
     assert (mixed == mixed[:, :1]).all() and 0.3 < mixed.mean() < 0.7
 
@@ -115,5 +141,12 @@ def test_regression_box_predictions_use_the_regression_loss(world: World) -> Non
 def test_labels_that_are_not_there_are_refused(world: World) -> None:
     with pytest.raises(UserError, match="no attribute 'Smiling'"):
         build_condition(dataset(world, kind="attributes", attributes=["Smiling"]), world.shards, "train")
+
+
+def test_expressions_are_missed_where_images_have_no_class(world: World, tmp_path: Path) -> None:
+    pack("folder", world.source / "train_set" / "images", tmp_path / "shards", image_size=16, workers=1)
+    shards = ShardSet.open(tmp_path / "shards")
+    with pytest.raises(UserError, match="no image of split 'train' has the labels of condition.kind 'expression'"):
+        build_condition(dataset(world, kind="expression"), shards, "train")
     with pytest.raises(UserError, match="extract --components K"):
         build_condition(dataset(world, encoding="components"), world.shards, "train")

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from featgan.config import Config, differences, field_names, load_config, presets, to_yaml, validate
+from featgan.config import Config
 from featgan.errors import UserError
 from featgan.reference import build_reference
+from featgan.settings import differences, field_names, load_config, presets, to_yaml, validate
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -32,6 +33,13 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
         ("targets.component=1", "needs dataset.condition.encoding 'components'"),
         ("optimizer.generator_rate=.nan", "optimizer.generator_rate"),
         ("training.steps", "section.key=value"),
+        ("training.zzzzzz=1", "unknown key 'training.zzzzzz'; training has steps, batch_size"),
+        ("losses.qq=3", "unknown key 'losses.qq'; losses has adversarial, penalty_weight"),
+        ("dataset.conditon.kind=expression", r"did you mean 'dataset.condition'\?"),
+        ("zzzzzz=1", "the top level has run, dataset"),
+        ("steps=1", "did you mean 'training.steps'"),
+        ("training.generator_rate=.1", "did you mean 'optimizer.generator_rate'"),
+        ("training.steps=-1", "^'training.steps=-1': training.steps: Input should be greater"),
         ("training.steps=[", "not valid YAML"),
     ],
 )
@@ -41,6 +49,49 @@ def test_mistakes_are_one_line_that_says_what_to_do(tmp_path: Path, override: st
     with pytest.raises(UserError, match=said) as caught:
         load_config(str(path), [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("training: {batch_size: 0}\n")
+    with pytest.raises(UserError, match=r"a\.yaml: training\.batch_size"):
+        load_config(str(path), ["training.steps=3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed"),
+    [
+        (["training.precision=fp16"], "training.precision=fp16"),
+        (["training.precision=fp16", "training.steps=9"], "training.precision=fp16"),
+        (["dataset.condition.kind=attributes", "dataset.features=box"], "dataset.condition.kind=attributes"),
+        (["dataset.condition.attributes=[Smiling]"], "dataset.condition.attributes=[Smiling]"),
+        (["optimizer.decay_steps=9", "training.steps=5"], "optimizer.decay_steps=9"),
+        (["targets.permutation=0", "training.seed=3"], "targets.permutation=0"),
+        (["training.seed=3", "distribution.accumulation=3"], "distribution.accumulation=3"),
+        (["training={precision: fp16}"], "training={precision: fp16}"),
+    ],
+)
+def test_the_override_that_is_wrong_is_blamed(tmp_path: Path, overrides: list[str], blamed: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("")
+    with pytest.raises(UserError) as caught:
+        load_config(str(path), overrides)
+    assert str(caught.value).startswith(f"{blamed!r}: ")
+
+
+def test_an_override_that_contradicts_the_file_is_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("optimizer: {decay_steps: 100}\ntraining: {steps: 1000}\n")
+    with pytest.raises(UserError, match=r"^'training\.steps=5': optimizer\.decay_steps: 100 is more"):
+        load_config(str(path), ["training.seed=3", "training.steps=5"])
+    path.write_text("training: {precision: fp16}\n")
+    with pytest.raises(UserError, match=r"a\.yaml: training\.precision: fp16"):
+        load_config(str(path), ["training.steps=3", "dataset.features=box"])
+
+
+def test_the_ancestors_preset_is_the_same_by_its_data_and_by_its_method() -> None:
+    faces, stargan = load_config("faces"), load_config("stargan")
+    assert differences(faces, stargan) == []
 
 
 def test_a_yaml_mistake_names_its_line(tmp_path: Path) -> None:

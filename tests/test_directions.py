@@ -90,8 +90,8 @@ def test_valence_arousal_grid_is_five_by_five() -> None:
     assert grid.shape == (25, 2) and grid[0].tolist() == [-1, -1] and grid[1].tolist() == [-1, -0.5]
 
 
-def test_one_hair_colour_at_a_time() -> None:
-    names = ("Black_Hair", "Male", "Blond_Hair")
+@pytest.mark.parametrize("names", [("Black_Hair", "Male", "Blond_Hair"), ("black_hair", "male", "Blond hair")])
+def test_one_hair_colour_at_a_time(names: tuple[str, ...]) -> None:
     flips = directions.attribute_flips(torch.tensor([[1.0, 0.0, 0.0]]), names)
     assert flips[0].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
 

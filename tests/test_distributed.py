@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,22 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
-from featgan.config import Config, to_yaml
+from featgan.config import Config
 from featgan.errors import Stopped
 from featgan.interruption import StopRequest
 from featgan.losses import concordance_loss
 from featgan.schedule import step_folder
+from featgan.settings import to_yaml
 from featgan.train import train
 from tests.conftest import World, tensors_of
 
 PORT = 29611
 
 
-def join(rank: int, port: int) -> None:
-    """One of two gloo processes on this machine."""
+def join(rank: int, port: int, count: int = 2) -> None:
+    """One of so many gloo processes on this machine."""
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
     )  # fmt: skip
     torch.set_num_threads(1)
@@ -70,23 +72,25 @@ class StopAfter(StopRequest):
         return signal.SIGTERM if self.steps <= 0 else None
 
 
-def train_part(rank: int, config: Config, port: int, steps: int | None) -> None:
-    join(rank, port)
-    train_some(config, steps)
+def train_part(rank: int, config: Config, port: int, steps: int | None, count: int, origin: Path | None) -> None:
+    join(rank, port, count)
+    train_some(config, steps, origin)
     torch.distributed.destroy_process_group()
 
 
-def train_some(config: Config, steps: int | None) -> None:
-    """Train to the end, or for so many steps and then as if a signal had come."""
+def train_some(config: Config, steps: int | None, origin: Path | None = None) -> None:
+    """Train to the end, or for so many steps and then as if a signal had come; with an origin, from its weights."""
     try:
-        train(config, request=StopAfter(steps) if steps else None)
+        train(config, origin, StopAfter(steps) if steps else None, fresh_optimizer=origin is not None)
     except Stopped:
         assert steps
 
 
-def train_together(config: Config, port: int, steps: int | None = None) -> None:
-    """Two processes that share every batch."""
-    torch.multiprocessing.spawn(train_part, (config, port, steps), nprocs=2)
+def train_together(
+    config: Config, port: int, steps: int | None = None, count: int = 2, origin: Path | None = None
+) -> None:
+    """So many processes that share every batch."""
+    torch.multiprocessing.spawn(train_part, (config, port, steps, count, origin), nprocs=count)
 
 
 def assert_close(first: Path, second: Path, step: int = 4) -> None:
@@ -99,8 +103,14 @@ def assert_close(first: Path, second: Path, step: int = 4) -> None:
             torch.testing.assert_close(torch.from_numpy(one[key]), torch.from_numpy(two[key]), rtol=1e-3, atol=5e-5)
 
 
-WGAN = {"losses": {"adversarial": "wgan_gp", "identity_weight": 1.0}}
-LOGISTIC = {"losses": {"adversarial": "logistic", "r1_every": 2, "identity_weight": 1.0}}
+WGAN = {
+    "losses": {"adversarial": "wgan_gp", "identity_weight": 1.0},
+    "training": {"batch_size": 16, "ema_images": 20},
+}
+LOGISTIC = {
+    "losses": {"adversarial": "logistic", "r1_every": 2, "identity_weight": 1.0},
+    "training": {"head_start": 1, "batch_size": 16, "ema_images": 20},
+}
 
 
 @pytest.fixture(scope="module", params=[WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
@@ -111,7 +121,6 @@ def alone(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest
         **request.param,
         generator={"conditioning": "modulation", "output": "residual"},
         discriminator={"projection": True},
-        training={"batch_size": 8, "ema_images": 20},
     )
     train(config)
     return config
@@ -139,6 +148,27 @@ def variant(config: Config, run: Path, **distribution: object) -> Config:
 def test_two_processes_train_as_one(alone: Config, tmp_path: Path, distribution: dict[str, object]) -> None:
     train_together(variant(alone, tmp_path / "two", **distribution), PORT + 1)
     assert_close(alone.run, tmp_path / "two")
+    # The curves are of the whole batch too, not of the first process's share.
+    one, two = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (alone.run, tmp_path / "two")
+    )
+    for mine, joint in zip(one, two, strict=True):
+        losses = {name: value for name, value in mine.items() if name.startswith(("generator/", "discriminator/"))}
+        assert losses == pytest.approx({name: joint[name] for name in losses}, rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", [{}, {"strategy": "deepspeed", "zero_stage": 2}], ids=["ddp", "zero-2"])
+def test_fresh_moments_go_on_from_the_weights_on_any_number_of_processes(
+    alone: Config, tmp_path: Path, distribution: dict[str, object]
+) -> None:
+    origin, longer = step_folder(alone.run, 4), alone.training.model_copy(update={"steps": 8})
+    more = alone.model_copy(update={"training": longer})
+    one, two = variant(more, tmp_path / "one"), variant(more, tmp_path / "two", **distribution)
+    train(one, origin, fresh_optimizer=True)
+    train_together(two, PORT + 2, origin=origin)
+    assert_close(one.run, two.run, 8)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
@@ -165,6 +195,30 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(alone: Config, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed"])
+def test_a_run_goes_from_one_process_to_four_and_to_two(alone: Config, tmp_path: Path, strategy: str) -> None:
+    run = tmp_path / "run"
+    train_some(variant(alone, run), 1)
+    train_together(variant(alone, run, strategy=strategy, zero_stage=2), PORT + 5, 2, count=4)
+    train_together(variant(alone, run, strategy=strategy, zero_stage=1), PORT + 6)
+    assert_close(alone.run, run)
+    sizes = [json.loads((step_folder(run, step) / "state.json").read_text())["world_size"] for step in (3, 4)]
+    assert sizes == [4, 2]
+
+
+@pytest.mark.slow
+def test_deepspeed_serves_a_process_that_was_started_alone(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path / "run", distribution={"strategy": "deepspeed", "zero_stage": 2})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "featgan", "train", str(tmp_path / "config.yaml")]
+    for _ in range(2):  # the same command says that it is done
+        found = subprocess.run(command, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr[-3000:]
+    train(variant(config, tmp_path / "plain"))
+    assert_close(config.run, tmp_path / "plain")
+
+
+@pytest.mark.slow
 def test_accelerate_launch_starts_processes_that_see_each_other(world: World, tmp_path: Path) -> None:
     config = world.config(tmp_path / "run")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -183,3 +237,35 @@ def test_accelerate_launch_starts_processes_that_see_each_other(world: World, tm
     assert found.stdout == f"{config.run}\n", "one of the processes speaks"
     state = json.loads((step_folder(config.run, 4) / "state.json").read_text())
     assert state["world_size"] == 2
+
+
+def hang_part(rank: int, config: Config, port: int, folder: str) -> None:
+    """The second process hangs in its third step; the first one waits for it in an exchange of gradients."""
+    sys.stderr = sys.__stderr__ = Path(folder, f"{rank}.log").open("w")
+    join(rank, port)
+    if rank == 1:
+        from featgan import train as module
+
+        whole = module.split
+
+        def hang(*arguments: object) -> object:
+            hang.calls += 1  # type: ignore[attr-defined]
+            return whole(*arguments) if hang.calls < 3 else time.sleep(600)  # type: ignore[attr-defined, arg-type]
+
+        hang.calls = 0  # type: ignore[attr-defined]
+        module.split = hang  # type: ignore[assignment]
+    train(config)
+
+
+def test_when_one_process_hangs_all_show_their_stacks_and_end(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path / "run", distribution={"hang_timeout": 12}, training={"num_workers": 0})
+    context = torch.multiprocessing.get_context("spawn")
+    parts = [context.Process(target=hang_part, args=(rank, config, PORT + 4, str(tmp_path))) for rank in range(2)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join(90)
+    assert [part.exitcode for part in parts] == [1, 1]
+    logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(2)]
+    assert all("Timeout (0:00:12)!" in log for log in logs)
+    assert "in hang\n" in logs[1] and "in hang\n" not in logs[0] and "in step\n" in logs[0]

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from featgan import distributed
-from featgan.config import to_yaml, validate
+from featgan.config import DistributionConfig
+from featgan.engine import Engine
 from featgan.errors import UserError
+from featgan.settings import to_yaml, validate
 from tests.conftest import World
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
@@ -77,10 +80,38 @@ def test_what_cannot_work_is_refused_with_the_reason(tree: dict[str, object], re
         validate(tree, "config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "distribution.strategy=deepspeed does that"),
+        ("ACCELERATE_USE_FSDP", "True", "FSDP frees weights"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "whole networks"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "no second derivative"),
+    ],
+)
+def test_a_launcher_may_not_wrap_the_networks_otherwise(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name}={value}: leave it out.*{reason}"):
+        Engine("fp32", DistributionConfig())
+    monkeypatch.setenv(name, "NO" if "DYNAMO" in name else "false")
+    Engine("fp32", DistributionConfig())
+
+
+def test_networks_that_would_not_exchange_gradients_are_never_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine("fp32", DistributionConfig())
+    monkeypatch.setattr(Engine, "world_size", 2)
+    monkeypatch.setattr(engine.accelerator, "prepare_model", lambda network: network)
+    with pytest.raises(AssertionError):
+        engine.wrap(torch.nn.Linear(2, 2))
+
+
 HANG = """
 import sys, time
 from featgan import record
-from featgan.config import load_config
+from featgan.settings import load_config
 from featgan.train import train
 
 def wait_for_ever(self):
@@ -92,9 +123,9 @@ train(load_config(sys.argv[1]))
 
 
 def test_a_hung_process_shows_its_stacks_and_ends(world: World, tmp_path: Path) -> None:
-    config = world.config(tmp_path / "run", distribution={"hang_timeout": 2})
+    config = world.config(tmp_path / "run", distribution={"hang_timeout": 6})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-c", HANG, str(tmp_path / "config.yaml")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1
-    assert "Timeout (0:00:02)!" in found.stderr and "wait_for_ever" in found.stderr
+    assert "Timeout (0:00:06)!" in found.stderr and "wait_for_ever" in found.stderr

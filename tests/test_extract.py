@@ -92,6 +92,22 @@ def test_cache_carries_the_boxs_identity_and_head(shards: Path, study: Callable[
     )
 
 
+def test_a_box_that_gives_one_answer_for_all_is_remarked_on(
+    shards: Path, study: Callable[[object], str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 8))
+    with torch.no_grad():
+        network[-1].bias[3] = 1000.0
+    extract(shards, study(network), "box", output_kind="expression")
+    assert "the box decides 'surprise' for 100% of the images" in " ".join(capfd.readouterr().err.split())
+    with torch.no_grad():
+        network[-1].bias[3] = 0.0
+        network[-1].weight[:] = torch.randn(8, 5, generator=torch.Generator().manual_seed(1)) * 100
+        network[2].weight *= 100
+    extract(shards, study(network), "other", output_kind="expression")
+    assert "the box decides" not in capfd.readouterr().err
+
+
 def test_saying_what_the_outputs_are_afterwards_is_kept(shards: Path, study: Callable[[object], str]) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 8))
     assert extract(shards, study(network), "box").output_kind == "other"
@@ -137,6 +153,64 @@ def test_complete_cache_is_not_touched_again(
     assert "extracted already" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in cache.path.iterdir()} == before
     assert extract(shards, study(halves), "halves", components=2).num_components == 2
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def flip_bit(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("harm", [cut, flip_bit, Path.unlink])
+@pytest.mark.parametrize("file", ["train-00001.features.npy", "train-00001.outputs.npy", "space.safetensors"])
+def test_extracting_again_mends_damaged_files_and_no_others(
+    shards: Path, study: Callable[[object], str], harm: Callable[[Path], None], file: str
+) -> None:
+    cache = extract(shards, study(halves), "halves", components=2)
+    before = {path.name: path.read_bytes() for path in cache.path.iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in cache.path.glob("*.npy") if "train-00001" not in path.name}
+    harm(cache.path / file)
+    seen: list[int] = []
+
+    def counted(images: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(images))
+        return halves(images)
+
+    extract(shards, study(counted), "halves", components=2).verify()
+    assert sum(seen) == 3 + (2 * 4 if file.endswith(".npy") else 0)  # the trial run, and the shard's four images
+    assert {path.name: path.read_bytes() for path in cache.path.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_mending_that_is_interrupted_goes_on(shards: Path, study: Callable[[object], str]) -> None:
+    cache = extract(shards, study(halves), "halves")
+    before = {path.name: path.read_bytes() for path in cache.path.iterdir()}
+    flip_bit(cache.path / "train-00002.features.npy")
+    calls: list[int] = []
+
+    def interrupted(images: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(images))
+        if len(calls) > 1:  # after the trial run
+            raise KeyboardInterrupt
+        return halves(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(shards, study(interrupted), "halves")
+    with pytest.raises(UserError, match="not complete"):
+        FeatureCache.open(ShardSet.open(shards), "halves")
+    extract(shards, study(halves), "halves")
+    assert {path.name: path.read_bytes() for path in cache.path.iterdir()} == before
+
+
+def test_another_box_does_not_mend_a_damaged_cache(shards: Path, study: Callable[[object], str]) -> None:
+    cache = extract(shards, study(halves), "halves")
+    flip_bit(cache.path / "train-00000.features.npy")
+    before = {path.name: path.read_bytes() for path in cache.path.iterdir()}
+    with pytest.raises(UserError, match="another black box"):
+        extract(shards, study(halves), "halves", preprocessing={"range": (0, 1)})
+    assert {path.name: path.read_bytes() for path in cache.path.iterdir()} == before
 
 
 def test_another_box_under_the_same_name_is_refused(shards: Path, study: Callable[[object], str]) -> None:

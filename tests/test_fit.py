@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,34 @@ def test_same_settings_again_are_done_and_others_are_refused(
     with pytest.raises(UserError, match="was fitted with seed 0, not 7"):
         fit_blackbox(shards, "expression", out, seed=7, **SMALL)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def flip_bit(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("harm", [flip_bit, Path.unlink])
+def test_fitting_again_mends_a_damaged_box(
+    shards: Path, tmp_path: Path, harm: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, short = tmp_path / "box", {**SMALL, "epochs": 1}
+    scores = fit_blackbox(shards, "expression", out, **short)
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    harm(out / WEIGHTS)
+    with pytest.raises(UserError, match=r"box\.safetensors: .*fit the box again"):
+        load_blackbox(str(out))
+    with pytest.raises(UserError, match="was fitted with seed 0, not 7"):
+        fit_blackbox(shards, "expression", out, seed=7, **short)
+    assert fit_blackbox(shards, "expression", out, **short) == scores
+    assert "fitting it again" in " ".join(capsys.readouterr().err.split())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_damaged_card_says_what_to_remove(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text("{")
+    with pytest.raises(UserError, match=rf"box\.json: damaged .*; remove {tmp_path} and fit the box again"):
+        fit_blackbox(shards, "expression", tmp_path, **SMALL)
 
 
 def test_equal_seeds_give_equal_weights_and_spare_the_global_state(

@@ -14,16 +14,31 @@ ROWS = (
     {"__main__"},
     {"cli"},
     {"demo"},
-    {"train", "evaluate", "render", "dry_run", "info", "reference"},
-    {"objective", "measure", "measure_labels", "findings", "record"},
+    {"train", "evaluate", "render", "explore", "dry_run", "info", "reference", "bench"},
+    {"plain"},
+    {"families", "findings", "remarks"},
+    {
+        "measure",
+        "measure_factors",
+        "measure_labels",
+        "measure_regions",
+        "measure_sweeps",
+        "measure_witness",
+        "observers",
+    },
+    {"objective", "editing", "material", "record", "start", "profiling"},
     {"game"},
     {"engine", "sharded", "metrics", "blackbox", "report"},
     {"data.loader", "model"},
     {"conditions"},
     {"networks", "losses", "data", "directions", "checkpoint", "ema", "stats"},
     {"distributed"},
+    {"claims"},
     {"schedule"},
-    {"config", "errors", "images", "interruption", "progress"},
+    {"settings"},
+    {"allocation", "config", "images", "interruption", "progress"},
+    {"holder"},
+    {"section", "errors", "slurm"},
 )
 """From the top: a module imports from its own row and the rows below."""
 
@@ -74,8 +89,22 @@ def test_only_the_engine_knows_accelerate() -> None:
 
 
 def test_configuration_and_command_line_import_no_torch() -> None:
-    code = "import sys, featgan.cli, featgan.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, featgan.cli, featgan.settings, featgan.schedule; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["featgan", "launch"])
+def test_the_list_of_commands_waits_for_nothing_heavy(module: str) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["{module}", "--help"]
+try:
+    runpy.run_module("{module}", run_name="__main__")
+finally:
+    print([name for name in ("torch", "numpy", "pydantic", "yaml", "rich", "submitit") if name in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent).stdout
+    assert "Commands:" in shown and shown.rstrip().endswith("[]")
 
 
 def test_nothing_unpickles() -> None:

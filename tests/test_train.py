@@ -1,7 +1,11 @@
 """Training: exact resume, a frozen opponent, the game's scalars, and runs that cannot be."""
 
+import errno
+import hashlib
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,17 +15,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from featgan.config import to_yaml
+from featgan import checkpoint
+from featgan.data.files import sha256_of
 from featgan.data.loader import BatchStream
 from featgan.engine import learning_rate
 from featgan.errors import UserError
 from featgan.game import build_game
 from featgan.model import load_model
-from featgan.objective import discriminator_loss, generator_loss, split
+from featgan.objective import discriminator_loss, generator_loss, is_penalised, split
 from featgan.schedule import committed_steps, step_folder
+from featgan.settings import read_yaml, to_yaml, validate
 from featgan.train import train
-from tests.conftest import World, tensors_of
+from tests.conftest import CHOSEN, World, tensors_of
 
 WEIGHTS = ("average", "discriminator", "optimizer-generator", "optimizer-discriminator")
 
@@ -48,6 +57,48 @@ def test_four_steps_are_two_and_two_bitwise(world: World, tmp_path: Path) -> Non
     assert_same(whole.run, parts.run, 4)
     lines = [json.loads(line)["step"] for line in (parts.run / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
+
+
+def test_the_discriminator_learns_to_read_before_the_generator_starts(world: World, tmp_path: Path) -> None:
+    training = {"steps": 4, "head_start": 3, "critic_steps": 1, "save_every": 1, "keep_checkpoints": 4}
+    config = world.config(tmp_path / "run", training=training)
+    train(config)
+    before, ahead, after = build_game(config), *(tensors_of(config.run, step, "average") for step in (3, 4))
+    weights = before.generator.bare.state_dict()
+    assert all(np.array_equal(ahead[name], value.numpy()) for name, value in weights.items())
+    assert any(not np.array_equal(ahead[name], value) for name, value in after.items())
+    critic = tensors_of(config.run, 3, "discriminator")
+    moved = {
+        name for name, value in before.discriminator.bare.state_dict().items() if (critic[name] != value.numpy()).any()
+    }
+    # The head of realness waits for edited images; all else reads.
+    assert set(critic) - moved == {"to_logits.weight"}
+    lines = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
+    assert ["generator/loss" in line for line in lines] == [False, False, False, True]
+
+
+def test_after_its_head_start_every_weight_of_the_discriminator_takes_steps_of_one_rate(
+    world: World, tmp_path: Path
+) -> None:
+    training = {"steps": 31, "head_start": 30, "critic_steps": 1, "save_every": 1}
+    train(world.config(tmp_path / "run", training=training))
+    before, after = (tensors_of(tmp_path / "run", step, "discriminator") for step in (30, 31))
+    # Adam's first step is the rate, whatever the gradient; a moment kept at zero until then would let it be far longer.
+    assert np.abs(after["to_logits.weight"] - before["to_logits.weight"]).max() < 1.1e-4
+
+
+def test_a_head_start_must_end_before_the_run(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training.steps: 40 leave no step to the generator"):
+        world.config(tmp_path / "run", training={"steps": 40, "head_start": 40})
+
+
+def test_each_data_set_is_penalised_in_its_own_turns(world: World, tmp_path: Path) -> None:
+    dataset = {"shards": str(world.shards.path), "condition": {"kind": "expression"}}
+    sections = {"dataset": dataset, "losses": {"adversarial": "logistic", "r1_every": 2}}
+    one = build_game(world.config(tmp_path / "one", **sections))
+    two = build_game(world.config(tmp_path / "two", **sections, second_dataset=dataset))
+    assert [is_penalised(one, step) for step in range(4)] == [True, False, True, False]
+    assert [is_penalised(two, step) for step in range(6)] == [True, True, False, False, True, True]
 
 
 SIGNALLED = {"training": {"steps": 60, "save_every": 1000, "report_every": 1000, "num_workers": 1}}
@@ -135,6 +186,11 @@ def test_another_configuration_or_folder_is_refused(world: World, tmp_path: Path
     with pytest.raises(UserError, match=r"another configuration \(losses.cycle_weight: 10.0 -> 5.0\)"):
         train(world.config(tmp_path / "run", losses={"cycle_weight": 5}))
     train(world.config(tmp_path / "run", training={"report_every": 2}))  # changes nothing that is computed
+    train(world.config(tmp_path / "run", training={"steps": 6}))  # a longer look
+    assert committed_steps(tmp_path / "run")[-1] == 6
+    with pytest.raises(UserError, match="training.steps: 4 -> 6"):
+        for steps in (4, 6):  # the rates would have been others
+            train(world.config(tmp_path / "decay", training={"steps": steps}, optimizer={"decay_steps": 2}))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="not empty"):
@@ -147,19 +203,109 @@ def test_another_configuration_or_folder_is_refused(world: World, tmp_path: Path
     train(world.config(tmp_path / "killed"))
 
 
+def test_a_run_without_a_checkpoint_may_be_started_otherwise(world: World, tmp_path: Path) -> None:
+    first = world.config(tmp_path / "run", optimizer={"generator_rate": 0.9, "discriminator_rate": 0.9})
+    first.run.mkdir()
+    (first.run / "config.yaml").write_text(to_yaml(first))
+    other = world.config(tmp_path / "run")
+    train(other)
+    assert validate(read_yaml(other.run / "config.yaml"), "written") == other
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """As if the disk were full after so many more files of checkpoints."""
+    whole, written = checkpoint.write_whole, []
+
+    def write(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) > free:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_whole", write)
+
+
+def test_a_full_disk_before_the_first_checkpoint_is_no_dead_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut, other = (world.config(tmp_path / name) for name in ("whole", "cut", "other"))
+    train(whole)
+    for config in (cut, other):
+        with monkeypatch.context() as patch:
+            fill_disk(patch, free=3)
+            with pytest.raises(UserError, match=r"step-00000002: cannot be written: the disk is full; free some space"):
+                train(config)
+        assert list((config.run / "checkpoints").iterdir()) == []
+    train(cut)
+    assert_same(whole.run, cut.run, 4)
+    changed = world.config(other.run, losses={"cycle_weight": 3}, generator={"dim": 8})
+    train(changed)
+    assert validate(read_yaml(other.run / "config.yaml"), "written") == changed
+    assert committed_steps(other.run) == [2, 4]
+    lines = [json.loads(line)["step"] for line in (other.run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+    # Nothing is left on the board of the first beginning and its settings.
+    board = EventAccumulator(str(other.run / "tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("discriminator/loss")] == [1, 2, 3, 4]
+    start = HParamsPluginData.FromString(board.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    assert start.session_start_info.hparams["losses.cycle_weight"].number_value == 3
+
+
+def test_an_image_refused_at_the_first_batch_is_no_dead_end(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.shards.path, tmp_path / "shards", ignore=shutil.ignore_patterns("features"))
+    dataset = {"shards": str(tmp_path / "shards"), "condition": {"kind": "expression"}}
+    training = {"num_workers": 1, "batch_size": 16, "steps": 8, "save_every": 8}
+    config = world.config(tmp_path / "run", dataset=dataset, training=training)
+    whole = world.config(tmp_path / "whole", dataset=dataset, training=training)
+    train(whole)
+    tar, manifest = tmp_path / "shards" / "train-00000.tar", tmp_path / "shards" / "manifest.json"
+    before, described = tar.read_bytes(), manifest.read_text()
+    # Images that were bad when they were packed: the manifest is theirs, and only decoding finds them.
+    tar.write_bytes(before.replace(b"\xff\xd8\xff", b"GIF"))
+    manifest.write_text(described.replace(hashlib.sha256(before).hexdigest(), sha256_of(tar)))
+    with pytest.raises(Exception, match=r"train-00000\.tar: .*no JPEG where 16 x 16 was packed"):
+        train(config)
+    assert not committed_steps(config.run)
+    tar.write_bytes(before)
+    manifest.write_text(described)
+    train(config)
+    assert_same(whole.run, config.run, 8)
+
+
 def test_resume_from_another_runs_checkpoint(world: World, tmp_path: Path) -> None:
     train(world.config(tmp_path / "first"))
     train(world.config(tmp_path / "second", training={"steps": 6}), step_folder(tmp_path / "first", 4))
     assert committed_steps(tmp_path / "second") == [6]
     with pytest.raises(UserError, match=r"is at step 4; raise training.steps"):
         train(world.config(tmp_path / "fourth"), step_folder(tmp_path / "first", 4))
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
-        train(world.config(tmp_path / "fourth", training={"steps": 6}), tmp_path / "first")
-    assert not (tmp_path / "fourth").exists()
     wider = world.config(tmp_path / "third", generator={"dim": 8})
-    with pytest.raises(UserError, match="does not fit the networks"):
+    with pytest.raises(
+        UserError, match=r"does not fit the networks .*: \S+\.weight is \[4, .* there and \[8, .* here$"
+    ):
         train(wider, step_folder(tmp_path / "first", 4))
+    other = world.config(tmp_path / "third", generator={"conditioning": "modulation"})
+    with pytest.raises(UserError, match=r"does not fit the networks of this configuration: \S+ is .* here$") as caught:
+        train(other, step_folder(tmp_path / "first", 4))
+    assert len(str(caught.value).partition("configuration: ")[2]) < 80
     assert not (tmp_path / "third").exists()
+
+
+def test_what_is_no_checkpoint_names_one(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "first"
+    train(world.config(run))
+    (step_folder(run, 2) / "average.safetensors").unlink()
+    newest = f"name {step_folder(run, 4)}"
+    for place, said in {
+        run: f"it is none itself; {newest}",
+        run / "checkpoints": f"it is none itself; {newest}",
+        step_folder(run, 2): f"average.safetensors is missing or cut off; {newest}",
+        run / "config.yaml": f"no such folder; {newest}",
+        tmp_path / "elsewhere": "no such folder; name one, such as RUN/checkpoints/step-00001000",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            train(world.config(tmp_path / "second", training={"steps": 6}), place)
+        assert str(caught.value) == f"{place}: no checkpoint to go on from: {said}"
+    assert not (tmp_path / "second").exists()
 
 
 def test_images_the_discriminator_cannot_take(world: World, tmp_path: Path) -> None:
@@ -233,6 +379,48 @@ def test_two_data_sets_alternate_with_a_mask(world: World, tmp_path: Path) -> No
     )
     train(config)
     assert load_model(tmp_path / "run").condition_dim == 8 + 2 + 2
+
+
+def test_attributes_train_and_export(world: World, celeba: Path, tmp_path: Path) -> None:
+    condition = {"kind": "attributes", "attributes": list(CHOSEN)}
+    config = world.config(tmp_path / "run", dataset={"shards": str(celeba), "condition": condition})
+    game = build_game(config)
+    batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
+    assert batch.condition.shape == (4, 2) and set(batch.condition.flatten().tolist()) <= {0, 1}
+    train(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    # Cross-entropy is summed over the attributes: a network that knows nothing yet pays ln 2 for each of the two.
+    assert lines[0]["discriminator/condition"] == pytest.approx(2 * math.log(2), abs=0.3)
+    assert "generator/condition" in lines[1]
+    model = load_model(tmp_path / "run")
+    assert (model.card.names, model.card.attribute_names, model.condition_dim) == (CHOSEN, CHOSEN, 2)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    assert model.edit(images, torch.tensor([[1.0, 0.0]] * 3)).shape == images.shape
+
+
+def test_attributes_and_expressions_train_together(world: World, celeba: Path, tmp_path: Path) -> None:
+    """What the preset `celeba_rafd` does: c is the attributes, the expressions and the mask."""
+    config = world.config(
+        tmp_path / "run",
+        dataset={"shards": str(celeba), "condition": {"kind": "attributes", "attributes": list(CHOSEN)}},
+        second_dataset={"shards": str(world.shards.path), "condition": {"kind": "expression"}},
+    )
+    game = build_game(config)
+    batches = BatchStream(game.sources, 4, 2, game.config.targets, 0)
+    head = game.discriminator.bare.to_condition.weight
+    for step, own, mask in ((0, slice(0, 2), [1, 0]), (1, slice(2, 10), [0, 1])):
+        batch = batches[step]
+        assert batch.dataset == step
+        assert game.layout.embed(batch.condition, batch.dataset)[:, 10:].tolist() == [mask] * 4
+        game.discriminator.bare.zero_grad()
+        discriminator_loss(game, step, split(game, batch)[0])[0].backward()
+        # Each data set teaches its own part of the estimate and leaves the other's alone.
+        heard = head.grad.flatten(1).abs().sum(1) > 0
+        assert heard[own].all() and heard.sum() == len(heard[own])
+    train(config)
+    model = load_model(tmp_path / "run")
+    assert model.condition_dim == 2 + 8 + 2 and model.card.names == CHOSEN + tuple(world.shards.classes)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
 
 
 def test_the_rate_is_constant_then_falls_to_zero() -> None:

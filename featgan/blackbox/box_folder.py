@@ -43,28 +43,44 @@ class Card(BaseModel):
 
 
 def read_card(folder: Path) -> Card:
-    """UserError: not a fitted box, or a damaged box.json."""
+    """UserError: not a fitted box, or a damaged box.json, whose settings nobody knows any more."""
     path = folder / CARD
     if not path.is_file():
         raise UserError(f"{folder}: no {CARD}, so this is no fitted box; fit one with `featgan blackbox fit`")
     if path.stat().st_size > MOST_CARD_BYTES:
-        raise UserError(f"{path}: larger than {MOST_CARD_BYTES >> 20} MiB; fit the box again")
+        raise UserError(f"{path}: larger than {MOST_CARD_BYTES >> 20} MiB; remove {folder} and fit the box again")
     try:
         return Card.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: damaged ({where}: {first['msg']}); fit the box again") from error
+        raise UserError(f"{path}: damaged ({where}: {first['msg']}); remove {folder} and fit the box again") from error
 
 
 def write_box(folder: Path, network: nn.Module, card: dict[str, Any]) -> Card:
-    """Write the whole folder or nothing; `card` holds the fields of `Card` but the weights' hash."""
+    """Write the whole folder or nothing, or the two files of a damaged box, one by one and the weights first.
+
+    `card` holds the fields of `Card` but the weights' hash.
+    """
+    with explain_write_errors(folder, "free some space or choose another --out"):
+        if (folder / CARD).is_file():
+            return write_files(folder, network, card)
+        with whole_folder(folder) as partial:
+            return write_files(partial, network, card)
+
+
+def write_files(folder: Path, network: nn.Module, card: dict[str, Any]) -> Card:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with explain_write_errors(folder, "free some space or choose another --out"), whole_folder(folder) as partial:
-        write_whole(partial / WEIGHTS, save(weights))
-        written = Card(**card, weights_sha256=sha256_of(partial / WEIGHTS))
-        write_whole(partial / CARD, (written.model_dump_json(indent=1) + "\n").encode())
+    write_whole(folder / WEIGHTS, save(weights))
+    written = Card(**card, weights_sha256=sha256_of(folder / WEIGHTS))
+    write_whole(folder / CARD, (written.model_dump_json(indent=1) + "\n").encode())
     return written
+
+
+def is_damaged(folder: Path, card: Card) -> bool:
+    """Whether a box's weights are missing or not those that its card was written with."""
+    path = folder / WEIGHTS
+    return not path.is_file() or sha256_of(path) != card.weights_sha256
 
 
 def open_box(spec: Spec, device: torch.device) -> tuple[ModuleNetwork, Card]:
@@ -72,8 +88,9 @@ def open_box(spec: Spec, device: torch.device) -> tuple[ModuleNetwork, Card]:
     folder = Path(spec.where)
     card = read_card(folder)
     path = folder / WEIGHTS
-    if path.is_file() and sha256_of(path) != card.weights_sha256:
-        raise UserError(f"{path}: not the weights that {CARD} was written with; fit the box again")
+    if is_damaged(folder, card):
+        what = f"not the weights that {CARD} was written with" if path.is_file() else "missing"
+        raise UserError(f"{path}: {what}; fit the box again with the same `featgan blackbox fit`, which mends it")
     with torch.random.fork_rng(devices=[]):
         network = build_network(card.architecture)
     load_weights(network, read_weights(path), path)

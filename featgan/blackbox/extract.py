@@ -1,21 +1,33 @@
 """A black box over a shard set: features and outputs of every image and of its mirror image, into the cache."""
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.allocation import keep_freed_memory
 from featgan.blackbox.load import BlackBox, load_blackbox
 from featgan.blackbox.prefetch import prefetched
 from featgan.blackbox.weights import choose_device
 from featgan.data.feature_files import MANIFEST, cache_folder
 from featgan.data.features import FeatureCache, FeatureWriter, PendingShard
 from featgan.data.shards import ShardSet
+from featgan.errors import UserError
 from featgan.images import to_float
 from featgan.progress import Meter, console, meter
+
+ONE_ANSWER = 0.95
+"""Share of the images from which one decision for all is remarked on."""
+
+MOST_LOOKED_AT = 10_000
+
+DECODERS = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Threads that decode images; a network on a GPU takes more than one of them can give."""
 
 
 def extract(
@@ -31,36 +43,71 @@ def extract(
 ) -> FeatureCache:
     """Fill the cache SHARDS/features/NAME for all splits and return it; shards that are there already are kept.
 
+    Files that were damaged since they were written are computed anew.
     `components` K is the number of whitened principal components that are the condition, all features if None.
     `preprocessing` and `output_kind` as in `load_blackbox`. UserError: shards that changed since they were packed, a
     SPEC or layer that cannot be taken, or a cache of that name with another content.
     """
+    keep_freed_memory()
     opened = ShardSet.open(shards)
+    opened.verify()
     box = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
     done = find_done(opened, name, box, components)
     if done is not None:
         console.print(f"{done.path}: extracted already")
         return done
-    opened.verify()
     writer = FeatureWriter(opened, name, box, components)
+    mend(writer)
     total = sum(len(opened.split(split)) for split in opened.split_names)
     pending = writer.pending()
     ahead = sum(len(part.rows) for part in pending)
     with meter("extracting features", total, "images", completed=total - ahead) as bar:
-        run = Extraction(opened, box, max(1, batch_size), bar)
-        for part in pending:
-            writer.write(part, *run.compute(part))
-    return writer.commit()
+        found = Extraction(opened, box, max(1, batch_size), bar).run(pending)
+        for _ in prefetched(lambda shard: writer.write(*shard), found):
+            pass
+    cache = writer.commit()
+    warn_of_one_answer(cache)
+    return cache
+
+
+def warn_of_one_answer(cache: FeatureCache) -> None:
+    """A box that decides nearly the same for every image has little to show: better said before hours of training."""
+    if cache.output_kind != "expression":
+        return
+    count = len(cache.arrays["train", "outputs"])
+    rows = np.unique(np.linspace(0, count - 1, min(count, MOST_LOOKED_AT)).astype(np.int64))
+    decided = np.bincount(cache.outputs("train", rows).argmax(1), minlength=cache.output_dim)
+    most = int(decided.argmax())
+    if decided[most] >= ONE_ANSWER * len(rows):
+        name = cache.class_names[most] if most < len(cache.class_names) else f"output {most + 1}"
+        share = decided[most] / len(rows)
+        console.print(
+            f"{cache.path}: the box decides {name!r} for {share:.0%} of the images; its features may hold little "
+            "to show. Check its preprocessing, or fit it for longer",
+            markup=False,
+        )
 
 
 def find_done(shards: ShardSet, name: str, box: BlackBox, components: int | None) -> FeatureCache | None:
-    """The cache when it is complete and of this box and layer, else None."""
+    """The cache when it is complete, whole, and of this box and layer, else None."""
     if not (cache_folder(shards, name) / MANIFEST).is_file():
         return None
-    cache = FeatureCache.open(shards, name)
+    try:
+        cache = FeatureCache.open(shards, name)
+        cache.verify()
+    except UserError:  # the writer refuses what is another cache, and mends what is damaged
+        return None
     same_box = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (box.sha256, box.layer)
     same_outputs = (cache.output_kind, cache.class_names) == (box.output_kind, box.class_names)
     return cache if same_box and same_outputs and cache.num_components == components else None
+
+
+def mend(writer: FeatureWriter) -> None:
+    """Make the files of a complete cache that were damaged since they were written ones that are still to come."""
+    bad = writer.drop_damaged()
+    if bad:
+        more = f" and {len(bad) - 1:,} more files" if len(bad) > 1 else ""
+        console.print(f"{writer.path / bad[0]}{more}: not what was extracted; extracting it again", markup=False)
 
 
 class Extraction:
@@ -74,24 +121,42 @@ class Extraction:
         self.started = time.monotonic()
         self.num_done = 0
 
-    def compute(self, part: PendingShard) -> tuple[Tensor, Tensor]:
-        """Features [n, 2, F] and outputs [n, 2, O] of a shard's images, index 1 of the mirrored ones."""
-        features, outputs = zip(*self.batches(part), strict=True)
-        return torch.cat(features), torch.cat(outputs)
+    def run(self, pending: Sequence[PendingShard]) -> Iterator[tuple[PendingShard, Tensor, Tensor]]:
+        """Each shard with features [n, 2, F] and outputs [n, 2, O] of its images, index 1 of the mirrored ones.
 
-    def batches(self, part: PendingShard) -> Iterator[tuple[Tensor, Tensor]]:
-        split = self.shards.split(part.split)
-        rows = [part.rows[start : start + self.batch_size] for start in range(0, len(part.rows), self.batch_size)]
-        for images in prefetched(split.decode, rows):
-            yield both_sides(self.box, images)
-            self.num_done += len(images)
-            self.bar.advance(len(images))
-            self.bar.note(f"{self.num_done / (time.monotonic() - self.started):.0f} images/s")
+        Images are decoded ahead, beyond the end of a shard; each once for both sides.
+        """
+        parts = [(shard, rows) for shard in pending for rows in cut(shard.rows, self.batch_size)]
+        found: list[tuple[Tensor, Tensor]] = []
+        for (shard, rows), images in zip(parts, prefetched(self.decode, parts, DECODERS), strict=True):
+            found.append(both_sides(self.box, images))
+            self.count(len(images))
+            if rows.stop == shard.rows.stop:
+                features, outputs = zip(*found, strict=True)
+                yield shard, torch.cat(features), torch.cat(outputs)
+                found = []
+
+    def decode(self, part: tuple[PendingShard, range]) -> Tensor:
+        shard, rows = part
+        return self.shards.split(shard.split).decode(rows)
+
+    def count(self, images: int) -> None:
+        self.num_done += images
+        self.bar.advance(images)
+        self.bar.note(f"{self.num_done / (time.monotonic() - self.started):.0f} images/s")
+
+
+def cut(rows: range, size: int) -> list[range]:
+    """Stretches of at most `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def both_sides(box: BlackBox, images: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O] on the CPU; index 1 is of the mirrored images."""
-    as_floats = to_float(images)
+    """uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O], on the box's device; index 1 is of the mirrored.
+
+    Bytes travel to the device, floats are made there.
+    """
+    as_floats = to_float(images.to(box.device))
     upright, mirrored = box(as_floats), box(as_floats.flip(3))
-    features, outputs = (torch.stack(pair, 1).cpu() for pair in zip(upright, mirrored, strict=True))
+    features, outputs = (torch.stack(pair, 1) for pair in zip(upright, mirrored, strict=True))
     return features, outputs

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featgan.blackbox.box_folder import CARD, Target, read_card, write_box
+from featgan.blackbox.box_folder import CARD, WEIGHTS, Target, is_damaged, read_card, write_box
 from featgan.blackbox.examples import Examples, load_examples, output_names
 from featgan.blackbox.fitting import Fitting
 from featgan.blackbox.network import Architecture, FittedNetwork, backbone_weights, build_network
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
-from featgan.blackbox.scores import compute_scores, headline
+from featgan.blackbox.scores import compute_scores
 from featgan.blackbox.weights import choose_device, load_weights, read_weights
 from featgan.data.files import sha256_of
 from featgan.data.shards import ShardSet
@@ -56,10 +56,11 @@ def fit_blackbox(
 
     `target` is expression, valence_arousal, attributes or factors; `network` is `vgg` or `torchvision:NAME`, `weights`
     a file that its backbone starts from; `image_size` is that of the shards by default; `width` widens `vgg`. A box
-    that is there already with the same settings is left as it is. UserError: a setting out of range, shards without the
-    target, or an `out` that holds something else.
+    that is there already with the same settings is left as it is, unless its weights are damaged. UserError: a setting
+    out of range, shards without the target, or an `out` that holds something else.
     """
     opened = ShardSet.open(shards)
+    opened.verify()
     names = output_names(opened, target)
     start = Path(weights) if weights else None
     settings = check_settings(
@@ -78,9 +79,7 @@ def fit_blackbox(
     if done is not None:
         console.print(f"{out}: fitted already with these settings")
         return done
-    scores = fit_and_write(opened, names, settings, start, Path(out), choose_device(device))
-    console.print(f"{out}: {headline(scores)}")
-    return scores
+    return fit_and_write(opened, names, settings, start, Path(out), choose_device(device))
 
 
 def hash_weights(path: Path | None) -> str | None:
@@ -102,7 +101,10 @@ def check_settings(**values: Any) -> FitSettings:
 
 
 def find_done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
-    """The scores of the box in `out` when it has these settings, None when nothing is there, else UserError."""
+    """The scores of the box in `out` when it has these settings, None when nothing or a damaged one is there.
+
+    UserError when `out` is anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / CARD).is_file():
@@ -113,6 +115,9 @@ def find_done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
         if found != value:
             what = "on other shards" if name == "shards" else f"with {name} {found}, not {value}"
             raise UserError(f"{out}: was fitted {what}; remove it or choose another --out")
+    if is_damaged(out, card):
+        console.print(f"{out / WEIGHTS}: missing or not as it was written; fitting it again", markup=False)
+        return None
     return card.scores
 
 

@@ -9,17 +9,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Results that may wait for the caller."""
+"""Results of each thread that may wait for the caller."""
 
 
-def prefetched(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map(work, items)` in order, some results ahead; an error of `work` is raised where its result is due."""
+def prefetched(work: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
+    """`map(work, items)` in order, some results ahead; an error of `work` is raised where its result is due.
+
+    `items` are taken by the caller's thread; `work` is done in others.
+    """
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(max_workers=1)
+    pool = ThreadPoolExecutor(max_workers=threads)
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD:
+            if len(waiting) > AHEAD * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

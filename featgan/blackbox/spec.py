@@ -24,6 +24,9 @@ WEIGHT_SUFFIXES = (".pth", ".safetensors", ".bin", ".ckpt", ".h5", ".pkl")
 PREPROCESSING_OPTIONS = ("image_size", "mean", "std", "range", "layout", "channels")
 OUTPUT_OPTIONS = ("output_kind", "classes")
 
+MOST_LISTED = 12
+"""Names that a message shows in full."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -108,4 +111,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"known are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    if len(known) <= MOST_LISTED:
+        return f"known are {', '.join(known)}"
+    return f"the nearest of {len(known):,} are {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0))}"

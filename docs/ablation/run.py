@@ -1,0 +1,111 @@
+"""Train the preset `modern` with one part changed at a time, evaluate it, keep the headline.
+
+    python docs/ablation/run.py shards/faces48 --features wh16 --witness boxes/witness --seed 0
+    python docs/ablation/run.py --table
+
+Rows that are there are not done again. Two processes may share the work: each takes the first that nobody has begun.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+
+RESULTS = Path(__file__).parent
+SMALL = ("generator.dim=16", "generator.num_blocks=3", "discriminator.max_dim=256")
+"""Narrower than the preset, for hours of a CPU in place of days."""
+
+LENGTH = {"training.steps": 1800, "training.head_start": 800}
+"""A thousand steps of G, after D's head start where it has one."""
+
+ROWS: dict[str, dict[str, object]] = {
+    "modern": {},
+    "without modulation (concat)": {"generator.conditioning": "concat"},
+    "a new image, not a blend": {"generator.output": "image"},
+    "a residual, not a blend": {"generator.output": "residual"},
+    "transposed, not nearest": {"generator.upsampling": "transposed"},
+    "wgan_gp, not logistic": {"losses.adversarial": "wgan_gp", "losses.penalty_weight": 10},
+    "penalty 1, not .02": {"losses.penalty_weight": 1},
+    "cycle 3, not 1": {"losses.cycle_weight": 3},
+    "identity 1": {"losses.identity_weight": 1},
+    "without EMA": {"training.ema_images": 0},
+    "projection": {"discriminator.projection": True},
+    "augmentation": {"discriminator.augmentation": True},
+    "a quarter of targets between": {"targets.permutation": 0.75, "targets.interpolation": 0.25},
+    "half of targets one component": {"targets.permutation": 0.5, "targets.component": 0.5},
+    "noise .2 on targets": {"targets.noise": 0.2},
+    "without a head start": {"training.head_start": 0, "training.steps": 1000},
+}
+"""What differs from the first row."""
+
+MEASURES = {
+    "shift_aggregate": "relative shift",
+    "ccc": "concordance",
+    "label_agreement": "label agreement",
+    "flip_success": "flips",
+    "witness_agreement": "flips, second box",
+    "retrieval_top1": "retrieval",
+    "monotonicity": "monotonicity",
+    "diagonal_dominance": "own component",
+    "frechet_edited": "Frechet",
+    "self_l1": "self L1",
+    "asked_edit_coarse_share": "coarse share",
+}
+
+
+@click.command()
+@click.argument("shards", required=False)
+@click.option("--features", default="wh16", show_default=True)
+@click.option("--witness")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--runs", type=Path, default=Path("runs/ablation"), show_default=True)
+@click.option("--table", is_flag=True, help="Print what is there as Markdown.")
+def main(shards: str | None, features: str, witness: str | None, seed: int, runs: Path, table: bool) -> None:
+    """One row after the other, for one seed."""
+    if table:
+        print_table()
+        return
+    for number, changes in enumerate(ROWS.values()):
+        name = f"{number:02d}-seed-{seed}"
+        result, run = RESULTS / f"{name}.json", runs / name
+        if result.exists() or run.exists():
+            continue
+        run.mkdir(parents=True)  # the row is taken
+        data = {"dataset.shards": shards, "dataset.features": features}
+        values = data | LENGTH | {"training.save_every": 1800, "training.seed": seed, "run": run / "run"} | changes
+        overrides = [f"{key}={json.dumps(value, default=str).strip(chr(34))}" for key, value in values.items()]
+        result.write_text(json.dumps(measure([*SMALL, *overrides], run / "run", witness), indent=1) + "\n")
+
+
+def measure(overrides: list[str], run: Path, witness: str | None) -> dict[str, Any]:
+    """Train, evaluate; the measures of `MEASURES` with their intervals."""
+    from featgan.evaluate import evaluate_run
+    from featgan.settings import load_config
+    from featgan.train import train
+
+    train(load_config("modern", overrides))
+    found = evaluate_run(run, suite="standard", witness=witness)
+    return {name: found["measures"].get(name) for name in MEASURES}
+
+
+def print_table() -> None:
+    """A row for each part: the mean of the seeds and their least and most."""
+    print("| changed | seeds | " + " | ".join(MEASURES.values()) + " |")
+    print("|---" * (2 + len(MEASURES)) + "|")
+    for number, row in enumerate(ROWS):
+        found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{number:02d}-seed-*.json"))]
+        cells = [spread([each[name]["value"] for each in found if each[name]]) for name in MEASURES]
+        print(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and from least to most."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()
