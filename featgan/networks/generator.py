@@ -24,8 +24,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = Norm(dim, style_dim)
 
     def forward(self, activations: Tensor, style: Tensor | None) -> Tensor:
-        hidden = F.relu(self.norm1(self.conv1(activations), style), inplace=True)
-        return self.norm2(self.conv2(hidden), style).add_(activations)
+        hidden = F.relu(self.norm1(self.conv1(activations), style))
+        return activations + self.norm2(self.conv2(hidden), style)
 
 
 class NearestConv(nn.Conv2d):
@@ -107,13 +107,13 @@ class Generator(nn.Module):
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
         style = self.mapping(condition) if self.mapping is not None else None
-        activations = F.relu(self.encoder_norms[0](self.enter(images, condition), None), inplace=True)
+        activations = F.relu(self.encoder_norms[0](self.enter(images, condition), None))
         for conv, norm in zip(self.encoder[1:], self.encoder_norms[1:], strict=True):
-            activations = F.relu(norm(conv(activations), None), inplace=True)
+            activations = F.relu(norm(conv(activations), None))
         for block in self.blocks:
             activations = block(activations, style)
         for conv, norm in zip(self.decoder, self.decoder_norms, strict=True):
-            activations = F.relu(norm(conv(activations), style), inplace=True)
+            activations = F.relu(norm(conv(activations), style))
         return self.paint(images, single(self.to_pixels(activations)))
 
     def enter(self, images: Tensor, condition: Tensor) -> Tensor:
