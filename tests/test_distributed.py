@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -168,7 +169,13 @@ def test_fresh_moments_go_on_from_the_weights_on_any_number_of_processes(
     one, two = variant(more, tmp_path / "one"), variant(more, tmp_path / "two", **distribution)
     train(one, origin, fresh_optimizer=True)
     train_together(two, PORT + 2, origin=origin)
-    assert_close(one.run, two.run, 8)
+    for name in ("average", "discriminator", "optimizer-generator", "optimizer-discriminator"):
+        before, mine, joint = (
+            np.concatenate([each.ravel() for _, each in sorted(tensors_of(run, step, name).items())])
+            for run, step in ((alone.run, 4), (one.run, 8), (two.run, 8))
+        )
+        # The first step of fresh moments is as long for a gradient that is rounding alone: few weights part at random.
+        assert np.linalg.norm(mine - joint) < 0.01 * np.linalg.norm(mine - before)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])

@@ -37,6 +37,13 @@ ROWS: dict[str, dict[str, object]] = {
     "half of targets one component": {"targets.permutation": 0.5, "targets.component": 0.5},
     "noise .2 on targets": {"targets.noise": 0.2},
     "without a head start": {"training.head_start": 0, "training.steps": 1000},
+    "projection in place of the condition head": {
+        "discriminator.projection": True,
+        "losses.condition_weight": 0,
+        "training.head_start": 0,
+        "training.steps": 1000,
+    },
+    "R1 in every step": {"losses.r1_every": 1},
 }
 """What differs from the first row."""
 

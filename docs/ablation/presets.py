@@ -1,0 +1,156 @@
+"""Train `modern` and `stargan` for the same time with several seeds, evaluate them on the way, keep the headline.
+
+    python docs/ablation/presets.py shards/faces48 --modern wh16 --stargan box --witness boxes/witness --seed 0
+    python docs/ablation/presets.py --table
+    python docs/ablation/presets.py --plot docs/real-curves.png
+
+What is there is not done again, and a training that was cut short goes on. Two processes may share the work by seeds.
+"""
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+from run import MEASURES, spread
+
+RESULTS = Path(__file__).parent / "presets"
+
+SMALL = {
+    "modern": ("generator.dim=16", "generator.num_blocks=3", "discriminator.max_dim=256"),
+    "stargan": ("generator.dim=16", "discriminator.dim=24", "discriminator.num_layers=5", "training.precision=auto"),
+}
+"""Narrower than the presets, for hours of a CPU in place of days."""
+
+LOOKS = 8
+"""Evaluations of a training, at equal distances; the last one is thorough."""
+
+GOALS = {
+    "shift_aggregate": 0.8,
+    "ccc": 0.75,
+    "retrieval_top1": 0.4,
+    "monotonicity": 0.95,
+    "diagonal_dominance": 0.6,
+    "self_l1": 0.06,
+    "asked_edit_coarse_share": 0.5,
+}
+"""Those that are numbers of their own; the others are relative to a ceiling, a floor or the other preset."""
+
+
+@click.command()
+@click.argument("shards", required=False)
+@click.option("--modern", default="wh16", show_default=True, help="Features of `modern`: whitened components.")
+@click.option("--stargan", default="box", show_default=True, help="Features of `stargan`: all of them.")
+@click.option("--steps", nargs=2, default=(10_000, 10_000), show_default=True, help="Of `modern` and of `stargan`.")
+@click.option("--witness")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--runs", type=Path, default=Path("runs/presets"), show_default=True)
+@click.option("--table", is_flag=True, help="Print what is there as Markdown.")
+@click.option("--plot", type=Path, help="Draw the measures over the steps.")
+def main(
+    shards: str | None,
+    modern: str,
+    stargan: str,
+    steps: tuple[int, int],
+    witness: str | None,
+    seed: int,
+    runs: Path,
+    table: bool,
+    plot: Path | None,
+) -> None:
+    """Both presets, one after the other, for one seed."""
+    if table:
+        print_table()
+    if plot:
+        draw(plot)
+    if shards is None:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    for preset, features, count in zip(SMALL, (modern, stargan), steps, strict=True):
+        result = RESULTS / f"{preset}-seed-{seed}.json"
+        if result.exists():
+            continue
+        run = runs / f"{preset}-seed-{seed}"
+        values = {"dataset.shards": shards, "dataset.features": features, "run": run, "training.steps": count}
+        values |= {"training.save_every": count // LOOKS, "training.keep_checkpoints": LOOKS, "training.seed": seed}
+        overrides = [*SMALL[preset], *(f"{key}={value}" for key, value in values.items())]
+        found = follow(preset, overrides, run, witness)
+        result.write_text(json.dumps(found | {"steps": count}, indent=1) + "\n")
+
+
+def follow(preset: str, overrides: list[str], run: Path, witness: str | None) -> dict[str, Any]:
+    """Train, then evaluate each checkpoint: processor seconds, the curve, the last measures beside their controls."""
+    from featgan.evaluate import evaluate_run
+    from featgan.schedule import committed_steps
+    from featgan.settings import load_config
+    from featgan.train import train
+
+    before = sum(os.times()[:4])
+    train(load_config(preset, overrides))
+    seconds = sum(os.times()[:4]) - before
+    curve = []
+    for step in committed_steps(run):
+        measures = evaluate_run(run, step=step, suite="quick")["measures"]
+        curve.append({"step": step} | {name: measures[name]["value"] for name in MEASURES if measures.get(name)})
+    found = evaluate_run(run, suite="standard", witness=witness)
+    names = [*MEASURES, "frechet_real_floor", "label_agreement"]
+    return {
+        "processor_seconds": round(seconds),
+        "curve": curve,
+        "measures": {name: found["measures"].get(name) for name in names},
+        "controls": {
+            control: {name: each["value"] for name, each in measures.items() if name in names}
+            for control, measures in found.get("controls", {}).items()
+        },
+    }
+
+
+def kept(preset: str) -> list[dict[str, Any]]:
+    """The results of all seeds."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{preset}-seed-*.json"))]
+
+
+def print_table() -> None:
+    """A row for each measure: the mean of the seeds, their least and most, for both presets."""
+    print("| measure | " + " | ".join(f"`{preset}`" for preset in SMALL) + " |")
+    print("|---" * (1 + len(SMALL)) + "|")
+    for name, words in MEASURES.items():
+        values = [[each["measures"][name]["value"] for each in kept(p) if each["measures"][name]] for p in SMALL]
+        print(f"| {words} | " + " | ".join(spread(each) for each in values) + " |")
+    for words, key in (("steps", "steps"), ("processor minutes", "processor_seconds")):
+        cells = [[each[key] / (60 if key != "steps" else 1) for each in kept(preset)] for preset in SMALL]
+        print(f"| {words} | " + " | ".join(f"{statistics.mean(each):.0f}" if each else "" for each in cells) + " |")
+
+
+def draw(path: Path) -> None:
+    """One panel for each measure: thin lines are seeds, thick ones their means, dotted ones the goals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in MEASURES if name != "witness_agreement"]
+    figure, axes = pyplot.subplots(2, 5, figsize=(15, 5.6), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=True):
+        for preset, colour in zip(SMALL, ("tab:blue", "tab:orange"), strict=True):
+            curves = [[(point["step"], point[name]) for point in each["curve"]] for each in kept(preset)]
+            for curve in curves:
+                axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.6)
+            means = [
+                (points[0][0], statistics.mean(value for _, value in points)) for points in zip(*curves, strict=False)
+            ]
+            if means:
+                axis.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=preset)
+        if name in GOALS:
+            axis.axhline(GOALS[name], color="gray", linestyle=":")
+        axis.set_title(MEASURES[name])
+        axis.set_yscale("log" if name == "frechet_edited" else "linear")
+        axis.set_xlabel("steps")
+    axes.flat[0].legend()
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
