@@ -44,6 +44,7 @@ ROWS: dict[str, dict[str, object]] = {
         "training.steps": 1000,
     },
     "R1 in every step": {"losses.r1_every": 1},
+    "projection and cycle 3": {"discriminator.projection": True, "losses.cycle_weight": 3},
 }
 """What differs from the first row."""
 

@@ -85,7 +85,8 @@ def convolve(activations: Tensor, weight: Tensor) -> Tensor:
     points = torch.bmm(patches_at_points(activations), weight_at_points(weight))  # [36, tiles, O]
     results = plane(FROM_POINTS, points.dtype) @ points.flatten(1)
     tiles = results.view(TILE, TILE, count, height // TILE, width // TILE, -1)
-    return tiles.permute(2, 5, 3, 0, 4, 1).reshape(count, -1, height, width)
+    # A single tile's reshape is a view whose strides torch's batch norm takes for another layout in its derivative.
+    return tiles.permute(2, 5, 3, 0, 4, 1).reshape(count, -1, height, width).contiguous()
 
 
 def weight_gradient(activations: Tensor, gradient: Tensor) -> Tensor:
