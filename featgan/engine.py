@@ -12,7 +12,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from featgan.allocation import keep_freed_memory
 from featgan.checkpoint import optimizer_tensors, restore_optimizer
 from featgan.config import DistributionConfig, OptimizerConfig
 from featgan.distributed import adopt_scheduler, refuse_launcher
@@ -119,8 +118,6 @@ class Engine:
         if self.world_size > 1:
             self.hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=patience))
         self.half = is_half(precision, self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     @property
     def device(self) -> torch.device:

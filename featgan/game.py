@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from featgan import __version__
+from featgan.allocation import keep_freed_memory
 from featgan.checkpoint import read_json, read_tensors, save_checkpoint
 from featgan.conditions import Condition, ConditionLayout, build_condition
 from featgan.config import Config
@@ -96,6 +97,8 @@ def build_networks(config: Config, image_size: int, sources: list[Source]) -> tu
 def build_game(config: Config) -> Game:
     """Open the data, build the networks, hand them to the engine."""
     engine = Engine(config.training.precision, config.distribution)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     config.check_processes(engine.world_size)
     shards, sources = open_data(config)
     verify_data(shards, sources, engine)

@@ -3,7 +3,9 @@
 import io
 import json
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from rich.console import Console
 
 from featgan.bench import data, extract, passes, stand_ins, start, timing
 from featgan.bench.results import Bench, Goal, Row, Table, markdown, print_bench, write_json
-from featgan.bench.timing import Costs, in_new_process, in_turn
+from featgan.bench.timing import Costs, Elsewhere, in_new_process, in_turn
 from featgan.blackbox.extract import extract as extract_features
 from featgan.blackbox.load import load_blackbox
 from featgan.cli import cli
@@ -113,6 +115,21 @@ def test_a_new_process_tells_its_own_peak_of_memory() -> None:
     spent = in_new_process("tests.test_bench:hold", 120)
     assert spent.result == 120 and ballast.size
     assert 120 < spent.megabytes < 160 and 0 < spent.seconds < spent.seconds + spent.import_seconds
+
+
+def holding(megabytes: int) -> Callable[[], None]:
+    """Work that touches so much memory, or ends its process for less than none."""
+    return lambda: sys.exit(3) if megabytes < 0 else print(hold(megabytes))
+
+
+@pytest.mark.slow
+def test_sides_elsewhere_keep_their_memory_to_themselves() -> None:
+    with Elsewhere("tests.test_bench:holding", 200) as large, Elsewhere("tests.test_bench:holding", 50) as small:
+        for side in (small, large, small):
+            side()
+        assert 50 < small.megabytes < 100 and 200 < large.megabytes < 250
+    with Elsewhere("tests.test_bench:holding", -1) as leaving, pytest.raises(RuntimeError, match="ended with 3"):
+        leaving()
 
 
 def peaks_after_an_earlier_one() -> tuple[float, float, float]:

@@ -1,7 +1,9 @@
 """The training step: fp32 and eager as the equations have it, beside what a training uses."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,9 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from featgan import plain
+from featgan.allocation import keep_freed_memory
 from featgan.bench.results import Bench, Goal, Row, Table, three_digits
-from featgan.bench.timing import Costs, in_new_process, in_turn
+from featgan.bench.timing import Costs, Elsewhere, in_new_process, in_turn
 from featgan.conditions import Condition, ConditionLayout
 from featgan.config import ConditionConfig, Config
 from featgan.data.loader import Batch
@@ -59,14 +62,16 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
     sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
     device = Engine("fp32", sizes.config("fp32").distribution).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    sides = {"plain": plain_round(sizes)}
-    for precision in precisions:
-        sides[precision] = fast_round(sizes, precision)
-        sides[f"convolution {precision}"] = Convolution.of(sizes, precision, device).work
-    seconds = in_turn({name: synchronous(side, device) for name, side in sides.items()}, repeats)
+    names = ["plain", *precisions, *(f"convolution {precision}" for precision in precisions)]
+    with ExitStack() as open_sides:
+        sides = {
+            name: open_sides.enter_context(Elsewhere(f"{__name__}:prepare", name, asdict(sizes))) for name in names
+        }
+        seconds = in_turn(sides, repeats)
+        megabytes = {name: Costs((side.megabytes,)) for name, side in sides.items()}
     flops = count_flops(sizes)
     rows = [step_row(sizes, precision, seconds, flops, device) for precision in precisions]
-    rows += [memory_row(sizes, precision) for precision in precisions] if device.type == "cpu" else []
+    rows += [memory_row(precision, megabytes) for precision in precisions] if device.type == "cpu" else []
     tables = [operations(sizes, precisions[-1]), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
     remarks = [f"a step is the mean of {CRITIC_STEPS}, of which one trains the generator: {flops / 1e9:.0f} GFLOP"]
     if "bf16" not in precisions:
@@ -147,8 +152,17 @@ def plain_round(sizes: Sizes) -> Round:
     return work
 
 
-def synchronous(work: Round, device: torch.device) -> Round:
-    """Ends when the device has done it."""
+def prepare(side: str, values: dict[str, Any]) -> Round:
+    """One side, in its own process, which only featgan's way tells to keep freed memory, as a training does."""
+    sizes = Sizes(**values)
+    device = Engine("fp32", sizes.config("fp32").distribution).device
+    if side == "plain":
+        work = plain_round(sizes)
+    elif side.startswith("convolution"):
+        work = Convolution.of(sizes, side.split()[1], device).work
+    else:
+        keep_freed_memory()
+        work = fast_round(sizes, side)
 
     def whole() -> None:
         work()
@@ -215,20 +229,10 @@ def scaled(costs: Costs, factor: float) -> Costs:
     return Costs(tuple(value * factor for value in costs.values))
 
 
-def memory_row(sizes: Sizes, precision: str) -> Row:
-    """Peak memory of a round in a process of its own."""
-    fast, slow = (
-        Costs((in_new_process("featgan.bench.step:spend", side, asdict(sizes)).megabytes,))
-        for side in (precision, "plain")
-    )
+def memory_row(precision: str, megabytes: Mapping[str, Costs]) -> Row:
+    """Peak memory of all rounds, each side in its own process."""
     goals = (Goal("part", 0.6),)
-    return Row(f"peak memory of a step, {precision}", fast, slow, goals=goals, unit="MB")
-
-
-def spend(side: str, sizes: dict[str, int | str]) -> None:
-    """A round of one side: what `memory_row` runs elsewhere."""
-    found = Sizes(**sizes)  # type: ignore[arg-type]
-    (plain_round(found) if side == "plain" else fast_round(found, side))()
+    return Row(f"peak memory of a step, {precision}", megabytes[precision], megabytes["plain"], goals=goals, unit="MB")
 
 
 def operations(sizes: Sizes, precision: str) -> Table:
@@ -263,7 +267,6 @@ def scaling_table(sizes: Sizes, precision: str) -> Table:
     return Table(f"what a step costs, {precision}, {sizes.conditioning}", columns, tuple(rows))
 
 
-def time_round(side: str, sizes: dict[str, int | str]) -> float:
+def time_round(side: str, sizes: dict[str, Any]) -> float:
     """Median seconds of a step."""
-    work = fast_round(Sizes(**sizes), side)  # type: ignore[arg-type]
-    return in_turn({side: work}, repeats=3)[side].median / CRITIC_STEPS
+    return in_turn({side: prepare(side, sizes)}, repeats=3)[side].median / CRITIC_STEPS

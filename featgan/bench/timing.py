@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -77,6 +78,61 @@ class Spent:
     result: Any
 
 
+class Elsewhere:
+    """A side in a process of its own, so that no side works in the memory that another has left.
+
+    `package.module:function` is called there with arguments that JSON can hold and returns the work; each call here
+    does it once there. `megabytes` is the most memory that it has taken so far, above what the imports had left.
+    """
+
+    def __init__(self, function: str, *arguments: Any) -> None:
+        self.function = function
+        self.megabytes = 0.0
+        code = "from featgan.bench.timing import serve; serve()"
+        called = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(called, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ask(json.dumps([function, arguments]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.communicate()
+
+    def __call__(self) -> None:
+        self.megabytes = float(self.ask("once more"))
+
+    def ask(self, line: str) -> str:
+        """Its answer; RuntimeError when the process has ended."""
+        with suppress(BrokenPipeError):
+            print(line, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline() if self.process.stdout else ""
+        if not answer:
+            raise RuntimeError(f"{self.function} ended with {self.process.wait()} in its own process; see above")
+        return answer
+
+
+def serve() -> None:
+    """The other side of `Elsewhere`: prepares the work, then does it for every line on standard input."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # nobody else shall answer
+    name, arguments = json.loads(sys.stdin.readline())
+    function = imported(name)
+    gc.collect()
+    zero = forget_peak()
+    work = function(*arguments)
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        work()
+        print(max(0.0, peak_memory() - zero), file=answers, flush=True)
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """`package.module:function`."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
 def in_new_process(function: str, *arguments: Any) -> Spent:
     """Call `package.module:function` there with arguments, and for a result, that JSON can hold."""
     code = "from featgan.bench.timing import answer; answer()"
@@ -90,8 +146,7 @@ def in_new_process(function: str, *arguments: Any) -> Spent:
 def answer() -> None:
     """The other side of `in_new_process`: what is asked on standard input, measured, on standard output."""
     name, started, arguments = json.loads(sys.stdin.read())
-    module, _, function = name.partition(":")
-    work = getattr(importlib.import_module(module), function)
+    work = imported(name)
     import_seconds = time.time() - started
     gc.collect()
     before_memory = forget_peak()
