@@ -113,7 +113,7 @@ def kept(preset: str) -> list[dict[str, Any]]:
 
 
 def print_table() -> None:
-    """A row for each measure: the mean of the seeds, their least and most, for both presets."""
+    """A row for each measure: the mean of the seeds, ± half of how far they lie apart, for both presets."""
     print("| measure | " + " | ".join(f"`{preset}`" for preset in SMALL) + " |")
     print("|---" * (1 + len(SMALL)) + "|")
     for name, words in MEASURES.items():

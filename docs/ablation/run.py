@@ -1,4 +1,4 @@
-"""Train the preset `modern` with one part changed at a time, evaluate it, keep the headline.
+"""Train the preset `modern`, as it was before this comparison, with parts changed; evaluate it, keep the headline.
 
     python docs/ablation/run.py shards/faces48 --features wh16 --witness boxes/witness --seed 0
     python docs/ablation/run.py --table
@@ -17,11 +17,14 @@ RESULTS = Path(__file__).parent
 SMALL = ("generator.dim=16", "generator.num_blocks=3", "discriminator.max_dim=256")
 """Narrower than the preset, for hours of a CPU in place of days."""
 
+BEFORE = {"discriminator.projection": False, "losses.penalty_weight": 0.02, "losses.identity_weight": 0}
+"""Where the preset was other than it is now, which the last row is."""
+
 LENGTH = {"training.steps": 1800, "training.head_start": 800}
 """A thousand steps of G, after D's head start where it has one."""
 
 ROWS: dict[str, dict[str, object]] = {
-    "modern": {},
+    "`modern` as it was": {},
     "without modulation (concat)": {"generator.conditioning": "concat"},
     "a new image, not a blend": {"generator.output": "image"},
     "a residual, not a blend": {"generator.output": "residual"},
@@ -45,6 +48,22 @@ ROWS: dict[str, dict[str, object]] = {
     },
     "R1 in every step": {"losses.r1_every": 1},
     "projection and cycle 3": {"discriminator.projection": True, "losses.cycle_weight": 3},
+    "projection and identity 5": {"discriminator.projection": True, "losses.identity_weight": 5},
+    "projection, identity 5, cycle 3": {
+        "discriminator.projection": True,
+        "losses.identity_weight": 5,
+        "losses.cycle_weight": 3,
+    },
+    "projection, identity 2, cycle 2": {
+        "discriminator.projection": True,
+        "losses.identity_weight": 2,
+        "losses.cycle_weight": 2,
+    },
+    "projection, identity 3, penalty .1": {
+        "discriminator.projection": True,
+        "losses.identity_weight": 3,
+        "losses.penalty_weight": 0.1,
+    },
 }
 """What differs from the first row."""
 
@@ -82,7 +101,9 @@ def main(shards: str | None, features: str, witness: str | None, seed: int, runs
             continue
         run.mkdir(parents=True)  # the row is taken
         data = {"dataset.shards": shards, "dataset.features": features}
-        values = data | LENGTH | {"training.save_every": 1800, "training.seed": seed, "run": run / "run"} | changes
+        values = (
+            data | BEFORE | LENGTH | {"training.save_every": 1800, "training.seed": seed, "run": run / "run"} | changes
+        )
         overrides = [f"{key}={json.dumps(value, default=str).strip(chr(34))}" for key, value in values.items()]
         result.write_text(json.dumps(measure([*SMALL, *overrides], run / "run", witness), indent=1) + "\n")
 
@@ -99,7 +120,7 @@ def measure(overrides: list[str], run: Path, witness: str | None) -> dict[str, A
 
 
 def print_table() -> None:
-    """A row for each part: the mean of the seeds and their least and most."""
+    """A row for each part: the mean of the seeds, ± half of how far they lie apart."""
     print("| changed | seeds | " + " | ".join(MEASURES.values()) + " |")
     print("|---" * (2 + len(MEASURES)) + "|")
     for number, row in enumerate(ROWS):
@@ -109,10 +130,11 @@ def print_table() -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and from least to most."""
+    """Mean, and half the distance from least to most where there are several."""
     if not values:
         return ""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    apart = f" ±{(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{apart}".replace("±0.", "±.").removeprefix("0")
 
 
 if __name__ == "__main__":
