@@ -81,8 +81,8 @@ class GeneratorConfig(Section):
     """Residual blocks at a quarter of the resolution."""
     conditioning: Literal["concat", "tile", "modulation"] = "concat"
     """Condition as C constant planes, as one tiled plane, or as scale and shift of the normalised activations."""
-    output: Literal["image", "residual", "blend"] = "image"
-    """A new image; a change added to the source; or new pixels blended with the source through a mask."""
+    output: Literal["image", "blend"] = "image"
+    """A new image, or new pixels blended with the source through a mask."""
     upsampling: Literal["transposed", "nearest"] = "transposed"
     """Transposed convolutions, or repeated pixels and a convolution, which leaves no checkerboard."""
 
@@ -98,8 +98,6 @@ class DiscriminatorConfig(Section):
     """Stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
     projection: bool = False
     """Add the pooled activations' inner product with the embedded condition to the patch map (Miyato & Koyama)."""
-    augmentation: bool = False
-    """Shift the images that D sees and cut a square out of them, for fewer than some 30,000 images (DiffAugment)."""
 
 
 class LossConfig(Section):
@@ -119,19 +117,6 @@ class LossConfig(Section):
     """w_cls: the discriminator's estimate against the condition."""
     prediction_weight: Weight = 1.0
     """w_cls2: the box's outputs read off that estimate, for `objective: pred` or `both`."""
-
-
-class TargetConfig(Section):
-    """How target conditions are drawn; the shares are relative."""
-
-    permutation: Weight = 1.0
-    """The condition of another image of the batch."""
-    interpolation: Weight = 0.0
-    """A point on the line between the source's condition and another image's."""
-    component: Weight = 0.0
-    """The source's own condition with one principal component set to another image's: what a traversal asks for."""
-    noise: Weight = 0.0
-    """Deviation of Gaussian noise on targets, so that what lies beside the conditions of real images is asked for."""
 
 
 class OptimizerConfig(Section):
@@ -261,7 +246,6 @@ class Config(Section):
     """The discriminator."""
     losses: LossConfig = LossConfig()
     """The objective."""
-    targets: TargetConfig = TargetConfig()
     """The target conditions."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimisers."""
@@ -313,21 +297,7 @@ class Config(Section):
                 f"distribution.accumulation: {self.distribution.accumulation} parts cannot share "
                 f"training.batch_size {self.training.batch_size}"
             )
-        if self.targets.permutation + self.targets.interpolation + self.targets.component <= 0:
-            raise ValueError("targets: at least one share must be above 0")
         kinds = {data.condition.kind for data in (self.dataset, self.second_dataset) if data}
-        if self.targets.interpolation + self.targets.component > 0 and kinds != {"features"}:
-            raise ValueError("targets: interpolation and component need condition.kind 'features'")
-        if self.targets.interpolation + self.targets.component > 0 and self.dataset.condition.objective != "actv":
-            raise ValueError("targets: interpolation and component need condition.objective 'actv' (outputs unknown)")
-        if self.targets.component > 0 and self.dataset.condition.encoding != "components":
-            raise ValueError("targets.component: needs dataset.condition.encoding 'components'")
-        if self.targets.noise and (kinds != {"features"} or self.dataset.condition.encoding == "raw"):
-            raise ValueError(
-                "targets.noise: needs features in deviations: condition.encoding 'standardized' or 'components'"
-            )
-        if self.targets.noise and self.dataset.condition.objective != "actv":
-            raise ValueError("targets.noise: needs condition.objective 'actv' (outputs unknown)")
         if self.second_dataset and "features" in kinds:
             raise ValueError("second_dataset: two data sets are trained on labels only, not on features")
         return self

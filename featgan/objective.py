@@ -18,7 +18,6 @@ from featgan.data.loader import Batch
 from featgan.engine import Loss
 from featgan.game import Game
 from featgan.images import to_float
-from featgan.networks.augmentation import augment
 from featgan.networks.discriminator import Discriminator, Judgement
 
 
@@ -31,11 +30,6 @@ class Part:
     source: Tensor  # what G takes for the images' own condition [n, C]
     target: Tensor  # and for the one asked for
     fake: Tensor | None = None  # G(x, c_target) with its graph, where one pass serves both players
-    augmented: bool = False
-
-    def shown(self, images: Tensor) -> Tensor:
-        """What D sees of images: the part's own ones or their edits."""
-        return augment(images, self.batch.places) if self.augmented else images
 
 
 def split(game: Game, batch: Batch) -> list[Part]:
@@ -44,8 +38,7 @@ def split(game: Game, batch: Batch) -> list[Part]:
     for rows in batch.split(game.config.distribution.accumulation):
         source = game.layout.embed(rows.condition, batch.dataset)
         target = game.layout.embed(rows.condition_target, batch.dataset)
-        augmented = game.config.discriminator.augmentation
-        parts.append(Part(rows, to_float(rows.images), source, target, augmented=augmented))
+        parts.append(Part(rows, to_float(rows.images), source, target))
     return parts
 
 
@@ -79,13 +72,13 @@ def discriminator_losses(game: Game, step: int, parts: Sequence[Part]) -> list[L
 
 def source_slopes(game: Game, parts: Sequence[Part]) -> "Sequence[Slopes | None]":
     """Of the real images' condition."""
-    return condition_slopes(game, parts, lambda part: judge(game, part.shown(part.images), part.source))
+    return condition_slopes(game, parts, lambda part: judge(game, part.images, part.source))
 
 
 def generator_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
     """The generator's scalar, part by part; the discriminator must be frozen while it is computed."""
     slopes = condition_slopes(
-        game, parts, lambda part: judge(game, part.shown(edit_alone(game, part)), part.target), of_target=True
+        game, parts, lambda part: judge(game, edit_alone(game, part), part.target), of_target=True
     )
     return [partial(generator_loss, game, *pair) for pair in zip(parts, slopes, strict=True)]
 
@@ -93,7 +86,7 @@ def generator_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
 def reading_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
     """How far the condition read off real images is from theirs."""
     with game.engine.autocast():
-        real = game.discriminator.network(part.shown(part.images), part.source)
+        real = game.discriminator.network(part.images, part.source)
     condition, terms = condition_loss(game, real, part.batch, slopes)
     # Of no weight; but every gradient is waited for where processes exchange them.
     return condition + 0 * real.logits.sum(), terms
@@ -104,7 +97,7 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The discriminator's one scalar of a part of a step, and its terms."""
     weights, critic = game.config.losses, game.discriminator
-    images, fake = part.shown(part.images), part.shown(edit_alone(game, part))
+    images, fake = part.images, edit_alone(game, part)
     # D has no statistics over the batch, so real and edited images go through it together.
     with game.engine.autocast():
         both = critic.network(torch.cat([images, fake]), torch.cat([part.source, part.target]))
@@ -142,7 +135,7 @@ def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tu
     weights, network = game.config.losses, game.generator.network
     fake = part.fake if part.fake is not None else edit(game, part)
     with game.engine.autocast():
-        judgement = game.discriminator.bare(part.shown(fake), part.target)
+        judgement = game.discriminator.bare(fake, part.target)
         reconstruction = network(fake, part.source)
     wgan = weights.adversarial == "wgan_gp"
     adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator

@@ -15,7 +15,6 @@ from featgan import losses
 from featgan.data.loader import Batch
 from featgan.game import Game
 from featgan.images import to_float
-from featgan.networks.augmentation import augment
 from featgan.networks.conditioning import Norm, concat_planes, tile_plane
 from featgan.networks.discriminator import SLOPE, Discriminator, Judgement
 from featgan.networks.generator import Generator, NearestConv, ResidualBlock
@@ -28,8 +27,7 @@ def discriminator_loss(game: Game, step: int, batch: Batch) -> tuple[Tensor, Ter
     """The discriminator's scalar of a step, and its terms."""
     weights, (network, critic) = game.config.losses, networks(game)
     images, source, target = to_float(batch.images), *conditions(game, batch)
-    fake = shown(game, batch, edit(network, images, target).detach())
-    images = shown(game, batch, images)
+    fake = edit(network, images, target).detach()
     real, judged = judge(critic, images, source), judge(critic, fake, target)
     condition, terms = condition_loss(game, real, batch)
     if weights.adversarial == "wgan_gp":
@@ -51,7 +49,7 @@ def generator_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
     weights, (network, critic) = game.config.losses, networks(game)
     images, source, target = to_float(batch.images), *conditions(game, batch)
     fake = edit(network, images, target)
-    judged = judge(critic, shown(game, batch, fake), target)
+    judged = judge(critic, fake, target)
     condition, terms = condition_loss(game, judged, batch, of_target=True)
     wgan = weights.adversarial == "wgan_gp"
     terms["adversarial"] = (losses.wasserstein_generator if wgan else losses.logistic_generator)(judged.logits)
@@ -66,11 +64,6 @@ def generator_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
 def networks(game: Game) -> tuple[Generator, Discriminator]:
     """G and D without what several processes wrap around them."""
     return cast(Generator, game.generator.bare), cast(Discriminator, game.discriminator.bare)
-
-
-def shown(game: Game, batch: Batch, images: Tensor) -> Tensor:
-    """What D sees of images."""
-    return augment(images, batch.places) if game.config.discriminator.augmentation else images
 
 
 def conditions(game: Game, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -119,6 +119,6 @@ def build_stream(game: Game) -> BatchStream:
     config, engine = game.config, game.engine
     training = config.training
     return BatchStream(
-        game.sources, training.batch_size, training.critic_steps, config.targets, training.seed,
+        game.sources, training.batch_size, training.critic_steps, training.seed,
         engine.rank, engine.world_size,
     )  # fmt: skip

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from featgan.conditions import ConditionLayout, build_condition
-from featgan.config import DatasetConfig, TargetConfig
-from featgan.data.loader import BatchStream, Source, choose_dataset, draw_targets, open_loader
+from featgan.config import DatasetConfig
+from featgan.data.loader import BatchStream, Source, choose_dataset, open_loader
 from featgan.data.pack import pack
 from featgan.data.shards import ShardSet
 from featgan.errors import UserError
@@ -26,9 +26,7 @@ def dataset(world: World, **condition: object) -> DatasetConfig:
 
 def stream(world: World, batch_size: int = 4, seed: int = 0, **more: int) -> BatchStream:
     condition = build_condition(dataset(world), world.shards, "train")
-    return BatchStream(
-        [Source(world.shards.split("train"), condition, True)], batch_size, 1, TargetConfig(), seed, **more
-    )
+    return BatchStream([Source(world.shards.split("train"), condition, True)], batch_size, 1, seed, **more)
 
 
 def test_a_mirrored_image_has_the_mirrored_images_features(world: World) -> None:
@@ -62,7 +60,7 @@ def test_processes_and_workers_together_show_every_image_once_an_epoch(
     assert steps * 4 == 2 * len(split)
     shown: Counter[bytes] = Counter()
     for rank in range(world_size):
-        own = BatchStream([source], 4, 1, TargetConfig(), 0, rank, world_size)
+        own = BatchStream([source], 4, 1, 0, rank, world_size)
         with open_loader(own, 0, steps, num_workers) as batches:
             shown.update(image.numpy().tobytes() for batch in batches for image in batch.images)
     expected = [image.numpy().tobytes() for image in split.decode(np.arange(len(split)))]
@@ -90,16 +88,6 @@ def test_workers_change_nothing(world: World) -> None:
     assert len(alone) == len(helped) == 3
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.condition_target, other.condition_target)
-
-
-def test_component_targets_change_one_component() -> None:
-    condition, other = np.zeros((200, 4), np.float32), np.ones((200, 4), np.float32)
-    target = draw_targets(condition, other, TargetConfig(permutation=0, component=1), np.random.default_rng(0))
-    assert (target.sum(1) == 1).all() and target.sum(0)[0] > target.sum(0)[3] > 0
-    noisy = draw_targets(condition, other, TargetConfig(noise=0.1), np.random.default_rng(0))
-    assert 0.05 < (noisy - other).std() < 0.2 and noisy.dtype == np.float32
-    mixed = draw_targets(condition, other, TargetConfig(permutation=0, interpolation=1), np.random.default_rng(0))
-    assert (mixed == mixed[:, :1]).all() and 0.3 < mixed.mean() < 0.7
 
 
 @pytest.mark.parametrize("critic_steps", [1, 2, 3, 4, 5, 6])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from featgan.conditions import build_condition
-from featgan.config import TargetConfig
 from featgan.data import decoded
 from featgan.data.decoded import DecodedImages, free_memory, keep_where_it_pays, needed_bytes
 from featgan.data.loader import BatchStream, Source, open_loader
@@ -103,7 +102,7 @@ def test_a_training_sees_the_same_batches_epoch_after_epoch(
 ) -> None:
     tree = {"shards": str(world.shards.path), "features": "stand-in"}
     condition = build_condition(validate({"dataset": tree}, "test").dataset, world.shards, "train")
-    batches = BatchStream([Source(world.shards.split("train"), condition, True)], 16, 1, TargetConfig(), 1)
+    batches = BatchStream([Source(world.shards.split("train"), condition, True)], 16, 1, 1)
     plain = [batches[step].images for step in range(12)]
     with open_loader(batches, 0, 12, num_workers) as loader:
         assert isinstance(batches.images[0], DecodedImages)

@@ -120,7 +120,7 @@ def alone(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest
     config = world.config(
         tmp_path_factory.mktemp("alone") / "run",
         **request.param,
-        generator={"conditioning": "modulation", "output": "residual"},
+        generator={"conditioning": "modulation", "output": "blend"},
         discriminator={"projection": True},
     )
     train(config)

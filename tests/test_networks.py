@@ -29,7 +29,7 @@ def test_any_size_and_width(conditioning: str, size: int, width: int) -> None:
     assert edited.shape == (2, 3, size, size) and edited.abs().max() <= 1
 
 
-@pytest.mark.parametrize("output", ["image", "residual", "blend"])
+@pytest.mark.parametrize("output", ["image", "blend"])
 @pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
 def test_a_change_of_the_condition_changes_the_picture_after_a_step(conditioning: str, output: str) -> None:
     torch.manual_seed(0)
@@ -43,11 +43,10 @@ def test_a_change_of_the_condition_changes_the_picture_after_a_step(conditioning
     assert change.abs().mean() > 1e-6
 
 
-@pytest.mark.parametrize("output", ["residual", "blend"])
-def test_editing_outputs_start_near_the_source(output: str) -> None:
+def test_a_blend_starts_near_the_source() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    change = Generator(32, 5, 8, 2, "modulation", output)(images, torch.randn(2, 5)) - images
+    change = Generator(32, 5, 8, 2, "modulation", "blend")(images, torch.randn(2, 5)) - images
     assert 0 < change.abs().mean() < 0.25
 
 

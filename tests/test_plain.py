@@ -114,7 +114,7 @@ def test_the_step_is_the_plain_step(
     double: None, world: World, tmp_path: Path, kind: str, conditioning: str, adversarial: dict[str, object]
 ) -> None:
     game = build(world, tmp_path, CONDITIONS[kind], losses=adversarial, generator={"conditioning": conditioning})
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    batch = BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3]
     assert_same_step(game, in_double(game, batch), 1e-9)
 
 
@@ -124,13 +124,13 @@ def test_so_is_that_by_tiles(
     double: None, tiles: None, world: World, tmp_path: Path, conditioning: str, adversarial: dict[str, object]
 ) -> None:
     game = build(world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": conditioning})
-    batch = in_double(game, BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3])
+    batch = in_double(game, BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3])
     block = game.generator.bare.blocks[0]
     assert block.conv1.saves(torch.zeros(4, block.conv1.in_channels, 4, 4).double())
     assert_same_step(game, batch, 1e-9)
 
 
-@pytest.mark.parametrize("output", ["image", "residual", "blend"])
+@pytest.mark.parametrize("output", ["image", "blend"])
 @pytest.mark.parametrize("upsampling", ["transposed", "nearest"])
 @pytest.mark.parametrize("projection", [False, True])
 def test_so_is_that_of_every_output_and_discriminator(
@@ -140,23 +140,8 @@ def test_so_is_that_of_every_output_and_discriminator(
         world, tmp_path, FEATURES, losses=WGAN, discriminator={"projection": projection},
         generator={"conditioning": "modulation", "output": output, "upsampling": upsampling},
     )  # fmt: skip
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    batch = BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3]
     assert_same_step(game, in_double(game, batch), 1e-9)
-
-
-@pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
-def test_so_is_that_of_augmented_images(
-    double: None, world: World, tmp_path: Path, adversarial: dict[str, object]
-) -> None:
-    game = build(world, tmp_path, FEATURES, losses=adversarial, discriminator={"augmentation": True})
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
-    assert_same_step(game, in_double(game, batch), 1e-9)
-    assert not torch.equal(*(split(game, batch)[0].shown(to_float(batch.images)) for batch in (batch, shift(batch))))
-
-
-def shift(batch: Batch) -> Batch:
-    """The same batch, augmented elsewhere."""
-    return replace(batch, places=1 - batch.places)
 
 
 def test_so_is_that_of_two_data_sets(double: None, world: World, tmp_path: Path) -> None:
@@ -164,7 +149,7 @@ def test_so_is_that_of_two_data_sets(double: None, world: World, tmp_path: Path)
         world, tmp_path, CONDITIONS["expression"], losses=WGAN,
         second_dataset={"shards": str(world.shards.path), "condition": {"kind": "valence_arousal"}},
     )  # fmt: skip
-    stream = BatchStream(game.sources, 4, 1, game.config.targets, 0)
+    stream = BatchStream(game.sources, 4, 1, 0)
     for step in (0, 1):
         assert_same_step(game, in_double(game, stream[step]), 1e-9)
 
@@ -175,7 +160,7 @@ def test_so_is_that_of_attributes(double: None, world: World, celeba: Path, tmp_
         world, tmp_path, {"shards": str(celeba), "condition": {"kind": "attributes", "attributes": list(CHOSEN)}},
         losses=WGAN, generator={"conditioning": conditioning},
     )  # fmt: skip
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    batch = BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3]
     assert_same_step(game, in_double(game, batch), 1e-9)
 
 
@@ -194,7 +179,7 @@ def test_in_single_precision_it_is_as_exact(
     if by_tiles:
         request.getfixturevalue("tiles")
     game = build(world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": conditioning})
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, 0)[3]
+    batch = BatchStream(game.sources, 4, 1, 0)[3]
     found = fast_and_plain(game, batch)
     monkeypatch.setattr(plain, "to_float", lambda images: to_float(images).double())
     exact = exact_gradients(game, in_double(game, batch))
@@ -222,7 +207,7 @@ def test_in_half_precision_gradients_point_the_plain_way(
         world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": "modulation"},
         training={"precision": "bf16"},
     )  # fmt: skip
-    batch = BatchStream(game.sources, 4, 1, game.config.targets, torch.seed() % 2**31)[3]
+    batch = BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3]
     for loss, expected, own, plainly in fast_and_plain(game, batch):
         assert float(loss) == pytest.approx(float(expected), rel=0.05, abs=0.05)
         one, other = (torch.cat([each.flatten() for each in found]) for found in (own, plainly))
@@ -294,7 +279,7 @@ def test_a_training_follows_the_plain_one(world: World, tmp_path: Path) -> None:
     config = world.config(tmp_path / "fast", **sections, training=training)
     train(config)
     game = build_game(config)
-    stream, curve = BatchStream(game.sources, 4, 5, game.config.targets, 0), []
+    stream, curve = BatchStream(game.sources, 4, 5, 0), []
     for step in range(steps):
         loss = partial(plain.discriminator_loss, game, step, stream[step])
         curve.append(float(game.discriminator.step([loss], 1e-4)["loss"]))

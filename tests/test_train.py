@@ -317,7 +317,7 @@ def test_images_the_discriminator_cannot_take(world: World, tmp_path: Path) -> N
 @pytest.mark.parametrize("adversarial", ["wgan_gp", "logistic"])
 def test_a_frozen_opponent_gets_no_gradient(world: World, tmp_path: Path, adversarial: str) -> None:
     game = build_game(world.config(tmp_path, losses={"adversarial": adversarial, "identity_weight": 1}))
-    batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
+    batch = BatchStream(game.sources, 4, 2, 0)[0]
     (part,) = split(game, batch)
     loss, _ = discriminator_loss(game, 0, part)
     loss.backward()
@@ -333,7 +333,7 @@ def test_a_frozen_opponent_gets_no_gradient(world: World, tmp_path: Path, advers
 def test_the_scalars_are_the_weighted_sums_of_their_parts(world: World, tmp_path: Path) -> None:
     weights = {"penalty_weight": 3.0, "cycle_weight": 5.0, "condition_weight": 7.0}
     game = build_game(world.config(tmp_path, losses=weights))
-    batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
+    batch = BatchStream(game.sources, 4, 2, 0)[0]
     (part,) = split(game, batch)
     total, terms = discriminator_loss(game, 0, part)
     torch.testing.assert_close(total, terms["adversarial"] + 3 * terms["penalty"] + 7 * terms["condition"])
@@ -344,7 +344,7 @@ def test_the_scalars_are_the_weighted_sums_of_their_parts(world: World, tmp_path
 def test_predictions_are_read_off_the_estimate(world: World, tmp_path: Path) -> None:
     dataset = {"condition": {"objective": "both"}, "features": "stand-in", "shards": str(world.shards.path)}
     game = build_game(world.config(tmp_path, dataset=dataset, losses={"prediction_weight": 2, "condition_weight": 4}))
-    batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
+    batch = BatchStream(game.sources, 4, 2, 0)[0]
     assert batch.outputs.shape == (4, 8) and game.discriminator.bare.to_outputs is not None
     (part,) = split(game, batch)
     loss, terms = generator_loss(game, part)
@@ -385,7 +385,7 @@ def test_attributes_train_and_export(world: World, celeba: Path, tmp_path: Path)
     condition = {"kind": "attributes", "attributes": list(CHOSEN)}
     config = world.config(tmp_path / "run", dataset={"shards": str(celeba), "condition": condition})
     game = build_game(config)
-    batch = BatchStream(game.sources, 4, 2, game.config.targets, 0)[0]
+    batch = BatchStream(game.sources, 4, 2, 0)[0]
     assert batch.condition.shape == (4, 2) and set(batch.condition.flatten().tolist()) <= {0, 1}
     train(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -406,7 +406,7 @@ def test_attributes_and_expressions_train_together(world: World, celeba: Path, t
         second_dataset={"shards": str(world.shards.path), "condition": {"kind": "expression"}},
     )
     game = build_game(config)
-    batches = BatchStream(game.sources, 4, 2, game.config.targets, 0)
+    batches = BatchStream(game.sources, 4, 2, 0)
     head = game.discriminator.bare.to_condition.weight
     for step, own, mask in ((0, slice(0, 2), [1, 0]), (1, slice(2, 10), [0, 1])):
         batch = batches[step]

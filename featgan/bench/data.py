@@ -19,7 +19,7 @@ from featgan.bench.results import Bench, Goal, Row, Table
 from featgan.bench.stand_ins import NAME, draw_faces, write_features, write_files, write_shards
 from featgan.bench.timing import Costs, in_turn
 from featgan.conditions import build_condition
-from featgan.config import Config, TargetConfig
+from featgan.config import Config
 from featgan.data.decoded import MOST_SHARE, DecodedImages
 from featgan.data.loader import BatchStream, Source
 from featgan.data.shards import ShardSet
@@ -134,7 +134,7 @@ def build_stream(config: Config, shards: ShardSet) -> BatchStream:
     """As a training reads them."""
     condition = build_condition(config.dataset, shards, "train")
     source = Source(shards.split("train"), condition, config.dataset.mirror)
-    return BatchStream([source], config.training.batch_size, 1, TargetConfig(), config.training.seed)
+    return BatchStream([source], config.training.batch_size, 1, config.training.seed)
 
 
 class PlainImages:

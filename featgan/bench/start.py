@@ -17,7 +17,7 @@ from featgan.bench.results import Bench, Goal, Row
 from featgan.bench.stand_ins import NAME, draw_faces, repeat_shard, write_features, write_shards
 from featgan.bench.timing import Costs, Spent, in_new_process, in_turn
 from featgan.conditions import build_condition
-from featgan.config import DatasetConfig, TargetConfig
+from featgan.config import DatasetConfig
 from featgan.data.features import FeatureCache
 from featgan.data.loader import BatchStream, Source
 from featgan.data.shards import ShardSet
@@ -113,7 +113,7 @@ def start_fast(folder: str) -> list[float]:
     shards.verify()
     if condition.cache is not None:
         condition.cache.verify()
-    batches = BatchStream([Source(shards.split("train"), condition, True)], BATCH, 1, TargetConfig(), 0)
+    batches = BatchStream([Source(shards.split("train"), condition, True)], BATCH, 1, 0)
     values: list[float] = batches[0].condition[0].tolist()
     return values
 

@@ -107,9 +107,7 @@ def random_batch(sizes: Sizes, device: torch.device) -> Batch:
     condition = torch.randn(count, sizes.condition_dim)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
     nothing = torch.empty(count, 0)
-    return Batch(
-        images, condition, condition.roll(1, 0), nothing, nothing, torch.rand(count), torch.rand(count, 4), 0
-    ).to(device)
+    return Batch(images, condition, condition.roll(1, 0), nothing, nothing, torch.rand(count), 0).to(device)
 
 
 def fast_round(sizes: Sizes, precision: str) -> Round:

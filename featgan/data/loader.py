@@ -15,12 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featgan.conditions import Condition
-from featgan.config import TargetConfig
 from featgan.data.decoded import DecodedImages, keep_where_it_pays
 from featgan.data.shards import Split
 from featgan.interruption import outlive_signals, signals_held
 
-ORDER, MIRROR, TARGET, PENALTY, PLACES = range(5)
+ORDER, MIRROR, TARGET, PENALTY = range(4)
 """Independent random streams of one seed."""
 
 
@@ -34,7 +33,6 @@ class Batch:
     outputs: Tensor  # [n, O] of the black box; O = 0 where no term needs them
     outputs_target: Tensor  # [n, O]
     alpha: Tensor  # [n] in [0, 1], where the gradient penalty is taken
-    places: Tensor  # [n, 4] in [0, 1), where augmentation shifts and cuts
     dataset: int
 
     def split(self, count: int) -> "list[Batch]":
@@ -92,7 +90,6 @@ class BatchStream(Dataset[Batch]):
         sources: Sequence[Source],
         batch_size: int,
         critic_steps: int,
-        targets: TargetConfig,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -101,7 +98,6 @@ class BatchStream(Dataset[Batch]):
         self.sources = sources
         self.batch_size = batch_size
         self.critic_steps = critic_steps
-        self.targets = targets
         self.seed = seed
         self.local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.orders: dict[tuple[int, int], np.ndarray] = {}
@@ -122,19 +118,15 @@ class BatchStream(Dataset[Batch]):
             if source.condition.outputs
             else np.zeros((len(rows), 0), np.float32)
         )
-        generator = stream(self.seed, TARGET, step)
-        order = generator.permutation(len(rows))
-        target = draw_targets(condition, condition[order], self.targets, generator)
+        order = stream(self.seed, TARGET, step).permutation(len(rows))  # each is asked for another image's condition
         alpha = stream(self.seed, PENALTY, step).random(len(rows), dtype=np.float32)
-        places = stream(self.seed, PLACES, step).random((len(rows), 4), dtype=np.float32)
         return Batch(
             self.images[dataset].decode(rows[self.local], mirrored[self.local]),
             torch.from_numpy(condition[self.local]),
-            torch.from_numpy(target[self.local]),
+            torch.from_numpy(condition[order][self.local]),
             torch.from_numpy(outputs[self.local]),
             torch.from_numpy(outputs[order][self.local]),
             torch.from_numpy(alpha[self.local]),
-            torch.from_numpy(places[self.local]),
             dataset,
         )
 
@@ -159,38 +151,6 @@ class BatchStream(Dataset[Batch]):
             self.orders = {known: order for known, order in self.orders.items() if known[1] >= epoch - 1}
             self.orders[key] = stream(self.seed, ORDER, dataset, epoch).permutation(len(self.sources[dataset]))
         return self.orders[key]
-
-
-def draw_targets(
-    condition: np.ndarray, other: np.ndarray, shares: TargetConfig, generator: np.random.Generator
-) -> np.ndarray:
-    """Target conditions [N, C] by the shares of the configuration; `other` is another image's condition, row by row."""
-    targets = other
-    if shares.interpolation or shares.component:
-        targets = mix_targets(condition, other, shares, generator)
-    if shares.noise:
-        targets = targets + np.float32(shares.noise) * generator.standard_normal(targets.shape, dtype=np.float32)
-    return targets
-
-
-def mix_targets(
-    condition: np.ndarray, other: np.ndarray, shares: TargetConfig, generator: np.random.Generator
-) -> np.ndarray:
-    """Others' conditions, points on the way to them, and own conditions with one component of theirs."""
-    count, width = condition.shape
-    kinds = choose(np.array([shares.permutation, shares.interpolation, shares.component]), count, generator)[:, None]
-    amount = generator.random((count, 1), dtype=np.float32)
-    # Early components are swept most, so they are asked for most.
-    component = choose(1.0 / np.arange(1, width + 1), count, generator)
-    stepped = np.where(np.arange(width) == component[:, None], other, condition)
-    mixed = condition + amount * (other - condition)
-    return np.where(kinds == 0, other, np.where(kinds == 1, mixed, stepped))
-
-
-def choose(weights: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices [count] drawn by weights: what `generator.choice` gives, without its checks, which take longer."""
-    bounds = np.cumsum(weights / weights.sum())
-    return np.searchsorted(bounds / bounds[-1], generator.random(count), side="right")
 
 
 @contextmanager

@@ -54,8 +54,8 @@ def upsampler(dim_in: int, dim_out: int, upsampling: str) -> nn.Module:
 class Generator(nn.Module):
     """Edits images [N, 3, H, W] in [-1, 1] until a classifier would see the condition [N, C] in them.
 
-    `conditioning` is `concat`, `tile` or `modulation`. `output` is `image` (tanh of the last layer, as in StarGAN),
-    `residual` (a change in (-2, 2) added to the source) or `blend` (tanh pixels mixed with the source by a mask).
+    `conditioning` is `concat`, `tile` or `modulation`. `output` is `image` (tanh of the last layer, as in StarGAN)
+    or `blend` (tanh pixels mixed with the source by a mask).
     `upsampling` is `transposed` (4x4 transposed convolutions, as in StarGAN) or `nearest` (repeated pixels and a 3x3
     convolution, which leaves no checkerboard for the discriminator to be fooled with; Odena et al. 2016).
     H and W are `image_size`, a multiple of 4, else ValueError.
@@ -97,10 +97,8 @@ class Generator(nn.Module):
         self.start_near_source()
 
     def start_near_source(self) -> None:
-        """A residual starts small and a blend mostly shows the source; a plain image starts as initialised."""
+        """A blend mostly shows the source at first; a plain image starts as initialised."""
         with torch.no_grad():
-            if self.output == "residual":
-                self.to_pixels.weight *= 0.05
             if self.to_pixels.bias is not None:
                 self.to_pixels.bias.zero_()
                 self.to_pixels.bias[3] = BLEND_START
@@ -130,7 +128,5 @@ class Generator(nn.Module):
         """The last layer's values [N, 3 or 4, H, W] => edited images [N, 3, H, W]."""
         if self.output == "image":
             return pixels.tanh()
-        if self.output == "residual":
-            return images + 2 * pixels.tanh()
         mask = pixels[:, 3:].sigmoid()
         return images + mask * (pixels[:, :3].tanh() - images)
