@@ -4,7 +4,8 @@
     python docs/ablation/presets.py --table
     python docs/ablation/presets.py --plot docs/real-curves.png
 
-What is there is not done again, and a training that was cut short goes on. Two processes may share the work by seeds.
+What is there is not done again, and a training that was cut short goes on. Processes may share the work
+by seeds and presets.
 """
 
 import json
@@ -46,6 +47,7 @@ GOALS = {
 @click.option("--steps", nargs=2, default=(10_000, 10_000), show_default=True, help="Of `modern` and of `stargan`.")
 @click.option("--witness")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--only", type=click.Choice(list(SMALL)), help="One of the presets in place of both.")
 @click.option("--runs", type=Path, default=Path("runs/presets"), show_default=True)
 @click.option("--table", is_flag=True, help="Print what is there as Markdown.")
 @click.option("--plot", type=Path, help="Draw the measures over the steps.")
@@ -56,6 +58,7 @@ def main(
     steps: tuple[int, int],
     witness: str | None,
     seed: int,
+    only: str | None,
     runs: Path,
     table: bool,
     plot: Path | None,
@@ -70,7 +73,7 @@ def main(
     RESULTS.mkdir(exist_ok=True)
     for preset, features, count in zip(SMALL, (modern, stargan), steps, strict=True):
         result = RESULTS / f"{preset}-seed-{seed}.json"
-        if result.exists():
+        if result.exists() or (only or preset) != preset:
             continue
         run = runs / f"{preset}-seed-{seed}"
         values = {"dataset.shards": shards, "dataset.features": features, "run": run, "training.steps": count}
