@@ -11,7 +11,7 @@ from typing import Any
 
 from featgan.errors import UserError
 from featgan.holder import Hold, Holder
-from featgan.schedule import MOST_ATTEMPTS, committed_steps, evaluation_path, failures
+from featgan.schedule import MOST_ATTEMPTS, committed_steps, evaluation_path, failures, step_of
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,12 @@ class BusyError(UserError):
 
 @contextmanager
 def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
-    """While a person evaluates a checkpoint (the newest by default), no watch does, and it is kept; gives its step.
+    """While a person evaluates a checkpoint (the newest whole one by default), no watch does, and it is kept.
 
-    BusyError when it is being evaluated already. What has no such checkpoint is left to whoever reads it.
+    Gives its step. BusyError when it is being evaluated already. What has no such checkpoint is left to whoever reads it.
     """
-    steps = committed_steps(run)
-    step = max(steps, default=None) if step is None else step
-    if step is None or step not in steps:
+    step = newest_whole_step(run) if step is None else step
+    if step not in committed_steps(run):
         yield step
         return
     claim = take_by_hand(run, step, suite)
@@ -111,6 +110,14 @@ def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
         claim.failures.unlink(missing_ok=True)
     finally:
         claim.give_back()
+
+
+def newest_whole_step(run: Path) -> int | None:
+    """The step of the newest checkpoint that is not damaged."""
+    from featgan.checkpoint import newest_checkpoint
+
+    folder = newest_checkpoint(run)
+    return folder and step_of(folder)
 
 
 def take_by_hand(run: Path, step: int, suite: str) -> Claim:

@@ -193,8 +193,8 @@ def evaluate(run: Path, step: str, **settings: Any) -> None:
     from featgan.findings import print_evaluation
     from featgan.schedule import with_judges
 
-    with claimed(run, step_number(step), settings["suite"]):
-        document = evaluate_run(run, step_number(step), **with_judges(run, settings))
+    with claimed(run, step_number(step), settings["suite"]) as number:
+        document = evaluate_run(run, number, **with_judges(run, settings))
     print_evaluation(document, Console())
     click.echo(document["path"])
     click.echo(f"next: featgan render {run}", err=True)

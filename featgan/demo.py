@@ -37,7 +37,7 @@ def run_demo(run: Path) -> None:
     with StopRequest() as request:
         train(config, request=request)
     announce(6, "measure what the box and the probe see in edited images")
-    document: dict[str, Any] | None = find_evaluation(run, config.training.steps, SUITE)
+    document: dict[str, Any] | None = find_evaluation(run, config.training.steps, SUITE, PAIRS)
     page = run / "report.html"
     if document is None or not page.exists():
         document = evaluate_run(run, suite=SUITE, probe=str(probe), num_components=COMPONENTS, count=PAIRS)

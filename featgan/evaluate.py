@@ -79,7 +79,7 @@ def evaluate_run(
     `blackboxes` holds the SPEC that replaces the one that the features were made with (the weights must be the same);
     for a run on labels it holds judges, one for each data set at most. `probe` is a box fitted on the true factors of
     drawn faces, `witness` the SPEC of a second box; `inception` and `lpips` are files of weights. `count` bounds the
-    pairs further than the suite does. UserError when the data or a box is gone.
+    pairs further than the suite does, and follows its name. UserError when the data or a box is gone.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run, step, device)
@@ -102,7 +102,7 @@ def evaluate_run(
         "weights": describe_files(inception, lpips),
     }
     document = write_document(findings, model.step, suite, model.blackbox)
-    path = evaluation_path(run, model.step, suite)
+    path = evaluation_path(run, model.step, suite, count if pairs < SUITES[suite][0] else None)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(document, indent=1).encode())
     write_board(run, findings, model.step)
@@ -117,9 +117,9 @@ def suite_size(suite: str, count: int | None) -> tuple[int, int]:
     return min(pairs, count), min(swept, max(1, count // SWEPT_SHARE))
 
 
-def find_evaluation(run: Path, step: int, suite: str) -> dict[str, Any] | None:
+def find_evaluation(run: Path, step: int, suite: str, count: int | None = None) -> dict[str, Any] | None:
     """The evaluation of a step that is there already."""
-    path = evaluation_path(run, step, suite)
+    path = evaluation_path(run, step, suite, count)
     return read_json(path) | {"path": str(path)} if path.exists() else None
 
 

@@ -65,12 +65,21 @@ def step_folder(run: Path, step: int) -> Path:
 def committed_steps(run: Path) -> list[int]:
     """Steps with a checkpoint folder, ascending."""
     folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / MANIFEST).is_file())
+    return sorted(step_of(folder) for folder in folders if (folder / MANIFEST).is_file())
 
 
-def evaluation_path(run: Path, step: int, suite: str) -> Path:
-    """Where a step's evaluation lies; beside it `.claim` while one runs, `.failed` after one broke."""
-    return run / "evaluations" / f"step-{step:08d}-{suite}.json"
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def evaluation_path(run: Path, step: int, suite: str, count: int | None = None) -> Path:
+    """Where a step's evaluation lies; beside it `.claim` while one runs, `.failed` after one broke.
+
+    One that `count` cut short has a name of its own, so that it does not stand for the whole one.
+    """
+    short = f"-{count}" if count else ""
+    return run / "evaluations" / f"step-{step:08d}-{suite}{short}.json"
 
 
 def evaluated_steps(run: Path, suite: str) -> list[int]:

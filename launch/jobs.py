@@ -140,15 +140,14 @@ class EvaluateJob(Job):
         """Evaluate, unless a watch is at the same: then its result is waited for, so that what follows can start."""
         from featgan.claims import BusyError, claimed
         from featgan.evaluate import evaluate_run, find_evaluation
-        from featgan.schedule import committed_steps, with_judges
+        from featgan.schedule import with_judges
 
-        step = max(committed_steps(folder), default=None) if self.step is None else self.step
         waited = False
         while True:
             try:
-                with claimed(folder, step, self.suite):
-                    if not (waited and step is not None and find_evaluation(folder, step, self.suite)):
-                        evaluate_run(folder, self.step, self.suite, **with_judges(folder, options))
+                with claimed(folder, self.step, self.suite) as step:
+                    if not (waited and step is not None and find_evaluation(folder, step, self.suite, self.count)):
+                        evaluate_run(folder, step, self.suite, **with_judges(folder, options))
                 return
             except BusyError as busy:
                 if not waited:

@@ -291,6 +291,11 @@ def test_a_count_bounds_pairs_and_sweeps() -> None:
     assert module.suite_size("quick", 100_000) == (2000, 128)
 
 
+def test_a_shorter_evaluation_is_named_after_its_count(trained: Path, stand_in: None) -> None:
+    names = [Path(evaluate_run(trained, suite="quick", count=count)["path"]).name for count in (4, 2_000, 100_000)]
+    assert names == ["step-00000004-quick-4.json", "step-00000004-quick.json", "step-00000004-quick.json"]
+
+
 def test_another_box_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("Other", (), {"sha256": "2" * 64})()
     monkeypatch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: other)

@@ -27,7 +27,7 @@ def make_run(folder: Path, steps: tuple[int, ...] = (100, 200)) -> Path:
     for step in steps:
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / MANIFEST).write_text("{}")
+        (checkpoint / MANIFEST).write_text('{"files": {}}')
     config = validate({"run": str(folder), "evaluation": {"every": 100}}, "test")
     (folder / "config.yaml").write_text(to_yaml(config))
     return folder
@@ -126,6 +126,9 @@ def test_what_a_person_evaluates_is_kept_and_left_alone_by_the_watch(tmp_path: P
     assert 100 not in protected_steps(run, EvaluationConfig())
     with claimed(run, None, "quick"):
         assert not Claim(run, 300, "quick").take()
+    (run / "checkpoints" / "step-00000300" / MANIFEST).write_text("damaged")
+    with claimed(run, None, "quick") as step:
+        assert step == 200 and not Claim(run, 200, "quick").take() and Claim(run, 300, "quick").take()
     with claimed(tmp_path / "nowhere", 100, "quick"):
         assert not (tmp_path / "nowhere").exists()
 
@@ -227,6 +230,13 @@ def test_a_job_waits_for_the_watch_that_evaluates_the_same(tmp_path: Path, monke
     monkeypatch.setattr("featgan.evaluate.evaluate_run", lambda *given, **options: pytest.fail("twice"))
     EvaluateJob(str(claim.run)).run()
     assert claim.result.exists() and not claim.hold.path.exists()
+
+
+def test_an_evaluation_that_was_cut_short_does_not_stand_for_the_whole_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", (100,))
+    (run / "evaluations").mkdir()
+    evaluation_path(run, 100, "quick", 64).write_text('{"measures": {"ccc": {"value": 0.9}}}')
+    assert watch.tick(tmp_path, finish) == 1 and evaluation_path(run, 100, "quick").exists()
 
 
 def test_runs_on_labels_have_a_best_of_their_own() -> None:
