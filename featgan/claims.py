@@ -97,7 +97,7 @@ class BusyError(UserError):
 def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
     """While a person evaluates a checkpoint (the newest whole one by default), no watch does, and it is kept.
 
-    Gives its step. BusyError when it is being evaluated already. What has no such checkpoint is left to whoever reads it.
+    Gives its step. BusyError when it is being evaluated already. A step without a checkpoint is left to its reader.
     """
     step = newest_whole_step(run) if step is None else step
     if step not in committed_steps(run):
@@ -117,7 +117,7 @@ def newest_whole_step(run: Path) -> int | None:
     from featgan.checkpoint import newest_checkpoint
 
     folder = newest_checkpoint(run)
-    return folder and step_of(folder)
+    return step_of(folder) if folder else None
 
 
 def take_by_hand(run: Path, step: int, suite: str) -> Claim:

@@ -188,7 +188,7 @@ def pipeline(
     send(RenderJob(str(run.absolute())), following, run, "render", second, dry_run)
 
 
-@cli.command(cls=ClusterCommand)
+@cli.command(cls=ClusterCommand, explained=("after", "dry_run"))
 @click.argument("runs", type=folder)
 @click.option("--once", is_flag=True, help="One look, for cron, scrontab or a job; else a look every --every seconds.")
 @click.option("--every", default=300, show_default=True, type=click.IntRange(1), help="Seconds between two looks.")
@@ -215,6 +215,9 @@ def watch(
             "watch: looks at once and waits for no job; "
             "`sbatch --dependency=afterany:ID slurm/watch.sbatch RUNS` is a look that does"
         )
+    idle = [name for name, value in given.items() if value not in (None, ())]
+    if idle and not as_jobs:  # they would do nothing
+        raise UserError(f"watch: --{idle[0].replace('_', '-')} is for jobs, and without --submit it evaluates here")
     start = partial(submit_evaluation, alone(read_cluster(cluster, given))) if as_jobs else evaluate_here
     while True:
         tick(runs.absolute(), start, most)

@@ -14,23 +14,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class ClusterCommand(click.Command):
     """A command that takes the cluster's options too; they are known when it is called, the list need not wait."""
 
-    has_all = False
+    def __init__(self, *given: Any, explained: tuple[str, ...] = (), **named: Any) -> None:
+        """`explained` options are not offered, since the command tells who gives them what to do in their place."""
+        super().__init__(*given, **named)
+        self.explained = explained
+        self.has_all = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.has_all:
-            self.params += cluster_options()
+            self.params += cluster_options(self.explained)
             self.has_all = True
         return super().get_params(ctx)
 
 
-def cluster_options() -> list[click.Parameter]:
+def cluster_options(hidden: tuple[str, ...]) -> list[click.Parameter]:
     """--after, --cluster, --dry-run, and one option for each field of a cluster."""
     from launch.cluster import Cluster
 
+    after, script = "after" in hidden, "dry_run" in hidden
     options: list[click.Parameter] = [
         click.Option(["--cluster"], default="slurm", show_default=True, help="configs/cluster/NAME.yaml, or a file."),
-        click.Option(["--after"], help="Id of a job that must have succeeded before."),
-        click.Option(["--dry-run"], is_flag=True, help="Print the script; submit nothing."),
+        click.Option(["--after"], help="Id of a job that must have succeeded before.", hidden=after),
+        click.Option(["--dry-run"], is_flag=True, help="Print the script; submit nothing.", hidden=script),
     ]
     for name, field in Cluster.model_fields.items():
         if name == "executor":

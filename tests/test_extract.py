@@ -153,6 +153,7 @@ def test_complete_cache_is_not_touched_again(
     assert "extracted already" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in cache.path.iterdir()} == before
     assert extract(shards, study(halves), "halves", components=2).num_components == 2
+    assert "halves: holds all features, from now on 2 components" in "".join(capsys.readouterr().err.splitlines())
 
 
 def cut(path: Path) -> None:

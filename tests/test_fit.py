@@ -239,6 +239,17 @@ def test_bad_settings_get_one_line_and_leave_nothing(
     assert not any(tmp_path.iterdir())
 
 
+def test_images_of_one_class_teach_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(4):
+        draw_stripes(1, np.random.default_rng(number)).save(source / f"{number}.png")
+    (source / "labels.csv").write_text("file,expression\n" + "".join(f"{number}.png,happy\n" for number in range(4)))
+    pack("csv", source, tmp_path / "shards", image_size=SIZE, workers=1)
+    with pytest.raises(UserError, match="all images of train are 'happy'; a box learns from two classes"):
+        fit_blackbox(tmp_path / "shards", "expression", tmp_path / "box")
+
+
 def test_folder_of_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is no fitted box; choose another --out"):

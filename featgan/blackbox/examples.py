@@ -78,7 +78,7 @@ def output_names(shards: ShardSet, target: str) -> tuple[str, ...]:
 
 
 def load_examples(shards: ShardSet, split_name: str, target: str, image_size: int) -> Examples:
-    """The images of a split that carry the target; UserError when fewer than two do."""
+    """The images of a split that carry the target; UserError when fewer than two do, or all are one class."""
     split = shards.split(split_name)
     if target == "expression":
         found = split.expression.astype(np.int64)
@@ -94,4 +94,9 @@ def load_examples(shards: ShardSet, split_name: str, target: str, image_size: in
     if len(rows) < 2:
         what = target.replace("_", " and ")
         raise UserError(f"{shards.path}: {len(rows)} images of {split_name} carry {what}; choose another --target")
+    if target == "expression" and split_name == "train" and len(np.unique(found[rows])) == 1:
+        only = shards.classes[int(found[rows[0]])]
+        raise UserError(
+            f"{shards.path}: all images of {split_name} are {only!r}; a box learns from two classes"
+        )
     return Examples(split, rows, torch.from_numpy(found[rows]), image_size)

@@ -52,10 +52,15 @@ def extract(
     opened = ShardSet.open(shards)
     opened.verify()
     box = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
-    done = find_done(opened, name, box, components)
-    if done is not None:
-        console.print(f"{done.path}: extracted already")
-        return done
+    known = find_known(opened, name, box)
+    if known is not None and known.num_components == components:
+        console.print(f"{known.path}: extracted already")
+        return known
+    if known is not None:
+        was, now = (f"{each} components" if each else "all features" for each in (known.num_components, components))
+        console.print(
+            f"{known.path}: holds {was}, from now on {now}; runs of the former cannot go on with it"
+        )
     writer = FeatureWriter(opened, name, box, components)
     mend(writer)
     total = sum(len(opened.split(split)) for split in opened.split_names)
@@ -88,7 +93,7 @@ def warn_of_one_answer(cache: FeatureCache) -> None:
         )
 
 
-def find_done(shards: ShardSet, name: str, box: BlackBox, components: int | None) -> FeatureCache | None:
+def find_known(shards: ShardSet, name: str, box: BlackBox) -> FeatureCache | None:
     """The cache when it is complete, whole, and of this box and layer, else None."""
     if not (cache_folder(shards, name) / MANIFEST).is_file():
         return None
@@ -99,7 +104,7 @@ def find_done(shards: ShardSet, name: str, box: BlackBox, components: int | None
         return None
     same_box = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (box.sha256, box.layer)
     same_outputs = (cache.output_kind, cache.class_names) == (box.output_kind, box.class_names)
-    return cache if same_box and same_outputs and cache.num_components == components else None
+    return cache if same_box and same_outputs else None
 
 
 def mend(writer: FeatureWriter) -> None:

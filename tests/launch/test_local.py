@@ -55,6 +55,28 @@ def test_submitting_takes_less_than_a_second_of_a_core(world: World, tmp_path: P
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
 
 
+STANDING_IN = {
+    "sbatch": 'echo "sbatch $*" >> log; [ $(grep -c ^sbatch log) = 3 ] && echo Submitted batch job 17',
+    "python": 'echo "python $*" >> log; exit 3',
+    "sleep": 'echo "sleep $*" >> log',
+}
+
+
+def test_a_watch_outlives_a_scheduler_that_does_not_answer(tmp_path: Path) -> None:
+    for name, body in STANDING_IN.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = Path(__file__).parents[2] / "slurm" / "watch.sbatch"
+    where = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ended = subprocess.run(["bash", str(script), "runs", "--submit"], cwd=tmp_path, env=where, capture_output=True)
+    assert ended.returncode == 3, "the look's own end"
+    submitting = "sbatch --begin=now+10minutes slurm/watch.sbatch runs --submit"
+    looking = "python -u -m launch watch runs --submit --once"
+    assert (tmp_path / "log").read_text().splitlines() == [
+        submitting, looking, "sleep 60", submitting, "sleep 60", submitting
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -73,6 +95,7 @@ def test_submitting_takes_less_than_a_second_of_a_core(world: World, tmp_path: P
         (["train", "debug", "--fresh-optimizer"], "--fresh-optimizer: is for the checkpoint that --resume-from names"),
         (["train", "debug", "evaluation.best=cccc"], "did you mean 'ccc'?"),
         (["watch", ".", "--once", "--after", "17"], "watch: looks at once and waits for no job"),
+        (["watch", ".", "--once", "--cpus-per-task", "2"], "watch: --cpus-per-task is for jobs, and without --submit"),
         (["watch", ".", "--once", "--dependency", "singleton"], "watch: looks at once and waits for no job"),
     ],
 )
