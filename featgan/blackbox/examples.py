@@ -96,7 +96,5 @@ def load_examples(shards: ShardSet, split_name: str, target: str, image_size: in
         raise UserError(f"{shards.path}: {len(rows)} images of {split_name} carry {what}; choose another --target")
     if target == "expression" and split_name == "train" and len(np.unique(found[rows])) == 1:
         only = shards.classes[int(found[rows[0]])]
-        raise UserError(
-            f"{shards.path}: all images of {split_name} are {only!r}; a box learns from two classes"
-        )
+        raise UserError(f"{shards.path}: all images of {split_name} are {only!r}; a box learns from two classes")
     return Examples(split, rows, torch.from_numpy(found[rows]), image_size)

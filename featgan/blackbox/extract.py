@@ -58,9 +58,7 @@ def extract(
         return known
     if known is not None:
         was, now = (f"{each} components" if each else "all features" for each in (known.num_components, components))
-        console.print(
-            f"{known.path}: holds {was}, from now on {now}; runs of the former cannot go on with it"
-        )
+        console.print(f"{known.path}: holds {was}, from now on {now}; runs of the former cannot go on with it")
     writer = FeatureWriter(opened, name, box, components)
     mend(writer)
     total = sum(len(opened.split(split)) for split in opened.split_names)
