@@ -35,14 +35,18 @@ def refuse_launcher() -> None:
 
 
 def adopt_scheduler() -> None:
-    """Let the processes of one `srun` (one a GPU, no launcher between) find each other; a launcher goes first."""
+    """Let the processes of one `srun` (one a GPU, no launcher between) find each other; a launcher goes first.
+
+    Who types at a terminal that `salloc` or `srun --pty` opened has one process, whatever the job could hold.
+    """
     inside = os.environ.get
     if "RANK" not in os.environ and int(inside("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
         adopt_local()
-    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(inside("SLURM_NTASKS", "1")) == 1:
+    tasks = inside("SLURM_STEP_NUM_TASKS") or inside("SLURM_NTASKS", "1")
+    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(tasks) == 1 or os.isatty(0):
         return
     os.environ["RANK"] = inside("SLURM_PROCID", "0")
-    os.environ["WORLD_SIZE"] = inside("SLURM_NTASKS", "1")
+    os.environ["WORLD_SIZE"] = tasks
     os.environ["LOCAL_RANK"] = inside("SLURM_LOCALID", "0")
     os.environ.setdefault("MASTER_ADDR", first_node(inside("SLURM_JOB_NODELIST", "")))
     # A requeued job must not meet on the port that its former self may still hold.

@@ -24,6 +24,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A clean stand-in for os.environ, on a machine without scontrol."""
     found: dict[str, str] = {}
     monkeypatch.setattr(distributed.os, "environ", found)
+    monkeypatch.setattr(distributed.os, "isatty", lambda descriptor: False)
 
     def no_scontrol(*arguments: object, **options: object) -> None:
         raise FileNotFoundError
@@ -55,6 +56,16 @@ def test_a_launchers_word_goes_first_and_a_single_task_is_alone(environment: dic
     environment.update({name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"})
     distributed.adopt_scheduler()
     assert "RANK" not in environment, "the batch script itself is no task of a step"
+
+
+def test_a_terminal_inside_an_allocation_is_alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    environment.update(STEP, SLURM_STEP_ID="4294967290", SLURM_STEP_NUM_TASKS="1")  # what salloc's own shell has
+    distributed.adopt_scheduler()
+    assert "RANK" not in environment
+    environment.update(SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4")
+    monkeypatch.setattr(distributed.os, "isatty", lambda descriptor: descriptor == 0)  # srun --pty: the first task only
+    distributed.adopt_scheduler()
+    assert "RANK" not in environment
 
 
 @pytest.mark.parametrize(
