@@ -22,7 +22,9 @@ def concat_convolution(images: Tensor, condition: Tensor, weight: Tensor) -> Ten
     """The convolution of `concat_planes(images, condition)` by `weight` [D, 3 + C, k, k], zero-padded, without planes.
 
     A constant plane stays constant under a convolution but within k // 2 pixels of the border, so a plane of k x k
-    pixels shows every value that one of any size takes: its middle is repeated. [N, 3, H, W], [N, C] => [N, D, H, W].
+    pixels shows every value that one of any size takes: its middle is repeated. That value is left out, one number for
+    each map, which the instance norm that follows would take away again, in bf16 with digits of the image.
+    [N, 3, H, W], [N, C] => [N, D, H, W].
     """
     kernel = weight.shape[-1]
     if min(images.shape[2:]) < kernel:
@@ -30,6 +32,7 @@ def concat_convolution(images: Tensor, condition: Tensor, weight: Tensor) -> Ten
     seen = F.conv2d(images, weight[:, :3], padding=kernel // 2)
     plane = condition[:, :, None, None].expand(-1, -1, kernel, kernel)
     cases = F.conv2d(plane, weight[:, 3:], padding=kernel // 2)
+    cases = cases - cases[:, :, kernel // 2, kernel // 2, None, None]
     return seen + stretch(stretch(cases, 2, images.shape[2]), 3, images.shape[3])
 
 
