@@ -225,7 +225,7 @@ def test_in_half_precision_each_term_is_as_exact_as_the_plain_one(
             truth = exact[player][name]
             assert distance(found, truth) < 0.05 + 2 * distance(plainly[player][name], truth), (player, name)
         added = sum(term_weights(game)[name] * found for name, found in terms.items() if name != "whole")
-        assert distance(torch.as_tensor(added), terms["whole"]) < 0.05
+        assert distance(torch.as_tensor(added), terms["whole"]) < 0.02
 
 
 Losses = list[Callable[[], tuple[Tensor, dict[str, Tensor]]]]

@@ -28,7 +28,8 @@ def concat_convolution(images: Tensor, condition: Tensor, weight: Tensor) -> Ten
     """
     kernel = weight.shape[-1]
     if min(images.shape[2:]) < kernel:
-        return F.conv2d(concat_planes(images, condition), weight, padding=kernel // 2)
+        values = F.linear(condition, weight[:, 3:].sum((2, 3)))[:, :, None, None]
+        return F.conv2d(concat_planes(images, condition), weight, padding=kernel // 2) - values
     seen = F.conv2d(images, weight[:, :3], padding=kernel // 2)
     plane = condition[:, :, None, None].expand(-1, -1, kernel, kernel)
     cases = F.conv2d(plane, weight[:, 3:], padding=kernel // 2)
