@@ -149,7 +149,7 @@ class TrainingConfig(Section):
     """Steps at the beginning in which D alone is trained, to read the condition off real images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes the initial weights, the data's order, the targets and the penalty's points."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
     """`bf16` runs the networks under autocast, losses and penalties in fp32; `auto` does so where it is fast."""
     ema_images: Annotated[int, Field(ge=0)] = 0
     """Half-life, in images, of the running average of G's weights that is evaluated and rendered; 0 turns it off."""
@@ -182,6 +182,8 @@ class DistributionConfig(Section):
     """DeepSpeed: 0 shards nothing, 1 the optimisers' moments, 2 the gradients too."""
     accumulation: Positive = 1
     """A process takes its share of the batch in so many parts, for less memory; the step is that of the whole batch."""
+    recompute: bool = False
+    """The backward pass makes G's activations again in place of keeping them: less memory, some more time."""
     hang_timeout: Weight = 1800.0
     """Seconds without a finished step after which every process dumps its stacks and ends the run; 0: never."""
 

@@ -91,6 +91,7 @@ def build_networks(config: Config, image_size: int, sources: list[Source]) -> tu
         )
     except ValueError as error:
         raise UserError(f"{config.dataset.shards}: {error}") from None
+    generator.recomputes = config.distribution.recompute
     return generator, discriminator
 
 

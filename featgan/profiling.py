@@ -17,18 +17,27 @@ TOP = 10
 
 @contextmanager
 def profiled(run: Path, console: Console) -> Iterator[Callable[[], None]]:
-    """Trace some of the steps counted by what is yielded; then write RUN/profile/trace.json and print the table.
+    """Trace some of the steps counted by what is yielded; write RUN/profile/trace.pt.trace.json and print the table.
 
     The trace opens in ui.perfetto.dev and in TensorBoard's profile tab.
     """
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        counted += 1
+        trace.step()
 
     def finish(trace: Any) -> None:
+        steps = min(STEPS, counted - WAIT)
+        if steps < 1:
+            return
         folder = run / "profile"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "trace.pt.trace.json"
         trace.export_chrome_trace(str(path))
-        console.print(f"{path}: {STEPS} steps. The costliest operations, by step:", markup=False)
-        for name, share, milliseconds, calls in top_operations(trace, STEPS):
+        console.print(f"{path}: {steps} steps. The costliest operations, by step:", markup=False)
+        for name, share, milliseconds, calls in top_operations(trace, steps):
             short = name.removeprefix("aten::")[:40]
             console.print(f"  {short:<40} {share:>6.1%} {milliseconds:>9.1f} ms {calls:>6} calls", markup=False)
 
@@ -38,7 +47,9 @@ def profiled(run: Path, console: Console) -> Iterator[Callable[[], None]]:
         on_trace_ready=finish,
         acc_events=True,
     ) as trace:
-        yield trace.step
+        yield count
+    if counted <= WAIT:
+        console.print(f"--profile: nothing was traced, since that begins after {WAIT} steps", markup=False)
 
 
 def activities() -> list[ProfilerActivity]:
@@ -48,7 +59,8 @@ def activities() -> list[ProfilerActivity]:
 
 def top_operations(trace: Any, steps: int, count: int = TOP) -> list[tuple[str, float, float, int]]:
     """The costliest operations: name, share of all, milliseconds and calls a step; the device's where there is one."""
-    found = {event.key: (own_time(event), event.count) for event in trace.key_averages()}
+    events = [event for event in trace.key_averages() if not event.key.startswith("ProfilerStep")]
+    found = {event.key: (own_time(event), event.count) for event in events}
     total = sum(time for time, _ in found.values()) or 1.0
     costliest = sorted(found.items(), key=lambda item: -item[1][0])[:count]
     return [(name, time / total, time / 1000 / steps, round(calls / steps)) for name, (time, calls) in costliest]

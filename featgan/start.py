@@ -5,13 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import torch
+
 from featgan.checkpoint import checked, newest_checkpoint
+from featgan.conditions import describe
 from featgan.config import Config
+from featgan.data.decoded import DecodedImages
 from featgan.data.files import write_whole
+from featgan.data.loader import BatchStream
 from featgan.engine import Engine
 from featgan.errors import UserError
 from featgan.game import Game, restore
 from featgan.holder import Hold, Holder
+from featgan.networks.winograd import Conv3x3
 from featgan.schedule import LOCK, step_folder
 from featgan.settings import to_yaml
 
@@ -89,3 +95,23 @@ def check_wishes(config: Config, resume_from: Path | None, fresh_optimizer: bool
             f"{config.run}: --fresh-optimizer is for the checkpoint that --resume-from names; to leave out this run's "
             "own moments, begin another run from its checkpoint: run=... --resume-from CHECKPOINT --fresh-optimizer"
         )
+
+
+def announce(game: Game, first_step: int, batches: BatchStream) -> None:
+    """Tell what is trained, from where, and in which ways."""
+    ways = [game.engine.describe()]
+    if computes_by_tiles(game):
+        ways.append("residual blocks by tiles")
+    if any(isinstance(images, DecodedImages) for images in batches.images):
+        ways.append("images kept decoded")
+    about = f"condition {describe(game.conditions)}, from step {first_step}, on {'; '.join(ways)}"
+    game.engine.announce(f"{game.config.run}: {about}")
+
+
+def computes_by_tiles(game: Game) -> bool:
+    """Whether G's residual blocks go the way of featgan.networks.winograd."""
+    block = next(module for module in game.generator.bare.modules() if isinstance(module, Conv3x3))
+    count, side = game.config.training.batch_size // game.engine.world_size, game.image_size // 4
+    count //= game.config.distribution.accumulation
+    with game.engine.autocast():
+        return block.saves(torch.empty(count, block.in_channels, side, side, device=game.engine.device))

@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
-from featgan.conditions import describe
 from featgan.config import Config
 from featgan.data.loader import BatchStream, open_loader
 from featgan.engine import learning_rate
@@ -14,7 +13,7 @@ from featgan.interruption import StopRequest, Watchdog
 from featgan.objective import discriminator_losses, edit, generator_losses, reading_losses, split
 from featgan.record import Recorder
 from featgan.schedule import check_folder
-from featgan.start import begin, check_wishes, sole_trainer
+from featgan.start import announce, begin, check_wishes, sole_trainer
 
 
 def train(
@@ -48,10 +47,10 @@ def run_steps(game: Game, first_step: int, request: StopRequest, watchdog: Watch
     config, engine, generator, discriminator = game.config, game.engine, game.generator, game.discriminator
     run, training, optimizer = config.run, config.training, config.optimizer
     batches = build_stream(game)
-    engine.announce(f"{run}: condition {describe(game.conditions)}, from step {first_step}, on {engine.describe()}")
 
     loading = open_loader(batches, first_step, training.steps, training.num_workers)
     with loading as loader, Recorder(game, run, first_step, batches[0], profile) as recorder:
+        announce(game, first_step, batches)
         watchdog.finished()
         for step in range(first_step, training.steps):
             # --- take the batch of this step

@@ -61,7 +61,14 @@ class World:
             "dataset": {"shards": str(self.shards.path), "features": "stand-in"},
             "generator": {"dim": 4, "num_blocks": 1},
             "discriminator": {"dim": 4, "num_layers": 3},
-            "training": {"steps": 4, "batch_size": 4, "critic_steps": 2, "report_every": 1, "save_every": 2},
+            "training": {
+                "precision": "fp32",
+                "steps": 4,
+                "batch_size": 4,
+                "critic_steps": 2,
+                "report_every": 1,
+                "save_every": 2,
+            },
         }
         for name, values in sections.items():
             tree[name] = {**tree.get(name, {}), **values}

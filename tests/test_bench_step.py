@@ -55,4 +55,15 @@ def test_a_profile_is_a_trace_and_a_table(world: World, tmp_path: Path, capsys: 
     trace = json.loads((config.run / "profile" / "trace.pt.trace.json").read_text())
     steps = {event["name"] for event in trace["traceEvents"] if str(event.get("name")).startswith("ProfilerStep#")}
     assert len(steps) == 10
-    assert "mkldnn_convolution" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mkldnn_convolution" in said and "10 steps." in said and "ProfilerStep" not in said
+
+
+@pytest.mark.parametrize(("steps", "said"), [(9, "4 steps."), (5, "nothing was traced")])
+def test_a_profile_of_a_short_training_says_how_short(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, said: str
+) -> None:
+    config = world.config(tmp_path / "run", training={"steps": steps})
+    train(config, profile=True)
+    assert said in capsys.readouterr().err
+    assert (config.run / "profile").exists() == (steps > 5)

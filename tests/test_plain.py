@@ -144,6 +144,27 @@ def test_so_is_that_of_every_output_and_discriminator(
     assert_same_step(game, in_double(game, batch), 1e-9)
 
 
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_made_again_change_nothing(world: World, tmp_path: Path, conditioning: str, precision: str) -> None:
+    game = build(
+        world, tmp_path, FEATURES, losses=LOGISTIC, generator={"conditioning": conditioning},
+        training={"precision": precision},
+    )  # fmt: skip
+    (part,) = split(game, BatchStream(game.sources, 4, 1, 0)[3])
+
+    def results() -> list[Tensor]:
+        part.fake = edit(game, part)
+        with game.discriminator.frozen():
+            loss, _ = generator_losses(game, [part])[0]()
+            return [loss.detach(), *gradients(game.generator.bare, loss)]
+
+    kept = results()
+    game.generator.bare.recomputes = True
+    for again, before in zip(results(), kept, strict=True):
+        torch.testing.assert_close(again, before, rtol=0.05 if precision == "bf16" else 1e-6, atol=1e-6)
+
+
 def test_so_is_that_of_two_data_sets(double: None, world: World, tmp_path: Path) -> None:
     game = build(
         world, tmp_path, CONDITIONS["expression"], losses=WGAN,

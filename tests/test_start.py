@@ -12,6 +12,7 @@ import pytest
 
 from featgan.errors import Stopped, UserError
 from featgan.holder import Hold, Holder, compose
+from featgan.networks import winograd
 from featgan.schedule import LOCK, step_folder
 from featgan.settings import to_yaml
 from featgan.train import train
@@ -92,3 +93,19 @@ def test_a_hang_before_the_first_step_shows_its_stacks_too(world: World, tmp_pat
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1 and "Timeout (0:00:06)!" in found.stderr and "<lambda>" in found.stderr
     assert json.loads((config.run / LOCK).read_text())["pid"], "the next start takes it over"
+
+
+def test_the_first_line_tells_in_which_ways_is_trained(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_line(**training: object) -> str:
+        train(world.config(tmp_path / str(len(list(tmp_path.iterdir()))), training=training))
+        return " ".join(capsys.readouterr().err.split())
+
+    short = first_line(steps=2)
+    assert "on cpu in fp32" in short and "tiles" not in short and "kept" not in short
+    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
+    assert "; residual blocks by tiles; images kept decoded" in first_line(steps=20, save_every=20)
+    half = first_line(steps=2, precision="bf16")
+    assert "on cpu in bf16, penalties' norms and losses in fp32" in half and "tiles" not in half

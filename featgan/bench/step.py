@@ -45,13 +45,15 @@ class Sizes:
     condition_dim: int = 64
     conditioning: str = "concat"
 
-    def config(self, precision: str) -> Config:
-        """The ancestor's objective and networks in these sizes."""
+    def config(self, way: str) -> Config:
+        """The ancestor's objective and networks in these sizes; the way is a precision, and `recompute` behind it."""
+        precision, _, recompute = way.partition(" ")
         layers = min(6, self.image_size.bit_length() - 1)
         tree = {
             "generator": {"dim": self.dim, "conditioning": self.conditioning},
             "discriminator": {"dim": self.dim, "num_layers": layers},
             "losses": {"condition_weight": 10},
+            "distribution": {"recompute": bool(recompute)},
             "training": {"precision": precision, "batch_size": self.batch_size, "critic_steps": CRITIC_STEPS},
         }
         return validate(tree, "featgan bench step")
@@ -62,7 +64,8 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
     sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
     device = Engine("fp32", sizes.config("fp32").distribution).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    names = ["plain", *precisions, *(f"convolution {precision}" for precision in precisions)]
+    ways = [way for precision in precisions for way in (precision, f"{precision} recompute")]
+    names = ["plain", *ways, *(f"convolution {precision}" for precision in precisions)]
     with ExitStack() as open_sides:
         sides = {
             name: open_sides.enter_context(Elsewhere(f"{__name__}:prepare", name, asdict(sizes))) for name in names
@@ -70,8 +73,8 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
         seconds = in_turn(sides, repeats)
         megabytes = {name: Costs((side.megabytes,)) for name, side in sides.items()}
     flops = count_flops(sizes)
-    rows = [step_row(sizes, precision, seconds, flops, device) for precision in precisions]
-    rows += [memory_row(precision, megabytes) for precision in precisions] if device.type == "cpu" else []
+    rows = [step_row(sizes, way, seconds, flops, device) for way in ways]
+    rows += [memory_row(way, megabytes) for way in ways] if device.type == "cpu" else []
     tables = [operations(sizes, precisions[-1]), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
     remarks = [f"a step is the mean of {CRITIC_STEPS}, of which one trains the generator: {flops / 1e9:.0f} GFLOP"]
     if "bf16" not in precisions:
@@ -79,15 +82,16 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
     return Bench("step", rows, asdict(sizes), tables, remarks)
 
 
-def build_game(sizes: Sizes, precision: str) -> Game:
+def build_game(sizes: Sizes, way: str) -> Game:
     """A game without data; its batches are drawn by `random_batch`."""
-    config = sizes.config(precision)
+    config = sizes.config(way)
     engine = Engine(config.training.precision, config.distribution)
     names = tuple(str(index) for index in range(sizes.condition_dim))
     condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), no_values)
     critic = config.discriminator
     torch.manual_seed(0)
     generator = Generator(sizes.image_size, sizes.condition_dim, **config.generator.model_dump())
+    generator.recomputes = config.distribution.recompute
     discriminator = Discriminator(sizes.image_size, sizes.condition_dim, critic.dim, critic.num_layers)
     players = {
         "generator": engine.player(generator, RATE, config.optimizer),
@@ -110,9 +114,9 @@ def random_batch(sizes: Sizes, device: torch.device) -> Batch:
     return Batch(images, condition, condition.roll(1, 0), nothing, nothing, torch.rand(count), 0).to(device)
 
 
-def fast_round(sizes: Sizes, precision: str) -> Round:
+def fast_round(sizes: Sizes, way: str) -> Round:
     """n_critic steps as `featgan.train` does them, of which the last trains the generator too."""
-    game = build_game(sizes, precision)
+    game = build_game(sizes, way)
     batch = random_batch(sizes, game.engine.device)
 
     def work() -> None:
@@ -205,20 +209,20 @@ def count_flops(sizes: Sizes) -> float:
     return float(counter.get_total_flops()) / CRITIC_STEPS * sizes.batch_size
 
 
-def step_row(sizes: Sizes, precision: str, seconds: Mapping[str, Costs], flops: float, device: torch.device) -> Row:
+def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float, device: torch.device) -> Row:
     """A step's seconds: a round's divided by its steps."""
-    on_cpu = device.type == "cpu"
+    on_cpu, (precision, _, recompute) = device.type == "cpu", way.partition(" ")
     ratio = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
     goals = [Goal("ratio", ratio)]
     if precision == "bf16":
         goals.append(Goal("share", 0.4 if on_cpu else 0.45))
     bound = scaled(seconds[f"convolution {precision}"], flops / Convolution.flops(sizes))
     return Row(
-        f"step, {precision}",
-        scaled(seconds[precision], 1 / CRITIC_STEPS),
+        f"step, {named(way)}",
+        scaled(seconds[way], 1 / CRITIC_STEPS),
         scaled(seconds["plain"], 1 / CRITIC_STEPS),
         bound,
-        tuple(goals),
+        () if recompute else tuple(goals),
         ceiling_name="its operations at the rate of a residual block's convolution",
     )
 
@@ -227,10 +231,15 @@ def scaled(costs: Costs, factor: float) -> Costs:
     return Costs(tuple(value * factor for value in costs.values))
 
 
-def memory_row(precision: str, megabytes: Mapping[str, Costs]) -> Row:
+def named(way: str) -> str:
+    """A way as its setting is called."""
+    return way.replace(" recompute", " and distribution.recompute")
+
+
+def memory_row(way: str, megabytes: Mapping[str, Costs]) -> Row:
     """Peak memory of all rounds, each side in its own process."""
     goals = (Goal("part", 0.6),)
-    return Row(f"peak memory of a step, {precision}", megabytes[precision], megabytes["plain"], goals=goals, unit="MB")
+    return Row(f"peak memory of a step, {named(way)}", megabytes[way], megabytes["plain"], goals=goals, unit="MB")
 
 
 def operations(sizes: Sizes, precision: str) -> Table:

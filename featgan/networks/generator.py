@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from featgan.images import single
 from featgan.networks.conditioning import Mapping, Norm, concat_convolution, tile_layout, tile_plane
@@ -76,6 +77,8 @@ class Generator(nn.Module):
             raise ValueError(f"image size {image_size}: the generator halves it twice, so it must be a multiple of 4")
         self.conditioning = conditioning
         self.output = output
+        self.recomputes = False
+        """Whether activations are made again for the backward pass, in place of kept (Chen et al. 2016)."""
         style_dim = STYLE_DIM if conditioning == "modulation" else 0
         self.mapping = Mapping(condition_dim, style_dim) if style_dim else None
         extra = {"concat": condition_dim, "tile": 1, "modulation": 0}[conditioning]
@@ -104,6 +107,14 @@ class Generator(nn.Module):
                 self.to_pixels.bias[3] = BLEND_START
 
     def forward(self, images: Tensor, condition: Tensor) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            # Nothing in here is drawn at random.
+            found: Tensor = checkpoint(self.compute, images, condition, use_reentrant=False, preserve_rng_state=False)
+            return found
+        return self.compute(images, condition)
+
+    def compute(self, images: Tensor, condition: Tensor) -> Tensor:
+        """The edit, layer by layer."""
         style = self.mapping(condition) if self.mapping is not None else None
         activations = F.relu(self.encoder_norms[0](self.enter(images, condition), None))
         for conv, norm in zip(self.encoder[1:], self.encoder_norms[1:], strict=True):
