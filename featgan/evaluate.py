@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ def evaluate_run(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run, step, device)
+    named = {"blackbox": blackboxes, "probe": probe, "witness": witness, "inception": inception, "lpips": lpips}
+    arguments = as_arguments({"suite": suite, **named, "count": count, "components": num_components})
     pairs, swept = suite_size(suite, count)
     shards = open_shards(model)
     if witness is not None and model.condition_kind != "features":
@@ -100,6 +102,7 @@ def evaluate_run(
         "pairs": min(pairs, len(shards.split("validation"))),
         "witness": observers.witness.describe() if observers.witness else None,
         "weights": describe_files(inception, lpips),
+        "arguments": arguments,
     }
     document = write_document(findings, model.step, suite, model.blackbox)
     path = evaluation_path(run, model.step, suite, count if pairs < SUITES[suite][0] else None)
@@ -107,6 +110,15 @@ def evaluate_run(
     write_whole(path, json.dumps(document, indent=1).encode())
     write_board(run, findings, model.step)
     return document | {"path": str(path)}
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options of `featgan evaluate` as they are written, those left out that were not given."""
+    found: list[str] = []
+    for name, value in options.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            found += [f"--{name}", str(each)] if each is not None else []
+    return found
 
 
 def suite_size(suite: str, count: int | None) -> tuple[int, int]:

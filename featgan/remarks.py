@@ -18,6 +18,12 @@ FEW_PAIRS = 20
 FEW_IMAGES = 200
 """Images a side below which distances of distributions say little."""
 
+KEPT = 2.0
+"""Times what JPEG at quality 75 changes, up to which a source counts as kept."""
+
+NUISANCE = 0.15
+"""Share of the change of factors that mean something, up to which the others stay put."""
+
 TINTED = 0.5
 """Deviations of real pictures' colours from which a tint is spoken of."""
 
@@ -156,7 +162,7 @@ def traversal_remarks(findings: Findings) -> Iterator[Remark]:
     faint = [entry for entry in entries if entry.get("slope", 1.0) < FAINT]
     if faint:
         said = listed([f"{entry['index'] + 1} (slope {entry['slope']:.2f})" for entry in faint])
-        yield limit("traversal", f"Not visible in pixels: {plural('component', faint)} {said}.")
+        yield limit("traversal", f"Not visible to the box in the pixels: {plural('component', faint)} {said}.")
     yield from held_by_data(findings, [entry["index"] + 1 for entry in faint])
     even = [entry for entry in entries if entry.get("slope", 0.0) >= FAINT and entry.get("monotonicity", 0.0) >= 0.9]
     if even:
@@ -186,24 +192,42 @@ def held_by_data(findings: Findings, faint: Sequence[int]) -> Iterator[Remark]:
 
 def preservation_remarks(findings: Findings) -> Iterator[Remark]:
     """Whether the source is kept, and whether a person can see the edit."""
-    flat, kept = findings.flat, findings.flat.get("self_l1")
-    if is_known(kept) and kept.value > 0.2:
+    flat = findings.flat
+    yield from source_remarks(findings)
+    size, jpeg = flat.get("edit_l1"), findings.control("ceiling_jpeg").get("edit_l1")
+    if is_known(size) and is_known(jpeg) and size.low <= jpeg.high:
+        beside = f"{size.value:.3f} beside {jpeg.value:.3f}"
+        yield limit("preservation", f"The edits are hardly larger than what JPEG at quality 75 changes: {beside}.")
+    coarse, constant = (flat.get(f"asked_edit_{kind}_share") for kind in ("coarse", "constant"))
+    if is_known(coarse):
+        share = f"{coarse.value:.2f} of the edit's energy is coarse where another decision is asked"
+        if is_known(constant) and constant.low > 0.5:
+            tint = f"{constant.value:.2f} of the edit's energy"
+            yield limit("preservation", f"Most of the change is one tint of the whole picture: {tint}.")
+        elif coarse.high < 0.5:
+            yield limit("preservation", f"Much of the change is fine texture, which a person may not see: {share}.")
+        elif coarse.low > 0.5 and not (is_known(size) and is_known(jpeg) and size.low <= jpeg.high):
+            yield Remark("preservation", "supports", f"The change is coarse enough to be seen: {share}.")
+
+
+def source_remarks(findings: Findings) -> Iterator[Remark]:
+    """How much of the source repainting alone changes, where nothing is asked to change."""
+    kept, jpeg = findings.flat.get("self_l1"), findings.control("ceiling_jpeg").get("edit_l1")
+    if not is_known(kept):
+        return
+    if kept.value > 0.2:
         yield limit(
             "preservation",
             f"The generator does not keep its source (self-reconstruction {kept.value:.2f}): "
             "faithfulness without preservation shows what fools the box, not what it looks at.",
         )
-    size, jpeg = flat.get("edit_l1"), findings.control("ceiling_jpeg").get("edit_l1")
-    if is_known(size) and is_known(jpeg) and size.low <= jpeg.high:
-        beside = f"{size.value:.3f} beside {jpeg.value:.3f}"
-        yield limit("preservation", f"The edits are hardly larger than what JPEG at quality 75 changes: {beside}.")
-    coarse = flat.get("asked_edit_coarse_share")
-    if is_known(coarse):
-        share = f"{coarse.value:.2f} of the edit's energy is coarse where another decision is asked"
-        if coarse.value < 0.5:
-            yield limit("preservation", f"Much of the change is fine texture, which a person may not see: {share}.")
-        elif not (is_known(size) and is_known(jpeg) and size.low <= jpeg.high):
-            yield Remark("preservation", "supports", f"The change is coarse enough to be seen: {share}.")
+    elif is_known(jpeg):
+        beside = f"by {kept.value:.3f} of 2 where nothing is asked, JPEG at quality 75 by {jpeg.value:.3f}"
+        if kept.low > KEPT * jpeg.value:
+            text = f"Repainting by itself changes the picture, so compare edits with the reconstruction: {beside}."
+            yield limit("preservation", text)
+        elif kept.high <= KEPT * jpeg.value:
+            yield Remark("preservation", "supports", f"What is not asked to change is kept: {beside}.")
 
 
 def realism_remarks(findings: Findings) -> Iterator[Remark]:
@@ -224,6 +248,9 @@ def realism_remarks(findings: Findings) -> Iterator[Remark]:
         elif far or edited.count < FEW_IMAGES:
             few = f"{edited.count} images a side are too few to tell"
             yield Remark("realism", "unknown", f"Whether edits lie where real images do: {few} ({beside}).")
+        elif edited.high - edited.low > 2 * floor.value:
+            wide = f"{edited.low:.2f} to {edited.high:.2f} is too wide to tell"
+            yield Remark("realism", "unknown", f"Whether edits lie where real images do: {wide} ({beside}).")
         elif prefix:
             yield Remark("realism", "supports", f"The edits lie near real images: {beside}.")
         else:
@@ -243,10 +270,13 @@ def factor_remarks(findings: Findings) -> Iterator[Remark]:
     """Whether what does not drive the expression stays put, on drawn faces."""
     ratio = findings.flat.get("factor_nuisance_ratio")
     if is_known(ratio):
-        stays = ratio.value <= 0.25
-        text = f"Nuisance factors {'stay put' if stays else 'move as well'}: {ratio.value:.2f} of the change of the "
-        verdict: Verdict = "supports" if stays else "limits"
-        yield Remark("factors", verdict, text + "factors that mean something.")
+        share = f"{ratio.value:.2f} of the change of the factors that mean something"
+        if ratio.high <= NUISANCE:
+            yield Remark("factors", "supports", f"Nuisance factors stay put: {share}.")
+        elif ratio.low > NUISANCE:
+            yield limit("factors", f"Nuisance factors move as well: {share}.")
+        else:
+            yield Remark("factors", "unknown", f"Whether nuisance factors stay put is too close to tell: {share}.")
 
 
 RULES: tuple[Callable[[Findings], Iterator[Remark]], ...] = (

@@ -35,7 +35,7 @@ from featgan.report.catalogue import build_sweeps
 from featgan.report.components import rank_components
 from featgan.report.names import Names, keep_names, merge_names
 from featgan.report.page import Report
-from featgan.report.records import Evaluation, newest_evaluation, read_config, read_metrics
+from featgan.report.records import Evaluation, best_evaluation, read_config, read_metrics
 from featgan.report.rendering import Look, Rendering, as_frames, difference_scale, render_sweep
 from featgan.report.sources import Sources, label_names, read_folder, sample_rows
 from featgan.report.sweeps import Subject, Sweep
@@ -257,7 +257,7 @@ def read_answer(opened: Opened) -> Answer | None:
 def build_report(opened: Opened, sources: Sources, renderings: Sequence[Rendering]) -> Report:
     """Gather what the page shows."""
     request, model, look = opened.request, opened.model, opened.look
-    evaluation, answer = newest_evaluation(request.run, model.step), read_answer(opened)
+    evaluation, answer = best_evaluation(request.run, model.step), read_answer(opened)
     extra = ["--images", str(request.images)] if request.images else []
     extra += ["--directions", ",".join(request.directions)] if request.directions else []
     extra += ["--num-images", str(request.num_images), "--components", str(request.num_components)]

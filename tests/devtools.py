@@ -20,13 +20,20 @@ SECONDS = 60
 """An answer of the browser, or a state that is waited for, has come by then."""
 
 
+def find_chromium() -> str:
+    """Its path; where there is none the test is skipped, or fails where FEATGAN_NEEDS_BROWSER says that it must run."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        missing = pytest.fail if os.environ.get("FEATGAN_NEEDS_BROWSER") else pytest.skip
+        missing("no Chromium on this machine (Debian: apt-get install chromium)")
+    return found
+
+
 class Browser:
     """One page; `problems` are its console errors and exceptions, `requests` every address that it asked for."""
 
     def __init__(self, profile: Path, width: int = 1280, height: int = 900) -> None:
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if chromium is None:
-            pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+        chromium = find_chromium()
         self.command = [chromium, *FLAGS.split(), f"--user-data-dir={profile}", f"--window-size={width},{height}"]
         self.problems: list[str] = []
         self.requests: list[str] = []

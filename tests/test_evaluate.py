@@ -69,6 +69,7 @@ def test_it_writes_json_and_the_board_and_is_repeatable(trained: Path, stand_in:
     assert {"shift_aggregate", "ccc", "label_agreement", "self_l1", "cycle_ssim", "frechet_edited"} <= values(
         first
     ).keys()
+    assert written["arguments"] == ["--suite", "quick", "--components", "3"]
     assert len(first["components"]) == 3 and np.shape(first["crosstalk"]) == (3, 3)
     assert list((trained / "tensorboard" / "evaluation").glob("events*"))
     assert values(evaluate_run(trained, suite="quick", num_components=3)) == values(first)
@@ -95,7 +96,7 @@ def test_a_generator_that_copies_scores_as_the_identity_control(
     for region in document["regions"]:
         assert_same(only_values(region["measures"]), region["controls"]["identity_copy"])
     assert any("hardly reach" in sentence for sentence in document["statements"])
-    assert "Not visible in pixels: components 1 (slope 0.00), 2 (slope 0.00)." in document["statements"]
+    assert "Not visible to the box in the pixels: components 1 (slope 0.00), 2 (slope 0.00)." in document["statements"]
 
 
 def only_values(measures: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """An evaluation's sentences say what its numbers support, and no more."""
 
+from dataclasses import replace
+
 import pytest
 
 from featgan.families import Findings
@@ -117,7 +119,7 @@ def test_components_are_grouped_by_what_is_seen_of_them() -> None:
         {"traversal": family(generator=generator, nearest_real=real)}, crosstalk=[[0.6, 0, 0], [0, 0, 0], [0, 0, 0.4]]
     )
     assert said(findings, "traversal") == [
-        ("limits", "Not visible in pixels: component 2 (slope 0.02)."),
+        ("limits", "Not visible to the box in the pixels: component 2 (slope 0.02)."),
         ("unknown", "No real images move them alone either, so the data cannot show them: 2 (0.05)."),
         ("supports", "Followed evenly: components 1, 3, slope 0.40 to 0.60."),
         (
@@ -137,6 +139,34 @@ def test_fine_and_faint_edits_are_not_called_visible() -> None:
     assert about(0.2, 0.8) == ["The change is coarse enough to be seen"]
     assert about(0.2, 0.2) == ["Much of the change is fine texture, which a person may not see"]
     assert about(0.01, 0.8) == ["The edits are hardly larger than what JPEG at quality 75 changes"]
+
+
+def test_a_tint_is_no_coarse_edit() -> None:
+    own = {"edit_l1": 0.2, "asked_edit_coarse_share": 0.9, "asked_edit_constant_share": 0.7}
+    (found,) = said(Findings({"preservation": family(generator=own, ceiling_jpeg={"edit_l1": 0.02})}), "preservation")
+    assert found[0] == "limits" and found[1].startswith("Most of the change is one tint of the whole picture: 0.70")
+
+
+@pytest.mark.parametrize(
+    ("kept", "verdict", "begins"),
+    [
+        (0.03, "supports", "What is not asked to change is kept: by 0.030 of 2"),
+        (0.08, "limits", "Repainting by itself changes the picture, so compare edits with the reconstruction: "),
+        (0.30, "limits", "The generator does not keep its source (self-reconstruction 0.30)"),
+    ],
+)
+def test_what_repainting_changes_is_judged_beside_jpeg(kept: float, verdict: str, begins: str) -> None:
+    table = family(generator={"self_l1": kept}, ceiling_jpeg={"edit_l1": 0.025})
+    (found,) = said(Findings({"preservation": table}), "preservation")
+    assert found[0] == verdict and found[1].startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "width", "verdict"), [(0.1, 0.02, "supports"), (0.2, 0.02, "limits"), (0.15, 0.1, "unknown")]
+)
+def test_nuisance_is_judged_by_its_interval(ratio: float, width: float, verdict: str) -> None:
+    (found,) = said(Findings({"factors": {"generator": {"factor_nuisance_ratio": around(ratio, width)}}}), "factors")
+    assert found[0] == verdict
 
 
 def test_the_space_that_took_no_part_in_training_speaks_first() -> None:
@@ -162,6 +192,14 @@ def test_a_generator_that_forgets_its_source_is_named() -> None:
         ("limits", "Asked for the same, different sources become one picture: 0.10 of the sources' own distance.")
     ]
     assert said(Findings({"diversity": family(generator={"diversity_ratio": 0.9})}), "diversity") == []
+
+
+def test_a_wide_interval_of_many_images_supports_nothing_either() -> None:
+    own = {"frechet_edited": around(0.8, 1.8), "frechet_real_floor": around(0.5, 1.4)}
+    own |= {"kid_edited": around(0.0, 0.2), "kid_real_floor": around(0.0, 0.2)}
+    many = {f"witness_{name}": replace(found, count=628) for name, found in own.items()}
+    (found,) = said(Findings({"realism": {"generator": many}}), "realism")
+    assert found[0] == "unknown" and "is too wide" in found[1]
 
 
 def test_a_distance_that_could_be_chance_supports_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from featgan.report.curves import draw_curve, thin_out, ticks
 from featgan.report.page import Report, build_page, show_number
-from featgan.report.records import newest_evaluation, read_metrics
+from featgan.report.records import best_evaluation, read_metrics
 from tests.reported import NASTY, build_report, evaluation
 
 
@@ -56,7 +56,7 @@ def evaluated(report: Report, run: Path, content: Any = None) -> Report:
 def write_evaluation(run: Path, name: str, content: Any) -> Any:
     (run / "evaluations").mkdir(exist_ok=True)
     (run / "evaluations" / f"{name}.json").write_text(json.dumps(content))
-    return newest_evaluation(run, 30)
+    return best_evaluation(run, 30)
 
 
 def test_the_page_loads_nothing(report: Report) -> None:
@@ -123,11 +123,17 @@ def test_what_comes_from_outside_is_escaped(report: Report, tmp_path: Path) -> N
     assert NASTY in page.data["names"] and "The pictures of this page are of step 30." in page.text
 
 
-def test_the_newest_evaluation_of_the_step_is_taken_and_odd_ones_do_no_harm(report: Report, tmp_path: Path) -> None:
-    assert newest_evaluation(tmp_path, 30) is None
+def test_the_best_evaluation_of_the_step_is_taken_and_odd_ones_do_no_harm(report: Report, tmp_path: Path) -> None:
+    assert best_evaluation(tmp_path, 30) is None
     assert write_evaluation(tmp_path, "a", {"step": 10, "suite": "quick"}).suite == "quick"
     assert write_evaluation(tmp_path, "b", {"step": 30, "suite": "standard"}).suite == "standard"
     assert write_evaluation(tmp_path, "c", {"step": 40}).step == 30
+    witnessed = {"step": 30, "pairs": 900, "measures": {"ccc": {}, "witness_agreement": {}}, "arguments": ["--x", "y"]}
+    assert write_evaluation(tmp_path, "f", witnessed).arguments == ["--x", "y"]
+    for lesser in ({"pairs": 900, "measures": {"ccc": {}}}, {"pairs": 16, "measures": witnessed["measures"]}):
+        assert "witness_agreement" in write_evaluation(tmp_path, "g", {"step": 30, **lesser}).measures, "not the newest"
+    (tmp_path / "evaluations" / "f.json").unlink()
+    (tmp_path / "evaluations" / "g.json").unlink()
     (tmp_path / "evaluations" / "d.json").write_text('{"step": 30')
     odd = {
         "step": 30, "headline": [3, {"value": 1, "low": "x"}], "tables": [{"rows": 3}], "components": [{"index": "x"}],

@@ -1,6 +1,5 @@
 """The report in a real browser: sliders, keyboard, contrast, narrow screens, and nothing asked of the network."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from featgan.report.page import Report, build_page
 from featgan.report.records import parse_evaluation
 from featgan.report.rendering import Rendering
+from tests.devtools import find_chromium
 from tests.reported import SIZE, build_report, evaluation
 
 pytestmark = pytest.mark.browser
@@ -59,7 +59,7 @@ CONTRASTS = """() => {
     const box = element.getBoundingClientRect();
     const style = getComputedStyle(element);
     if (!walker.currentNode.data.trim() || !box.width || style.visibility === "hidden") continue;
-    if (["SCRIPT", "STYLE"].includes(element.tagName) || element.closest(".matrix td, svg")) continue;
+    if (["SCRIPT", "STYLE"].includes(element.tagName) || element.closest("svg")) continue;
     const [one, other] = [light(colour(style.color)), light(ground(element))];
     const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
     found.push([contrast, walker.currentNode.data.trim().slice(0, 40)]);
@@ -82,9 +82,7 @@ def path(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    chromium = find_chromium()
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield started

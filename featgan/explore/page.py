@@ -17,7 +17,7 @@ from featgan.metrics.intervals import Floats
 from featgan.report import page as report_page
 from featgan.report.answers import most_pushed
 from featgan.report.cards import ComponentFacts
-from featgan.report.records import newest_evaluation
+from featgan.report.records import best_evaluation
 
 MARKED = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Training quantiles marked on a slider."""
@@ -74,7 +74,7 @@ def build_sliders(run: LiveRun) -> list[Slider]:
     space = run.model.space
     if space is None or not run.on_features:
         return []
-    evaluation = newest_evaluation(run.path, run.model.step)
+    evaluation = best_evaluation(run.path, run.model.step)
     measured = evaluation.components if evaluation and evaluation.step == run.model.step else {}
     facts = ComponentFacts(space, run.head_weight, run.answer.names, measured)
     pushes = facts.pushes() if run.head_weight is not None else None

@@ -44,15 +44,17 @@ class Session:
 
     @property
     def shares_space(self) -> bool:
-        """Whether component k means the same in all runs."""
+        """Whether component k means the same in all runs that have it."""
         spaces = [run.model.space for run in self.runs]
-        head = spaces[0]
-        return head is None or all(
-            space is not None
-            and head.feature_dim == space.feature_dim
-            and head.num_components == space.num_components
-            and torch.allclose(head.components, space.components, atol=0.01)
-            for space in spaces[1:]
+        known = [space for space in spaces if space is not None]
+        if len(known) < len(spaces):
+            return not known
+        both = min(space.num_components for space in known)
+        first = known[0]
+        return all(
+            first.feature_dim == space.feature_dim
+            and torch.allclose(first.components[:both], space.components[:both], atol=0.01)
+            for space in known[1:]
         )
 
     def find(self, ask: Ask) -> tuple[Picture, Picture | None]:

@@ -43,8 +43,8 @@ def commands(run: Path, model: Model, evaluation: Evaluation | None, render_opti
     step = ["--step", str(model.step)]
     lines.append(shlex.join(["featgan", "train", str(run / "config.yaml")]))
     if evaluation is not None:
-        suite = ["--suite", evaluation.suite] if evaluation.suite else []
-        lines.append(shlex.join(["featgan", "evaluate", str(run), "--step", str(evaluation.step), *suite]))
+        given = ["--step", str(evaluation.step), *evaluation.arguments]
+        lines.append(shlex.join(["featgan", "evaluate", str(run), *given]))
     return [*lines, shlex.join(["featgan", "render", str(run), *step, *render_options])]
 
 

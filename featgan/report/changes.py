@@ -102,7 +102,11 @@ def name_place(row: int, column: int) -> str:
     return "centre" if (row, column) == (1, 1) else f"{ROWS[row]} {COLUMNS[column]}"
 
 
-def typical_source(changes: Sequence[Change]) -> int:
-    """The source whose pictures change as much as those of the median one, over all components alike."""
+def typical_source(changes: Sequence[Change], lost: Tensor | None = None) -> int:
+    """Of the half of the sources that are best kept, the one whose pictures change as much as those of the median one.
+
+    Over all components alike. `lost` [N] is how far repainting alone takes each source from itself, where it is known.
+    """
     sizes = torch.stack([change.patches / max(change.visible, 1e-6) for change in changes]).mean(0)
-    return int(sizes.argsort()[(len(sizes) - 1) // 2])
+    kept = torch.arange(len(sizes)) if lost is None else lost.argsort()[: (len(lost) + 1) // 2]
+    return int(kept[sizes[kept].argsort()[(len(kept) - 1) // 2]])

@@ -62,8 +62,12 @@ class Report:
 
     @property
     def start(self) -> int:
-        """The source that is shown first: one whose pictures change as those of the median one."""
-        return typical_source([each.change for each in self.ranking.components]) if self.ranking.components else 0
+        """The source that is shown first: a well-kept one whose pictures change as those of the median one."""
+        if not self.ranking.components:
+            return 0
+        kept = next((each.reconstruction for each in self.renderings if each.reconstruction is not None), None)
+        lost = None if kept is None else (kept.float() - self.sources.images.float()).abs().mean((1, 2, 3))
+        return typical_source([each.change for each in self.ranking.components], lost)
 
 
 def show_number(value: object, digits: int = 3) -> str:

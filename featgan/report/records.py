@@ -60,6 +60,7 @@ class Evaluation:
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)  # control => its measures
     remarks: list[Remark] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)  # of the command that made it, without run and step
 
     @property
     def num_swept(self) -> int | None:
@@ -69,16 +70,26 @@ class Evaluation:
         return count if isinstance(count, int) else None
 
 
-def newest_evaluation(run: Path, step: int) -> Evaluation | None:
-    """The newest evaluation of the step, or of any step when there is none; None when there is none at all."""
+def best_evaluation(run: Path, step: int) -> Evaluation | None:
+    """The evaluation of the step, or of any when it has none, with most pairs and observers, the newest of equals.
+
+    None when there is none at all.
+    """
     found = []
     for path in sorted((run / "evaluations").glob("*.json")):
         content = read_json(path)
         if content is not None:
-            found.append((content.get("step") == step, path.stat().st_mtime_ns, path.name, content))
+            weight = (content.get("step") == step, thoroughness(content), path.stat().st_mtime_ns, path.name)
+            found.append((weight, content))
     if not found:
         return None
-    return parse_evaluation(max(found, key=lambda entry: entry[:3])[3])
+    return parse_evaluation(max(found, key=lambda entry: entry[0])[1])
+
+
+def thoroughness(content: Mapping[str, Any]) -> tuple[float, int]:
+    """Pairs, and measures of the generator: a witness, a probe or weights add some."""
+    pairs = content.get("pairs")
+    return float(pairs) if is_number(pairs) else 0.0, len(mapping(content.get("measures")))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -94,7 +105,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def parse_evaluation(content: Mapping[str, Any]) -> Evaluation:
     """Keep what has the expected form, leave out the rest."""
-    step, statements, crosstalk = (content.get(name) for name in ("step", "statements", "crosstalk"))
+    names = ("step", "statements", "crosstalk", "arguments")
+    step, statements, crosstalk, arguments = (content.get(name) for name in names)
     components = mappings(content.get("components"))
     return Evaluation(
         step=step if isinstance(step, int) else None,
@@ -108,6 +120,7 @@ def parse_evaluation(content: Mapping[str, Any]) -> Evaluation:
         controls={name: mapping(entry) for name, entry in mapping(content.get("controls")).items()},
         remarks=[parse_remark(entry) for entry in mappings(content.get("remarks"))],
         regions=[parse_region(entry) for entry in mappings(content.get("regions"))],
+        arguments=[each for each in arguments if isinstance(each, str)] if isinstance(arguments, list) else [],
     )
 
 
