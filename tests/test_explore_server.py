@@ -16,6 +16,7 @@ from featgan.cli import cli, main
 from featgan.errors import UserError
 from featgan.explore import server as module
 from featgan.explore.guard import Access, access_for, knows_host
+from featgan.explore.serve import make_token
 from featgan.explore.page import FILES
 from featgan.explore.serve import listen, page_address
 from featgan.explore.server import build_app
@@ -173,6 +174,16 @@ def test_pictures_are_not_shown_on_other_sites(client: TestClient, session: Sess
     assert client.get(f"/pictures/{first_picture(session)}", headers=headers).status_code == 403
     assert client.get("/", headers=headers).status_code == 200  # a link to the page
     assert client.get("/").headers["cross-origin-resource-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("address", "wished", "needed"),
+    [("127.0.0.1", False, False), ("::1", False, False), ("127.0.0.1", True, True), ("0.0.0.0", False, True),
+     ("192.168.1.4", False, True), ("::", False, True)],
+)  # fmt: skip
+def test_a_token_is_needed_anywhere_but_on_the_loopback(address: str, wished: bool, needed: bool) -> None:
+    tokens = {make_token(address, wished) for _ in range(2)}
+    assert (None not in tokens and len(tokens) == 2) if needed else tokens == {None}
 
 
 def test_a_token_opens_the_page_and_goes_on_as_a_cookie(session: Session) -> None:

@@ -37,8 +37,7 @@ def explore(
         from featgan.explore.session import open_session
 
         address, port = listener.getsockname()[:2]
-        is_local = ipaddress.ip_address(address).is_loopback
-        token = secrets.token_urlsafe(24) if ask_token or not is_local else None
+        token = make_token(address, ask_token)
         session = open_session(runs, steps, blackboxes)
         for remark in (remark for run in session.runs for remark in run.remarks):
             console.print(remark, markup=False)
@@ -54,6 +53,11 @@ def explore(
             uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
+
+
+def make_token(address: str, ask_token: bool) -> str | None:
+    """What a page must be opened with; none on the loopback, unless it is wished for there too."""
+    return secrets.token_urlsafe(24) if ask_token or not ipaddress.ip_address(address).is_loopback else None
 
 
 def import_uvicorn() -> Any:
