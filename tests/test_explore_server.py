@@ -16,9 +16,8 @@ from featgan.cli import cli, main
 from featgan.errors import UserError
 from featgan.explore import server as module
 from featgan.explore.guard import Access, access_for, knows_host
-from featgan.explore.serve import make_token
 from featgan.explore.page import FILES
-from featgan.explore.serve import listen, page_address
+from featgan.explore.serve import listen, make_token, page_address
 from featgan.explore.server import build_app
 from featgan.explore.session import Session, open_session
 from tests.conftest import World
