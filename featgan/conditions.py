@@ -207,6 +207,23 @@ class ConditionLayout:
         return whole
 
 
+def phrase(request: str, wanted: Tensor, own: Tensor | None) -> Tensor:
+    """What G takes [..., C or 2 C], from the condition that is wanted and the image's own, both [..., C].
+
+    Under `change` the difference of the two is told as well, so that G need not find out what an image shows in order
+    to leave it alone (after the difference vectors of Liu et al. 2019, STGAN, which are told alone).
+    """
+    if request == "target":
+        return wanted
+    assert own is not None, "the configuration lets only features be asked for as changes"
+    return torch.cat([wanted, wanted - own], -1)
+
+
+def phrase_dim(request: str, dim: int) -> int:
+    """Width of what G takes, for a condition of `dim` numbers."""
+    return 2 * dim if request == "change" else dim
+
+
 def describe(conditions: Sequence[Condition]) -> str:
     """A few words for the terminal: kinds and widths."""
     return " + ".join(f"{condition.config.kind} ({condition.dim})" for condition in conditions)

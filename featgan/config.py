@@ -79,12 +79,19 @@ class GeneratorConfig(Section):
     """Channels of the first convolution; doubled twice on the way down."""
     num_blocks: Positive = 6
     """Residual blocks at a quarter of the resolution."""
+    request: Literal["target", "change"] = "target"
+    """G is told the wanted condition; under `change` also how it differs from the image's own, which a box tells."""
     conditioning: Literal["concat", "tile", "modulation"] = "concat"
     """Condition as C constant planes, as one tiled plane, or as scale and shift of the normalised activations."""
     output: Literal["image", "blend"] = "image"
     """A new image, or new pixels blended with the source through a mask."""
     upsampling: Literal["transposed", "nearest"] = "transposed"
     """Transposed convolutions, or repeated pixels and a convolution, which leaves no checkerboard."""
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the network is built from: all but what it is told."""
+        return self.model_dump(exclude={"request"})
 
 
 class DiscriminatorConfig(Section):
@@ -248,7 +255,6 @@ class Config(Section):
     """The discriminator."""
     losses: LossConfig = LossConfig()
     """The objective."""
-    """The target conditions."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimisers."""
     training: TrainingConfig = TrainingConfig()
@@ -300,6 +306,11 @@ class Config(Section):
                 f"training.batch_size {self.training.batch_size}"
             )
         kinds = {data.condition.kind for data in (self.dataset, self.second_dataset) if data}
+        if self.generator.request == "change" and kinds != {"features"}:
+            raise ValueError(
+                "generator.request: a change needs the condition of every image that is edited, and only a box can "
+                "tell it (condition.kind features); use target"
+            )
         if self.second_dataset and "features" in kinds:
             raise ValueError("second_dataset: two data sets are trained on labels only, not on features")
         return self

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from featgan import __version__
 from featgan.allocation import keep_freed_memory
 from featgan.checkpoint import read_json, read_tensors, save_checkpoint
-from featgan.conditions import Condition, ConditionLayout, build_condition
+from featgan.conditions import Condition, ConditionLayout, build_condition, phrase, phrase_dim
 from featgan.config import Config
 from featgan.data.loader import Source
 from featgan.data.shards import ShardSet
@@ -37,6 +37,10 @@ class Game:
     generator: Player
     discriminator: Player
     average: Average
+
+    def ask(self, wanted: Tensor, own: Tensor) -> Tensor:
+        """What G takes, from what is wanted of images and what they are."""
+        return phrase(self.config.generator.request, wanted, own)
 
     @property
     def image_size(self) -> int:
@@ -76,10 +80,11 @@ def verify_data(shards: Sequence[ShardSet], sources: Sequence[Source], engine: E
 def build_networks(config: Config, image_size: int, sources: list[Source]) -> tuple[Generator, Discriminator]:
     """G and D with their initial weights, which the seed fixes; UserError for a size they cannot take."""
     layout = ConditionLayout(tuple(source.condition.dim for source in sources))
+    width = phrase_dim(config.generator.request, layout.generator_dim)
     torch.manual_seed(config.training.seed)
     critic = config.discriminator
     try:
-        generator = Generator(image_size, layout.generator_dim, **config.generator.model_dump())
+        generator = Generator(image_size, width, **config.generator.architecture)
         discriminator = Discriminator(
             image_size,
             layout.estimate_dim,

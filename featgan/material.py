@@ -92,10 +92,10 @@ def label_layout(model: Model) -> ConditionLayout:
     return ConditionLayout((first,) if first == model.condition_dim else (first, model.condition_dim - first - 2))
 
 
-def encode_values(model: Model, values: Tensor) -> Tensor:
-    """Features or labels of the (first) data set [M, ...] => conditions [M, C]."""
+def encode_values(model: Model, values: Tensor, own: Tensor | None) -> Tensor:
+    """Wanted features or labels of the (first) data set [M, ...], and the images' own where known => what G takes."""
     if model.condition_kind == "features":
-        return model.encode(values)
+        return model.ask(model.encode(values), None if own is None else model.encode(own))
     return label_layout(model).embed(values, 0)
 
 

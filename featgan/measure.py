@@ -91,10 +91,11 @@ class FeatureSubject:
         """Real validation images, uint8."""
         return self.split.decode(rows)
 
-    def edit(self, images: Tensor, features: Tensor | Floats) -> Tensor:
-        """G(x, c) for features [N, F] of the box."""
-        wanted = torch.as_tensor(np.asarray(features), dtype=torch.float32)
-        return self.editor.edit(images, self.model.encode(wanted))
+    def edit(self, images: Tensor, features: Tensor | Floats, own: Tensor | Floats) -> Tensor:
+        """G(x, c) for wanted features [N, F] of the box, from the images' own."""
+        vectors = (torch.as_tensor(np.asarray(each), dtype=torch.float32) for each in (features, own))
+        wanted, before = map(self.model.encode, vectors)
+        return self.editor.edit(images, self.model.ask(wanted, before))
 
     def see(self, images: Tensor) -> Response:
         """What the box says of images."""
@@ -127,9 +128,10 @@ def edit_pairs(subject: FeatureSubject, pairs: Pairs) -> Edits:
     target, images = source.take(pairs.others), subject.images(pairs.source_rows)
     shuffled = target.features[controls.derangement(len(images), 1)]
     with subject.editor.showing("editing", 4 * len(images)):
-        edited = subject.edit(images, target.features)
-        to_others = subject.edit(images, shuffled)
-        kept, returned = subject.edit(images, source.features), subject.edit(edited, source.features)
+        edited = subject.edit(images, target.features, source.features)
+        to_others = subject.edit(images, shuffled, source.features)
+        kept = subject.edit(images, source.features, source.features)
+        returned = subject.edit(edited, source.features, target.features)
     nearest = subject.nearest(target.features)
     shown = {
         "generator": edited,

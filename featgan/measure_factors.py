@@ -48,7 +48,7 @@ def measure_factors(subject: FeatureSubject, probe: BlackBox, sweeps: Sweeps) ->
     deviations = training.std(0)
     features = subject.cache.features("validation", sweeps.rows)
     with subject.editor.showing("reconstructing", len(sweeps.rows)):
-        reconstructed = subject.edit(sweeps.images, features)
+        reconstructed = subject.edit(sweeps.images, features, features)
     probed, kept = (outputs_of(probe, images)[:, columns.read] for images in (sweeps.images, reconstructed))
     swept = sweeps.factors[..., columns.read]
     known = training[subject.known_rows]

@@ -42,7 +42,8 @@ def sweep_components(subject: FeatureSubject, rows: Integers, count: int, probe:
     with subject.editor.showing("sweeping components", count * len(SWEEP) * len(rows)):
         for component in range(count):
             wanted = component_sweep(subject.space, features, component, SWEEP).flatten(0, 1)
-            frames = subject.edit(images.repeat_interleave(len(SWEEP), 0), wanted)
+            repeated, own = (each.repeat_interleave(len(SWEEP), 0) for each in (images, features))
+            frames = subject.edit(repeated, wanted, own)
             nearest.append(subject.nearest(as_floats(wanted)).reshape(shape[:2]))
             measured.append(project(subject.space, subject.see(frames).features)[:, :count].reshape(shape))
             if probe is not None:
@@ -79,7 +80,7 @@ def measure_projections(subject: FeatureSubject, rows: Integers) -> Family:
     own = torch.from_numpy(seen.features).float()
     asked = {count: projections(subject.space, own, [count])[:, 0] for count in counts}
     with subject.editor.showing("projecting", len(counts) * len(rows)):
-        edited = {count: subject.see(subject.edit(images, wanted)) for count, wanted in asked.items()}
+        edited = {count: subject.see(subject.edit(images, wanted, own)) for count, wanted in asked.items()}
     nearest = {count: subject.known.take(subject.nearest(as_floats(wanted))) for count, wanted in asked.items()}
     wishes = {count: standardize(subject.space, as_floats(wanted)) for count, wanted in asked.items()}
     responses = {"generator": edited, "identity_copy": dict.fromkeys(counts, seen), "nearest_real": nearest}
@@ -105,7 +106,7 @@ def measure_sufficiency(subject: FeatureSubject, edits: Edits, counts: tuple[int
         for count in possible:
             # The components' difference is added, so that what lies outside them stays the source's own.
             mixed = own + projections(space, asked, [count])[:, 0] - projections(space, own, [count])[:, 0]
-            outputs = subject.see(subject.edit(edits.sources, mixed)).outputs
+            outputs = subject.see(subject.edit(edits.sources, mixed, own)).outputs
             assert outputs is not None
             decided["generator"][count] = outputs.argmax(1)
             decided["identity_copy"][count] = before
@@ -124,8 +125,9 @@ class EqualRequests:
 def ask_all_the_same(subject: FeatureSubject, edits: Edits) -> EqualRequests:
     """Edit many sources to the features of one target, and of the next."""
     requests, images = edits.target.features[:EQUAL_REQUESTS], edits.sources[:EQUAL_SOURCES]
+    own = edits.source.features[:EQUAL_SOURCES]
     with subject.editor.showing("asking all for the same", len(requests) * len(images)):
-        edited = [subject.edit(images, np.tile(request, (len(images), 1))) for request in requests]
+        edited = [subject.edit(images, np.tile(request, (len(images), 1)), own) for request in requests]
     return EqualRequests(images, edited)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featgan.allocation import keep_freed_memory
 from featgan.checkpoint import find_checkpoint, read_json, read_tensors
+from featgan.conditions import phrase, phrase_dim
 from featgan.config import GeneratorConfig
 from featgan.data.features import FeatureCache
 from featgan.data.shards import ShardSet
@@ -88,9 +89,13 @@ class Model:
         assert self.space is not None
         return self.space.encode(features, self.encoding)
 
+    def ask(self, wanted: Tensor, own: Tensor | None) -> Tensor:
+        """What G takes, from the condition that is wanted and the images' own, both [..., C]."""
+        return phrase(self.card.generator.request, wanted, own)
+
     @torch.inference_mode()
     def edit(self, images: Tensor, condition: Tensor) -> Tensor:
-        """Images [N, 3, S, S] in [-1, 1] and conditions [N, C] => edited images, clamped to [-1, 1]."""
+        """Images [N, 3, S, S] in [-1, 1] and what `ask` gives for each => edited images, clamped to [-1, 1]."""
         parts = [
             self.generator(part.to(self.device), wanted.to(self.device)).clamp(-1, 1).cpu()
             for part, wanted in zip(images.split(BATCH), condition.split(BATCH), strict=True)
@@ -129,7 +134,8 @@ def load_model(run: Path, step: int | None = None, device: torch.device | str = 
     keep_freed_memory()
     folder = find_checkpoint(run, step)
     card = read_card(folder / "model.json")
-    generator = Generator(card.image_size, card.condition_dim, **card.generator.model_dump())
+    width = phrase_dim(card.generator.request, card.condition_dim)
+    generator = Generator(card.image_size, width, **card.generator.architecture)
     try:
         generator.load_state_dict(read_tensors(folder / "average.safetensors"))
     except RuntimeError:

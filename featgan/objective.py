@@ -27,8 +27,8 @@ class Part:
 
     batch: Batch
     images: Tensor  # [n, 3, H, W] in [-1, 1]
-    source: Tensor  # what G takes for the images' own condition [n, C]
-    target: Tensor  # and for the one asked for
+    source: Tensor  # the images' own condition [n, C]
+    target: Tensor  # and the one asked for
     fake: Tensor | None = None  # G(x, c_target) with its graph, where one pass serves both players
 
 
@@ -45,7 +45,7 @@ def split(game: Game, batch: Batch) -> list[Part]:
 def edit(game: Game, part: Part) -> Tensor:
     """G(x, c_target) with its graph."""
     with game.engine.autocast():
-        fake: Tensor = game.generator.network(part.images, part.target)
+        fake: Tensor = game.generator.network(part.images, game.ask(part.target, part.source))
     return fake
 
 
@@ -55,7 +55,7 @@ def edit_alone(game: Game, part: Part) -> Tensor:
     if part.fake is not None:
         return part.fake.detach()
     with game.engine.autocast():
-        fake: Tensor = game.generator.bare(part.images, part.target)
+        fake: Tensor = game.generator.bare(part.images, game.ask(part.target, part.source))
     return fake
 
 
@@ -136,7 +136,7 @@ def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tu
     fake = part.fake if part.fake is not None else edit(game, part)
     with game.engine.autocast():
         judgement = game.discriminator.bare(fake, part.target)
-        reconstruction = network(fake, part.source)
+        reconstruction = network(fake, game.ask(part.source, part.target))
     wgan = weights.adversarial == "wgan_gp"
     adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator
     condition, terms = condition_loss(game, judgement, part.batch, slopes, of_target=True)
@@ -144,7 +144,7 @@ def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tu
     total = scalars["adversarial"] + condition + weights.cycle_weight * scalars["cycle"]
     if weights.identity_weight:
         with game.engine.autocast():
-            same = network(part.images, part.source)
+            same = network(part.images, game.ask(part.source, part.source))
         scalars["identity"] = losses.cycle_loss(part.images, same)
         total = total + weights.identity_weight * scalars["identity"]
     return total, scalars | terms

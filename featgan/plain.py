@@ -27,7 +27,7 @@ def discriminator_loss(game: Game, step: int, batch: Batch) -> tuple[Tensor, Ter
     """The discriminator's scalar of a step, and its terms."""
     weights, (network, critic) = game.config.losses, networks(game)
     images, source, target = to_float(batch.images), *conditions(game, batch)
-    fake = edit(network, images, target).detach()
+    fake = edit(network, images, game.ask(target, source)).detach()
     real, judged = judge(critic, images, source), judge(critic, fake, target)
     condition, terms = condition_loss(game, real, batch)
     if weights.adversarial == "wgan_gp":
@@ -48,15 +48,15 @@ def generator_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
     """The generator's scalar of a step, and its terms."""
     weights, (network, critic) = game.config.losses, networks(game)
     images, source, target = to_float(batch.images), *conditions(game, batch)
-    fake = edit(network, images, target)
+    fake = edit(network, images, game.ask(target, source))
     judged = judge(critic, fake, target)
     condition, terms = condition_loss(game, judged, batch, of_target=True)
     wgan = weights.adversarial == "wgan_gp"
     terms["adversarial"] = (losses.wasserstein_generator if wgan else losses.logistic_generator)(judged.logits)
-    terms["cycle"] = losses.cycle_loss(images, edit(network, fake, source))
+    terms["cycle"] = losses.cycle_loss(images, edit(network, fake, game.ask(source, target)))
     total = terms["adversarial"] + condition + weights.cycle_weight * terms["cycle"]
     if weights.identity_weight:
-        terms["identity"] = losses.cycle_loss(images, edit(network, images, source))
+        terms["identity"] = losses.cycle_loss(images, edit(network, images, game.ask(source, source)))
         total = total + weights.identity_weight * terms["identity"]
     return total, terms
 
@@ -67,7 +67,7 @@ def networks(game: Game) -> tuple[Generator, Discriminator]:
 
 
 def conditions(game: Game, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What G takes for the images' own condition and for the one asked for."""
+    """The images' own condition and the one asked for."""
     return game.layout.embed(batch.condition, batch.dataset), game.layout.embed(batch.condition_target, batch.dataset)
 
 

@@ -126,6 +126,6 @@ def sample_grid(game: Game, preview: Batch) -> Tensor:
     source = game.layout.embed(preview.condition[:PREVIEW], preview.dataset)
     target = game.layout.embed(preview.condition_target[:PREVIEW], preview.dataset)
     generator = game.average.network
-    edited = generator(images, target)
-    rows = torch.cat([images, edited, generator(images, source), generator(edited, source)])
+    edited, kept = (generator(images, game.ask(wanted, source)) for wanted in (target, source))
+    rows = torch.cat([images, edited, kept, generator(edited, game.ask(source, target))])
     return make_grid(to_uint8(rows).cpu(), nrow=len(images), padding=1)

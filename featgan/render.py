@@ -195,7 +195,7 @@ def build_subject(opened: Opened, sources: Sources) -> Subject:
         kind=model.condition_kind,
         values=sources.values,
         images=sources.images,
-        encode=lambda values: encode_values(model, values),
+        encode=lambda values, own: encode_values(model, values, own),
         space=model.space,
         num_components=opened.request.num_components,
         class_names=model.class_names,
@@ -220,7 +220,7 @@ def second_sweeps(request: Request, model: Model, sources: Sources) -> list[Swee
         kind=second.condition.kind,
         values=None,
         images=sources.images,
-        encode=lambda values: layout.embed(values, 1),
+        encode=lambda values, own: layout.embed(values, 1),
         class_names=model.card.names[layout.dims[0] :],
     )
     return build_sweeps(subject, prefix="second-")
@@ -230,7 +230,7 @@ def reconstruct(model: Model, sources: Sources) -> Tensor | None:
     """The sources asked to keep their own condition, uint8 [N, 3, S, S]; None where that is unknown."""
     if sources.values is None:
         return None
-    own = encode_values(model, sources.values)
+    own = encode_values(model, sources.values, sources.values)
     sweep = Sweep("reconstruction", "", "", ("",), own[:, None])
     return render_sweep(Editor(model).edit, sources, sweep, None).frames[:, 0]
 

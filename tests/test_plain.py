@@ -145,6 +145,16 @@ def test_so_is_that_of_every_output_and_discriminator(
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
+def test_so_is_that_of_changes(double: None, world: World, tmp_path: Path, conditioning: str) -> None:
+    game = build(
+        world, tmp_path, CONDITIONS["components"], losses=LOGISTIC, discriminator={"projection": True},
+        generator={"conditioning": conditioning, "request": "change"},
+    )  # fmt: skip
+    batch = BatchStream(game.sources, 4, 1, torch.seed() % 2**31)[3]
+    assert_same_step(game, in_double(game, batch), 1e-9)
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_made_again_change_nothing(world: World, tmp_path: Path, conditioning: str, precision: str) -> None:
     game = build(

@@ -41,6 +41,12 @@ class TintModel:
         self.blackbox = {"spec": "boxes/tint", "layer": "last", "sha256": "ab" * 32} if kind == "features" else None
         self.attribute_names = ("Smiling", "Young") if kind == "attributes" else ()
         self.asked: list[Tensor] = []
+        self.own: list[Tensor | None] = []
+
+    def ask(self, wanted: Tensor, own: Tensor | None) -> Tensor:
+        assert own is None or own.shape == wanted.shape
+        self.own.append(own)
+        return wanted
 
     def encode(self, features: Tensor) -> Tensor:
         return self.space.encode(features, self.encoding)

@@ -90,9 +90,10 @@ def follow(preset: str, overrides: list[str], run: Path, witness: str | None) ->
     from featgan.settings import load_config
     from featgan.train import train
 
-    before = sum(os.times()[:4])
+    before, spent = sum(os.times()[:4]), run / "processor-seconds"
     train(load_config(preset, overrides))
-    seconds = sum(os.times()[:4]) - before
+    seconds = sum(os.times()[:4]) - before + (float(spent.read_text()) if spent.exists() else 0)
+    spent.write_text(str(seconds))  # for a longer training that goes on from this one
     curve = []
     for step in committed_steps(run):
         measures = evaluate_run(run, step=step, suite="quick")["measures"]

@@ -70,7 +70,8 @@ class Passes:
         model, box = load_model(run, None, device), load_blackbox(spec, device=device)
         most = max((*self.sizes["edit"], *self.sizes["box"]))
         images = torch.rand(most, 3, model.image_size, model.image_size, device=device) * 2 - 1
-        conditions = torch.zeros(most, model.condition_dim, device=device)
+        nothing = torch.zeros(most, model.condition_dim, device=device)
+        conditions = model.ask(nothing, nothing)
 
         def work() -> None:
             for size in self.sizes["edit"]:

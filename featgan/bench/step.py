@@ -90,7 +90,7 @@ def build_game(sizes: Sizes, way: str) -> Game:
     condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), no_values)
     critic = config.discriminator
     torch.manual_seed(0)
-    generator = Generator(sizes.image_size, sizes.condition_dim, **config.generator.model_dump())
+    generator = Generator(sizes.image_size, sizes.condition_dim, **config.generator.architecture)
     generator.recomputes = config.distribution.recompute
     discriminator = Discriminator(sizes.image_size, sizes.condition_dim, critic.dim, critic.num_layers)
     players = {

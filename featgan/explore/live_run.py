@@ -124,7 +124,7 @@ class LiveRun:
         features, outputs = self.ask_box(image)
         found = Prepared(image, self.own_values(picture, features), None, features, outputs)
         if found.values is not None:
-            condition = encode_values(self.model, found.values)
+            condition = encode_values(self.model, found.values, found.values)
             found = replace(found, reconstruction=to_uint8(self.model.edit(image, condition))[0])
         while len(self.prepared) >= MOST_PREPARED:
             self.prepared.popitem(last=False)
@@ -183,15 +183,17 @@ class LiveRun:
             return toward_class_means(values, directions, push.amount)[:, push.index]
         return along_head_weights(space, values, directions[push.index : push.index + 1], push.amount)[:, 0]
 
-    def condition(self, ask: Ask, values: Tensor) -> Tensor:
-        """Values [N, F or C] => what G takes."""
-        return encode_values(self.model, values) if self.on_features else self.labels[ask.dataset].embed(values)
+    def condition(self, ask: Ask, values: Tensor, source: Prepared) -> Tensor:
+        """Values [N, F or C] asked of a picture => what G takes."""
+        if not self.on_features:
+            return self.labels[ask.dataset].embed(values)
+        return encode_values(self.model, values, source.values)
 
     def edit(self, ask: Ask, picture: Picture, second: Picture | None) -> Edited:
         """Carry an edit out and show the box its picture, as it can be saved and seen."""
         source = self.prepare(picture)
         values = self.target(ask, source, self.prepare(second) if second else None)
-        image = to_uint8(self.model.edit(source.image, self.condition(ask, values)))
+        image = to_uint8(self.model.edit(source.image, self.condition(ask, values, source)))
         features, outputs = self.ask_box(to_float(image))
         before = source.reconstruction if source.reconstruction is not None else picture.images[self.model.image_size]
         return Edited(image[0], before, values, source.values, features, outputs, source.outputs)
@@ -201,7 +203,7 @@ class LiveRun:
         source = self.prepare(picture)
         ends = self.start(ask, source), self.target(ask, source, self.prepare(second) if second else None)
         weights = torch.linspace(0, 1, num_frames)[:, None]
-        conditions = self.condition(ask, torch.lerp(*ends, weights))
+        conditions = self.condition(ask, torch.lerp(*ends, weights), source)
         return to_uint8(self.model.edit(source.image.expand(num_frames, -1, -1, -1), conditions))
 
     def shift(self, edited: Edited) -> float | None:

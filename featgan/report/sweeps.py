@@ -30,7 +30,7 @@ class Subject:
     kind: str
     values: Tensor | None
     images: Tensor  # uint8 [N, 3, S, S]
-    encode: Callable[[Tensor], Tensor]  # values [M, F or C] => conditions [M, C]
+    encode: Callable[[Tensor, Tensor | None], Tensor]  # wanted and own values [M, F or C] => what G takes [M, C]
     space: FeatureSpace | None = None
     num_components: int = 10
     class_names: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sweep:
-    """T requests of each of N sources: conditions [N, T, C]."""
+    """T requests of each of N sources: what G takes [N, T, C]."""
 
     name: str  # of the files
     group: str  # a direction of the catalogue
@@ -83,8 +83,9 @@ class Sweep:
 
 
 def encode(subject: Subject, targets: Tensor) -> Tensor:
-    """Values [N, T, F or C] => conditions [N, T, C]."""
-    return subject.encode(targets.flatten(0, 1)).unflatten(0, targets.shape[:2])
+    """Wanted values [N, T, F or C] => what G takes [N, T, C]."""
+    own = None if subject.values is None else subject.values.repeat_interleave(targets.shape[1], 0)
+    return subject.encode(targets.flatten(0, 1), own).unflatten(0, targets.shape[:2])
 
 
 def quantile_sweeps(subject: Subject) -> list[Sweep]:
