@@ -16,9 +16,9 @@ from featgan.section import Section
 
 OPERATIONAL = ("run", "training.num_workers", "training.report_every", "training.preview_every", "training.save_every",
                "training.keep_checkpoints", "distribution.strategy", "distribution.zero_stage",
-               "distribution.accumulation", "distribution.recompute", "distribution.hang_timeout", "evaluation.every", "evaluation.suite",
-               "evaluation.best", "evaluation.best_suite", "evaluation.blackboxes", "evaluation.probe",
-               "evaluation.most_waiting")  # fmt: skip
+               "distribution.accumulation", "distribution.recompute", "distribution.hang_timeout", "evaluation.every",
+               "evaluation.suite", "evaluation.best", "evaluation.best_suite", "evaluation.blackboxes",
+               "evaluation.probe", "evaluation.most_waiting")  # fmt: skip
 """Fields that may differ when a run is resumed: they do not change what is computed, but for rounding."""
 
 

@@ -77,7 +77,7 @@ def main(
             continue
         run = runs / f"{preset}-seed-{seed}"
         values = {"dataset.shards": shards, "dataset.features": features, "run": run, "training.steps": count}
-        values |= {"training.save_every": count // LOOKS, "training.keep_checkpoints": LOOKS, "training.seed": seed}
+        values |= {"training.save_every": count // LOOKS, "training.keep_checkpoints": 1000, "training.seed": seed}
         overrides = [*SMALL[preset], *(f"{key}={value}" for key, value in values.items())]
         found = follow(preset, overrides, run, witness)
         result.write_text(json.dumps(found | {"steps": count}, indent=1) + "\n")
