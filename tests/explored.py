@@ -49,7 +49,11 @@ def obeying(world: World) -> Iterator[pytest.MonkeyPatch]:
         if self.condition_kind != "features":
             return images + 0.2 * condition[:, :2].mean(1)[:, None, None, None]
         assert self.space is not None
-        wanted = (self.space.decode(condition, self.encoding) - world.box(images)[0]) @ inverse.T
+        target, change = condition.split(self.condition_dim, 1) if told_changes(self) else (condition, None)
+        goal = self.space.decode(target, self.encoding)
+        # Who is told the change need not look at the picture.
+        start = world.box(images)[0] if change is None else self.space.decode(target - change, self.encoding)
+        wanted = (goal - start) @ inverse.T
         return images + torch.nn.functional.interpolate(wanted.view(-1, 3, 8, 8), size=images.shape[2:])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,6 +61,10 @@ def obeying(world: World) -> Iterator[pytest.MonkeyPatch]:
         for module in (evaluate, live_run):
             patch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: world.box)
         yield patch
+
+
+def told_changes(model: Model) -> bool:
+    return model.card.generator.request == "change"
 
 
 def first_picture(session: Session) -> str:

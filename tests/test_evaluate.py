@@ -162,14 +162,20 @@ def test_metrics_are_also_a_line_of_the_runs_scalars(trained: Path, stand_in: No
     assert line["step"] == 4 and line["evaluation/ccc"] == values(document)["ccc"]
 
 
+@pytest.mark.parametrize("request_kind", ["target", "change"])
 def test_a_perfect_renderer_arrives(
-    trained: Path, world: World, stand_in: None, monkeypatch: pytest.MonkeyPatch
+    trained: Path, world: World, stand_in: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_kind: str
 ) -> None:
     # The stand-in box is linear in the image: adding its pseudo-inverse times the wanted change is a perfect edit.
     inverse = torch.linalg.pinv(world.box.weight)
+    if request_kind == "change":
+        trained = train(world.config(tmp_path / "run", generator={"request": "change"}))
 
     def edit(self: Model, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        change = (condition - world.box(images)[0]) @ inverse.T
+        target = condition[:, : world.box.feature_dim]
+        # One that is told the change need not look at the picture, so what it is told must be of that very picture.
+        wanted = target - world.box(images)[0] if request_kind == "target" else condition[:, world.box.feature_dim :]
+        change = wanted @ inverse.T
         return images + torch.nn.functional.interpolate(change.view(-1, 3, 8, 8), size=(16, 16))
 
     monkeypatch.setattr(Model, "edit", edit)

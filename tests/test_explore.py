@@ -76,6 +76,18 @@ def test_a_component_that_is_set_moves_alone_and_the_box_sees_it(session: Sessio
     assert moved["edited"] != still["edited"]
 
 
+def test_a_generator_that_is_told_changes_is_told_those_of_the_picture(
+    patched: pytest.MonkeyPatch, world: World, tmp_path: Path
+) -> None:
+    session = open_session([train_run(world, tmp_path / "run", generator={"request": "change"})])
+    assert edited(session, pins={1: 0.75})["measured"][1] == pytest.approx(0.75, abs=0.1)
+    ask = wish(session, pins={1: 0.75})
+    picture, second = session.find(ask)
+    assert torch.equal(
+        session.first.path_to(ask, picture, second, 3)[-1], session.first.edit(ask, picture, second).image
+    )
+
+
 def test_the_answer_is_the_boxs_to_the_picture_that_is_shown(session: Session, world: World) -> None:
     found = edited(session, pins={0: 2})
     outputs = world.box(to_float(decode(found["edited"])[None]))[1][0]
