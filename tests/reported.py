@@ -65,7 +65,8 @@ def build_report(world: World | None = None, names: dict[int, str] | None = None
     space, sources = world.space, world.sources
     assert sources.values is not None
     subject = Subject(
-        "features", sources.values, sources.images, space.standardize, space, 3, NAMES, torch.eye(4)[:2],
+        "features", sources.values, sources.images, lambda wanted, own: space.standardize(wanted), space, 3, NAMES,
+        torch.eye(4)[:2],
         component_names=names or {},
     )  # fmt: skip
     sweeps = [*quantile_sweeps(subject), *class_sweeps(subject), *transfer_sweeps(subject)]

@@ -173,6 +173,15 @@ def test_the_first_screen_holds_the_ranking_and_can_be_ranked_by_what_is_visible
         box = place.bounding_box()
         assert box["y"] + box["height"] <= 900 and box["height"] > 30
 
+    # So it does with as many words as an evaluation may find.
+    visit.page.evaluate(
+        """() => document.querySelectorAll(".verdict ul").forEach((list, index) => {
+          list.innerHTML = `<li>${"twenty-seven characters ... ".repeat(5)}</li>`.repeat(4 - 2 * index);
+        })"""
+    )
+    box = visit.page.locator(".verdict").bounding_box()
+    assert box["y"] + box["height"] <= 900
+
     # Nothing lies over it: a trial checks that a click would arrive.
     for index in range(3):
         rows.nth(index).get_by_role("link").click(trial=True, timeout=2000)

@@ -102,7 +102,7 @@ def test_transfers_do_not_grow_with_the_square_of_the_sources() -> None:
     world = build_world()
     features = torch.zeros(20, 4)
     images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
-    subject = Subject("features", features, images, world.space.standardize, world.space)
+    subject = Subject("features", features, images, lambda wanted, own: world.space.standardize(wanted), world.space)
     (sweep,) = transfer_sweeps(subject)
     assert sweep.conditions.shape[:2] == (20, MOST_GIVERS) and len(sweep.headings) == MOST_GIVERS
     assert sweep.heading_images is not None and len(sweep.heading_images) == MOST_GIVERS

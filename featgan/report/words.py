@@ -130,10 +130,16 @@ def question(evaluation: Evaluation | None, ranking: Ranking, num_pictures: int)
         said.append(Markup("Slope and cross-talk are of the {} pictures of this page only.").format(num_pictures))
     if verdict_of(evaluation) == "limits":
         said.append(witnessed(evaluation))
-    elif verdict_of(evaluation) != "supports":
+    said += [Markup.escape(text) for text in lost(evaluation)]
+    if verdict_of(evaluation) == "unknown":
         unknown = "Whether another classifier would see the same is not known: none was asked, or it could not tell."
         said.append(Markup(unknown))
     return said
+
+
+def lost(evaluation: Evaluation) -> list[str]:
+    """What the evaluation says against the pictures themselves: a source that is not kept, a change that is no edit."""
+    return [each.text for each in evaluation.remarks if (each.about, each.verdict) == ("preservation", "limits")][:1]
 
 
 def verdict_of(evaluation: Evaluation) -> str:
