@@ -261,3 +261,8 @@ def test_bench_render(tmp_path: Path) -> None:
     assert row["goals"][0]["relation"] == "multiple" and row["goals"][0]["value"] > 1
     assert [part[0] for part in table["rows"]][-3:] == ["everything else", "together", "passes alone"]
     assert len(table["rows"]) == 9
+
+
+def test_bench_explore(tmp_path: Path) -> None:
+    (row,) = run_bench(tmp_path, "explore", "--image-size", "32", "--dim", "4")["rows"]  # type: ignore[misc]
+    assert row["goals"] and 0 < row["ceiling"]["median"] and 0 < row["share_of_ceiling"]

@@ -1,6 +1,7 @@
 """Train `modern` and `stargan` for the same time with several seeds, evaluate them on the way, keep the headline.
 
     python docs/ablation/presets.py shards/faces48 --modern wh16 --stargan box --witness boxes/witness --seed 0
+    python docs/ablation/presets.py --goals
     python docs/ablation/presets.py --table
     python docs/ablation/presets.py --plot docs/real-curves.png
 
@@ -39,6 +40,9 @@ GOALS = {
 }
 """Those that are numbers of their own; the others are relative to a ceiling, a floor or the other preset."""
 
+MOST = ("self_l1",)
+"""Goals not to go above."""
+
 
 @click.command()
 @click.argument("shards", required=False)
@@ -50,6 +54,7 @@ GOALS = {
 @click.option("--only", type=click.Choice(list(SMALL)), help="One of the presets in place of both.")
 @click.option("--runs", type=Path, default=Path("runs/presets"), show_default=True)
 @click.option("--table", is_flag=True, help="Print what is there as Markdown.")
+@click.option("--goals", is_flag=True, help="Print what is there beside the goals.")
 @click.option("--plot", type=Path, help="Draw the measures over the steps.")
 def main(
     shards: str | None,
@@ -61,11 +66,14 @@ def main(
     only: str | None,
     runs: Path,
     table: bool,
+    goals: bool,
     plot: Path | None,
 ) -> None:
     """Both presets, one after the other, for one seed."""
     if table:
         print_table()
+    if goals:
+        print_goals()
     if plot:
         draw(plot)
     if shards is None:
@@ -114,6 +122,46 @@ def follow(preset: str, overrides: list[str], run: Path, witness: str | None) ->
 def kept(preset: str) -> list[dict[str, Any]]:
     """The results of all seeds."""
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{preset}-seed-*.json"))]
+
+
+def relative(result: dict[str, Any]) -> dict[str, float]:
+    """The goals that are relative: to the ceiling, to the floor, to the first box."""
+    value = {name: measure["value"] for name, measure in result["measures"].items() if measure}
+    return {
+        "label agreement, of the noise ceiling's": value["label_agreement"]
+        / result["controls"]["ceiling_mirror"]["label_agreement"],
+        "Frechet, of real halves'": value["frechet_edited"] / value["frechet_real_floor"],
+        "flips, first box less second": value["flip_success"] - value["witness_agreement"],
+    }
+
+
+RELATIVE = {
+    "label agreement, of the noise ceiling's": 0.95,
+    "Frechet, of real halves'": 2.0,
+    "flips, first box less second": 0.1,
+}
+
+
+def print_goals() -> None:
+    """A row for each goal: what `modern` reaches in every seed, `stargan` beside it, and the nearest real image."""
+    print("| goal | at | `modern`, by seed | met | `stargan`, by seed | nearest real image |")
+    print("|---|---|---|---|---|---|")
+    own, other = kept("modern"), kept("stargan")
+    for name, goal in GOALS.items():
+        found = [[each["measures"][name]["value"] for each in results] for results in (own, other)]
+        real = own[0]["controls"].get("nearest_real", {}).get(name)
+        goal_row(MEASURES[name], goal, name in MOST, found, "" if real is None else f"{real:.3f}")
+    for name, goal in RELATIVE.items():
+        found = [[relative(each)[name] for each in results] for results in (own, other)]
+        goal_row(name, goal, goal > 1 or goal < 0.5, found, "")
+
+
+def goal_row(words: str, goal: float, at_most: bool, found: list[list[float]], real: str) -> None:
+    """Met where every seed of `modern` meets it."""
+    met = [value <= goal if at_most else value >= goal for value in found[0]]
+    cells = [", ".join(f"{value:.3f}" for value in values) for values in found]
+    word = "yes" if all(met) else "in part" if any(met) else "no"
+    print(f"| {words} | {'<=' if at_most else '>='} {goal:g} | {cells[0]} | {word} | {cells[1]} | {real} |")
 
 
 def print_table() -> None:

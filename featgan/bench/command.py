@@ -116,3 +116,12 @@ def extract(**options: Any) -> None:
 def render(**options: Any) -> None:
     """A report, against its forward passes alone."""
     run_bench("render", **options)
+
+
+@bench.command()
+@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
+@click.option("--dim", default=64, show_default=True, type=positive, help="Channels of G's first layer.")
+@common_options
+def explore(**options: Any) -> None:
+    """A step of a slider of the live page, against its forward passes alone."""
+    run_bench("explore", **options)

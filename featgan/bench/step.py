@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featgan import plain
 from featgan.allocation import keep_freed_memory
 from featgan.bench.results import Bench, Goal, Row, Table, three_digits
-from featgan.bench.timing import Costs, Elsewhere, in_new_process, in_turn
+from featgan.bench.timing import Costs, Elsewhere, in_new_process, in_turn, scaled
 from featgan.conditions import Condition, ConditionLayout
 from featgan.config import ConditionConfig, Config
 from featgan.data.loader import Batch
@@ -225,10 +225,6 @@ def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float,
         () if recompute else tuple(goals),
         ceiling_name="its operations at the rate of a residual block's convolution",
     )
-
-
-def scaled(costs: Costs, factor: float) -> Costs:
-    return Costs(tuple(value * factor for value in costs.values))
 
 
 def named(way: str) -> str:
