@@ -36,7 +36,8 @@ GONE = (
     "noise .2 on targets",
     "that, and G told the change alone",
 )
-"""Their parts did not earn their place: these rows were made before the commit that removed them."""
+"""Their parts did not earn their place: these rows were made before `Delete the parts that the ablation showed to be of
+no use`, the last with a copy in which G took the difference of `conditions.phrase` without the target."""
 
 ROWS: dict[str, dict[str, object]] = {
     "`modern` as it was": {},
