@@ -20,7 +20,7 @@ from torch import Tensor
 from featgan.data.files import explain_write_errors, sha256_of, whole_folder, write_whole
 from featgan.errors import UserError
 from featgan.progress import console
-from featgan.schedule import MANIFEST, committed_steps, step_folder
+from featgan.schedule import MANIFEST, committed_steps, step_folder, step_of
 
 MOST_JSON_BYTES = 16 << 20
 REMEDY = "free some space and run the command again: it goes on from the last checkpoint"
@@ -84,6 +84,12 @@ def newest_checkpoint(run: Path) -> Path | None:
             return folder
         console.print(f"{folder} is damaged ({reason}); looking for the one before", style="yellow", markup=False)
     return None
+
+
+def newest_step(run: Path) -> int | None:
+    """The step of the newest checkpoint that is whole."""
+    folder = newest_checkpoint(run)
+    return step_of(folder) if folder else None
 
 
 def checked(folder: Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from featgan.errors import UserError
 from featgan.holder import Hold, Holder
-from featgan.schedule import MOST_ATTEMPTS, committed_steps, evaluation_path, failures, step_of
+from featgan.schedule import MOST_ATTEMPTS, committed_steps, evaluation_path, failures
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,10 @@ class BusyError(UserError):
 
 @contextmanager
 def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
-    """While a person evaluates a checkpoint (the newest whole one by default), no watch does, and it is kept.
+    """While a person evaluates a checkpoint, no watch does, and it is kept; gives its step.
 
-    Gives its step. BusyError when it is being evaluated already. A step without a checkpoint is left to its reader.
+    BusyError when it is being evaluated already. A step without a checkpoint, or none, is left to its reader.
     """
-    step = newest_whole_step(run) if step is None else step
     if step not in committed_steps(run):
         yield step
         return
@@ -110,14 +109,6 @@ def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
         claim.failures.unlink(missing_ok=True)
     finally:
         claim.give_back()
-
-
-def newest_whole_step(run: Path) -> int | None:
-    """The step of the newest checkpoint that is not damaged."""
-    from featgan.checkpoint import newest_checkpoint
-
-    folder = newest_checkpoint(run)
-    return step_of(folder) if folder else None
 
 
 def take_by_hand(run: Path, step: int, suite: str) -> Claim:

@@ -188,12 +188,14 @@ def evaluate(run: Path, step: str, **settings: Any) -> None:
     """Measure a checkpoint against the black box, with controls and intervals."""
     from rich.console import Console
 
+    from featgan.checkpoint import newest_step
     from featgan.claims import claimed
     from featgan.evaluate import evaluate_run
     from featgan.findings import print_evaluation
     from featgan.schedule import with_judges
 
-    with claimed(run, step_number(step), settings["suite"]) as number:
+    wanted = step_number(step)
+    with claimed(run, newest_step(run) if wanted is None else wanted, settings["suite"]) as number:
         document = evaluate_run(run, number, **with_judges(run, settings))
     print_evaluation(document, Console())
     click.echo(document["path"])

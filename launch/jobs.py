@@ -138,6 +138,7 @@ class EvaluateJob(Job):
 
     def evaluate(self, folder: Path, options: dict[str, Any]) -> None:
         """Evaluate, unless a watch is at the same: then its result is waited for, so that what follows can start."""
+        from featgan.checkpoint import newest_step
         from featgan.claims import BusyError, claimed
         from featgan.evaluate import evaluate_run, find_evaluation
         from featgan.schedule import with_judges
@@ -145,7 +146,8 @@ class EvaluateJob(Job):
         waited = False
         while True:
             try:
-                with claimed(folder, self.step, self.suite) as step:
+                wanted = newest_step(folder) if self.step is None else self.step
+                with claimed(folder, wanted, self.suite) as step:
                     if not (waited and step is not None and find_evaluation(folder, step, self.suite, self.count)):
                         evaluate_run(folder, step, self.suite, **with_judges(folder, options))
                 return
