@@ -72,7 +72,7 @@ class Row:
 FULL_BAR = 0.3
 """A change of a patch, as a share of the range, that fills its bar."""
 
-GRADES = {"clear": "clear", "faint": "faint", "none": "not visible"}
+GRADES = {"clear": "clear", "faint": "faint", "none": "unseen"}
 
 MEANINGS = {
     "matters": "share of the variation in its answer",
