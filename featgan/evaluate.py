@@ -105,7 +105,7 @@ def evaluate_run(
         "arguments": arguments,
     }
     document = write_document(findings, model.step, suite, model.blackbox)
-    path = evaluation_path(run, model.step, suite, count if pairs < SUITES[suite][0] else None)
+    path = result_path(run, model.step, suite, count)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(document, indent=1).encode())
     write_board(run, findings, model.step)
@@ -129,9 +129,14 @@ def suite_size(suite: str, count: int | None) -> tuple[int, int]:
     return min(pairs, count), min(swept, max(1, count // SWEPT_SHARE))
 
 
+def result_path(run: Path, step: int, suite: str, count: int | None) -> Path:
+    """Where an evaluation lies; a count that bounds nothing leaves the suite whole."""
+    return evaluation_path(run, step, suite, count if count is not None and count < SUITES[suite][0] else None)
+
+
 def find_evaluation(run: Path, step: int, suite: str, count: int | None = None) -> dict[str, Any] | None:
     """The evaluation of a step that is there already."""
-    path = evaluation_path(run, step, suite, count)
+    path = result_path(run, step, suite, count)
     return read_json(path) | {"path": str(path)} if path.exists() else None
 
 

@@ -301,6 +301,8 @@ def test_a_count_bounds_pairs_and_sweeps() -> None:
 def test_a_shorter_evaluation_is_named_after_its_count(trained: Path, stand_in: None) -> None:
     names = [Path(evaluate_run(trained, suite="quick", count=count)["path"]).name for count in (4, 2_000, 100_000)]
     assert names == ["step-00000004-quick-4.json", "step-00000004-quick.json", "step-00000004-quick.json"]
+    assert all(module.find_evaluation(trained, 4, "quick", count) for count in (4, 100_000, None))
+    assert module.find_evaluation(trained, 4, "quick", 5) is None
 
 
 def test_another_box_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
