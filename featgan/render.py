@@ -274,6 +274,7 @@ def build_report(opened: Opened, sources: Sources, renderings: Sequence[Renderin
         answer=answer,
         source_seen=None if look is None else as_frames(look(sources.images), len(sources)),
         num_features=None if model.space is None else model.space.feature_dim,
+        num_components=None if model.space is None else model.space.num_components,
         evaluation=evaluation,
         metrics=read_metrics(request.run),
         config=read_config(request.run),

@@ -152,6 +152,25 @@ def test_sliders_move_the_pictures_and_the_answers(browser: Any, path: Path, rep
     visit.close()
 
 
+def test_the_answers_under_the_tiles_are_those_of_the_picture_chosen(browser: Any, path: Path, report: Report) -> None:
+    visit, rendering = Visit(browser, path), next(each for each in report.renderings if each.sweep.group == "class")
+    assert rendering.seen is not None and report.answer is not None and report.source_seen is not None
+    before, after = (report.answer.shown(seen.outputs) for seen in (report.source_seen, rendering.seen))
+    tiles = visit.page.locator(".tiles li")
+    for source in range(3):
+        visit.page.locator(f"input[name=source][value='{source}']").check()
+        own = report.answer.names[int(before[source, 0].argmax())]
+        assert visit.page.locator("[data-tile-own]").inner_text() == own
+        for index, name in enumerate(report.answer.names):
+            said = tiles.nth(index).locator("[data-tile]").inner_text().replace("\N{NO-BREAK SPACE}", " ").split(" → ")
+            expected = [100 * before[source, 0, index], 100 * after[source, index, index]]
+            assert [float(number.removesuffix(" %")) for number in said] == pytest.approx(expected, abs=0.6)
+            assert tiles.nth(index).get_by_role("link").inner_text() == name
+            is_reached = after[source, index].argmax() == index
+            assert ("reached" in (tiles.nth(index).get_attribute("class") or "")) == is_reached
+    visit.close()
+
+
 def test_a_film_plays_and_a_click_on_a_frame_shows_it(browser: Any, path: Path) -> None:
     visit = Visit(browser, path)
     slider, button = visit.page.locator("#component-02-slider"), visit.page.locator("#component-02 [data-play]")
@@ -168,7 +187,10 @@ def test_a_film_plays_and_a_click_on_a_frame_shows_it(browser: Any, path: Path) 
 def test_the_first_screen_holds_the_ranking_and_can_be_ranked_by_what_is_visible(browser: Any, path: Path) -> None:
     visit = Visit(browser, path)
     rows = visit.page.locator("#ranking li")
-    assert rows.count() == 3
+    assert rows.count() == 3 and [rows.nth(index).is_visible() for index in range(3)] == [True, False, False]
+    unfold = visit.page.get_by_role("button", name="Show the 2 that carry")
+    unfold.click()  # those on which the answer hardly hangs
+    assert unfold.is_hidden() and visit.page.evaluate("document.activeElement.hash") == "#component-02"
     for place in [*(rows.nth(index) for index in range(3)), visit.page.locator(".verdict")]:
         box = place.bounding_box()
         assert box["y"] + box["height"] <= 900 and box["height"] > 30
@@ -234,6 +256,10 @@ def test_text_has_contrast(browser: Any, path: Path, scheme: str) -> None:
 def test_no_width_scrolls_sideways_and_every_row_is_whole(browser: Any, path: Path, width: int) -> None:
     visit = Visit(browser, path, width=width, height=844)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    if width < 500:  # a phone: the first row is to be seen with one move of a finger
+        assert visit.page.locator(".tiles .strip").bounding_box()["y"] < 844
+        assert visit.page.locator("#ranking .strip").first.bounding_box()["y"] < 2 * 844
+    visit.page.locator("[data-unfold]").click()
     for index in range(3):
         strip = visit.page.locator("#ranking .strip img").nth(index).bounding_box()
         assert strip["width"] / strip["height"] == pytest.approx(7, rel=0.05)
@@ -243,8 +269,6 @@ def test_no_width_scrolls_sideways_and_every_row_is_whole(browser: Any, path: Pa
       return one.top >= all.top - 1 && one.bottom <= all.bottom + 1;
     })"""
     assert visit.page.evaluate(inside)
-    if width < 500:  # a phone: the first row is to be seen without a finger
-        assert visit.page.locator("#ranking .strip").first.bounding_box()["y"] < 844
     visit.close()
 
 

@@ -247,6 +247,9 @@ def test_a_witness_confirms_or_is_missed() -> None:
     agreed = parse_evaluation(evaluation())
     assert "agrees" in words.confirm(agreed)[0] and words.question(agreed, measured, 6) == []
     assert "of the 6 pictures of this page only" in words.question(agreed, own, 6)[0]
+    failing = [{"about": "faithfulness", "verdict": "limits", "text": f"Class {n} is not reached."} for n in (1, 2)]
+    failed = parse_evaluation(evaluation() | {"remarks": [*evaluation()["remarks"], *failing]})
+    assert words.question(failed, measured, 6) == ["Class 1 is not reached."]
     disagreed = parse_evaluation(evaluation() | {"remarks": [{"about": "witness", "verdict": "limits", "text": ""}]})
     assert words.confirm(disagreed) == [] and "does not agree" in words.question(disagreed, measured, 6)[0]
     unasked = parse_evaluation(evaluation() | {"remarks": []})

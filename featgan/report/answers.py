@@ -25,14 +25,13 @@ class Answer:
         """Whether what is shown lies between 0 and 1."""
         return self.kind in ("expression", "attributes")
 
-    @property
-    def what(self) -> str:
+    def what(self, with_names: bool = True) -> str:
         """What the box tells, in words."""
-        listed = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
+        listed = f" ({', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''})" if with_names else ""
         words = {
-            "expression": f"tells {len(self.names)} classes apart ({listed})",
+            "expression": f"tells {len(self.names)} classes apart{listed}",
             "valence_arousal": "rates how pleasant (valence) and how stirred (arousal) a face looks",
-            "attributes": f"answers {len(self.names)} questions by yes or no ({listed})",
+            "attributes": f"answers {len(self.names)} questions by yes or no{listed}",
         }
         return words.get(self.kind, f"answers with {len(self.names)} number{'s' * (len(self.names) > 1)}")
 

@@ -1,7 +1,7 @@
 """The report: one HTML page that needs nothing else, filled from a template with style, script and pictures inside."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from featgan.report.pool import in_threads
 from featgan.report.records import Evaluation, Series, is_number
 from featgan.report.regions import region_tables
 from featgan.report.rendering import Rendering, Seen
-from featgan.report.rows import build_rows
+from featgan.report.rows import Row, build_rows
 from featgan.report.sources import Sources
+from featgan.report.tiles import Tile, Tiles, build_tiles
 
 OPEN_CURVES = 6
 """Curves shown at once; the others fold away."""
 MAX_TABLE_ROWS = 500
+FEWEST_FOLDED = 2
+"""Rows of the ranking that fold away; a single one stays."""
 
 GROUP_TITLES = {
     "quantiles": ("The components, one by one", "What the classifier's numbers vary in, one component at a time."),
@@ -54,6 +57,7 @@ class Report:
     answer: Answer | None = None
     source_seen: Seen | None = None  # what the box sees in the sources, as one frame each
     num_features: int | None = None
+    num_components: int | None = None
     evaluation: Evaluation | None = None
     metrics: Series = field(default_factory=dict)
     config: str = ""
@@ -97,6 +101,7 @@ def environment() -> Environment:
     )
     built.filters["number"] = show_number
     built.filters["percent"] = words.percent
+    built.filters["level"] = words.level
     return built
 
 
@@ -109,6 +114,12 @@ def group_films(films: Sequence[FilmCard], ranking: Ranking) -> list[dict[str, A
         cards = sorted(members, key=lambda card: places.get(card.component, 0) if card.component is not None else 0)
         groups.append({"id": name.replace("_", "-"), "title": title, "summary": summary, "cards": cards})
     return groups
+
+
+def fold(rows: Sequence[Row]) -> set[int]:
+    """The components whose rows the first screen leaves out at first, where that makes room enough."""
+    minor = {row.component.index for row in rows if row.is_minor}
+    return minor if len(minor) >= FEWEST_FOLDED else set()
 
 
 def draw_curves(metrics: Series) -> list[dict[str, str | Markup]]:
@@ -137,7 +148,9 @@ def show_crosstalk(report: Report) -> list[list[Cell]]:
     return [] if report.ranking.crosstalk is None else shade(report.ranking.crosstalk, shown)
 
 
-def page_data(report: Report, films: Sequence[FilmCard], pictures: Sequence[str]) -> dict[str, Any]:
+def page_data(
+    report: Report, films: Sequence[FilmCard], pictures: Sequence[str], tiles: Tiles | None
+) -> dict[str, Any]:
     """What the script needs. Films of the first source stand in the page itself and are left out here."""
     answers = None
     if report.answer is not None and report.source_seen is not None:
@@ -146,6 +159,9 @@ def page_data(report: Report, films: Sequence[FilmCard], pictures: Sequence[str]
         "start": report.start,
         "names": list(report.answer.names) if report.answer else [],
         "isShare": report.answer is not None and report.answer.is_share,
+        "tiles": None
+        if tiles is None
+        else {"own": tiles.own, "rows": [list(map(tile_data, row)) for row in tiles.tiles]},
         "sources": [
             {"name": name, "picture": picture, "answer": answers[index] if answers else []}
             for index, (name, picture) in enumerate(zip(report.sources.names, pictures, strict=True))
@@ -164,6 +180,11 @@ def page_data(report: Report, films: Sequence[FilmCard], pictures: Sequence[str]
     }
 
 
+def tile_data(tile: Tile | None) -> dict[str, Any] | None:
+    """What the script shows under one answer."""
+    return None if tile is None else asdict(tile) | {"before": round(tile.before, 3), "after": round(tile.after, 3)}
+
+
 def build_page(report: Report) -> str:
     """The page as HTML."""
     filmed = [rendering for rendering in report.renderings if rendering.sweep.film]
@@ -174,18 +195,22 @@ def build_page(report: Report) -> str:
     pictures = [thumbnail(image) for image in report.sources.images]
     curves = draw_curves(report.metrics)
     evaluation = report.evaluation
+    tiles = build_tiles(films, report.renderings, report.answer, report.source_seen)
     rows = build_rows(report.ranking, report.sources, {card.id: card.films[report.start] for card in films})
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            introduction=words.introduce(report.answer, report.num_features),
-            conclusions=[*words.conclude(report.ranking), *words.confirm(evaluation)],
+            introduction=words.introduce(report.answer, report.num_features, report.num_components, tiles is not None),
+            conclusions=[*words.reach(tiles), *words.conclude(report.ranking), *words.confirm(evaluation)],
             doubts=[
+                *words.miss(tiles),
                 *words.doubt(report.ranking),
                 *words.question(evaluation, report.ranking, len(report.sources)),
             ],
+            tiles=tiles,
+            folded=fold(rows),
             rows=rows,
             row_of={row.component.rendering.sweep.name: row for row in rows},
             start=report.start,
@@ -200,6 +225,6 @@ def build_page(report: Report) -> str:
             tables=show_tables(evaluation),
             curves=curves[:OPEN_CURVES],
             more_curves=curves[OPEN_CURVES:],
-            data=page_data(report, films, pictures),
+            data=page_data(report, films, pictures, tiles),
         )
     )

@@ -102,7 +102,7 @@
   }
 
   // The strips of the opening follow the chosen picture, too.
-  for (const image of document.querySelectorAll(".ranking [data-strip]")) {
+  for (const image of document.querySelectorAll(".exhibits [data-strip]")) {
     const id = image.dataset.card || image.closest("[data-card]").dataset.card;
     const about = image.alt.replace(data.sources[data.start].name, "");
     radios.forEach((radio, index) => radio.addEventListener("change", () => {
@@ -113,6 +113,22 @@
     image.parentElement.addEventListener("click", () => document.getElementById(id).scrollIntoView());
   }
 
+  // So do the answers under the edits towards them.
+  function showTiles() {
+    const source = chosen();
+    const picture = document.querySelector("[data-tile-source]");
+    picture.src = data.sources[source].picture;
+    picture.alt = `Source: ${data.sources[source].name}`;
+    document.querySelector("[data-tile-own]").textContent = data.tiles.own[source];
+    document.querySelectorAll(".tiles li").forEach((item, index) => {
+      const tile = data.tiles.rows[source][index];
+      if (!tile) return;
+      item.classList.toggle("reached", tile.is_reached);
+      item.querySelector("[data-tile]").textContent = `${show(tile.before)} → ${show(tile.after)}`;
+    });
+  }
+  if (data.tiles) radios.forEach((radio) => radio.addEventListener("change", showTiles));
+
   const ranking = document.getElementById("ranking");
   const orders = [...document.querySelectorAll("[data-order]")];
   for (const button of orders) {
@@ -122,8 +138,19 @@
       [...ranking.children]
         .sort((first, second) => Number(second.dataset[key]) - Number(first.dataset[key]))
         .forEach((row) => ranking.append(row));
+      if (key === "visible") unfold();
     });
   }
+
+  const unfolder = document.querySelector("[data-unfold]");
+  function unfold() {
+    ranking.classList.add("whole");
+    if (unfolder) unfolder.hidden = true;
+  }
+  unfolder?.addEventListener("click", () => {
+    unfold();
+    ranking.querySelector(".minor a").focus();
+  });
 
   document.querySelectorAll("[data-film]").forEach(setUpCard);
   document.documentElement.classList.add("scripted");

@@ -16,6 +16,8 @@ from featgan.report.sources import Sources
 from featgan.report.words import SHORT_DOUBTS, percent
 
 MOST_PUSHED = 8
+MINOR = 0.015
+"""Share of the answer's variation below which a row is folded away at first: shown as 1 % or less."""
 GROUND = 0.4
 """Brightness of the sources' mean under the map of where pictures change."""
 
@@ -57,6 +59,11 @@ class Row:
         return SHORT_DOUBTS.get(self.component.doubt, "")
 
     @property
+    def is_minor(self) -> bool:
+        """Whether the first screen does without it: too little of the answer hangs on it to be a figure."""
+        return self.component.matters is not None and self.component.matters < MINOR
+
+    @property
     def movement(self) -> str:
         """`neutral → happy`: what the answer moves from and to, from the left of the strip to its right."""
         up, down = self.component.directions
@@ -68,9 +75,6 @@ class Row:
         parts = [f"towards {', '.join(up)}"] if up else []
         return " and ".join(parts + ([f"away from {', '.join(down)}"] if down else []))
 
-
-FULL_BAR = 0.3
-"""A change of a patch, as a share of the range, that fills its bar."""
 
 GRADES = {"clear": "clear", "faint": "faint", "none": "unseen"}
 
@@ -136,7 +140,7 @@ def ranked_figures(component: Component, is_whole: bool) -> tuple[Figure, ...]:
             "visible",
             percent(change.visible),
             MEANINGS["visible"],
-            min(1.0, change.visible / FULL_BAR),
+            change.visible,
             GRADES[change.grade],
         ),
         unit_figure("slope", component.slope, MEANINGS["slope"]),

@@ -8,9 +8,12 @@ from featgan.report.answers import Answer
 from featgan.report.changes import TINT
 from featgan.report.components import Component, Ranking
 from featgan.report.records import Evaluation, is_number, mapping
+from featgan.report.tiles import Tiles
 
 MOST_CONCLUSIONS = 3
 MOST_NAMED = 2
+MOSTLY = 0.5
+"""Share of the pictures from which an answer counts as shown."""
 STRAYS = 0.5
 """Cross-talk from which a component cannot be said to move alone."""
 NEARLY_ALL = 0.95
@@ -22,6 +25,9 @@ DOUBTS = {
 }
 """Who does not see a component move => what follows from that."""
 
+TOLD = ("faithfulness", "preservation", "realism")
+"""Families whose first limit is told in the opening."""
+
 WITNESSED = ("witness_agreement", "box_agreement")
 """Measures: how often a second box, and the box itself, see the label asked for."""
 
@@ -31,6 +37,11 @@ SHORT_DOUBTS = {"person": "too faint to see", "classifier": "not seen by the cla
 def percent(share: float) -> str:
     """`38 %`; `under 1 %` for what would be shown as none."""
     return "under 1\N{NO-BREAK SPACE}%" if 0 < share < 0.005 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
+def level(value: float, is_share: bool) -> str:
+    """An output of the box as a person reads it: `38 %`, or a plain number with two digits and a true minus."""
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%" if is_share else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -49,6 +60,20 @@ def conclude(ranking: Ranking) -> list[Markup]:
     of_what = "of the variation in its answer" if ranking.is_whole else "of what these components change in its answer"
     named = [of_what, *[""] * len(shown)]
     return [describe(component, what) for component, what in zip(shown[:MOST_CONCLUSIONS], named, strict=False)]
+
+
+def reach(tiles: Tiles | None) -> list[Markup]:
+    """The answers that most of the pictures get when they are asked for."""
+    names = [name for name, share in (tiles.shares() if tiles else {}).items() if share >= MOSTLY]
+    text = "Moved towards {}, most of these pictures get that answer: the first row shows what it looks like."
+    return [Markup(text).format(emphasised(names))] if names else []
+
+
+def miss(tiles: Tiles | None) -> list[Markup]:
+    """The answers that none of the pictures gets."""
+    names = [name for name, share in (tiles.shares() if tiles else {}).items() if share == 0]
+    text = "Moved towards {}, none of these pictures gets that answer: what it looks like is not shown."
+    return [Markup(text).format(emphasised(names))] if names else []
 
 
 def describe(component: Component, of_what: str) -> Markup:
@@ -103,9 +128,7 @@ def doubted(components: Sequence[Component], why: str) -> Markup:
 def strays(components: Sequence[Component]) -> Markup:
     """Components that bring others with them."""
     names = [
-        each.title
-        for each in components
-        if each.counts and each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS
+        each.title for each in components if each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS
     ]
     if not names:
         return Markup("")
@@ -130,16 +153,20 @@ def question(evaluation: Evaluation | None, ranking: Ranking, num_pictures: int)
         said.append(Markup("Slope and cross-talk are of the {} pictures of this page only.").format(num_pictures))
     if verdict_of(evaluation) == "limits":
         said.append(witnessed(evaluation))
-    said += [Markup.escape(text) for text in lost(evaluation)]
+    said += [Markup.escape(text) for text in limits(evaluation)]
     if verdict_of(evaluation) == "unknown":
         unknown = "Whether another classifier would see the same is not known: none was asked, or it could not tell."
         said.append(Markup(unknown))
     return said
 
 
-def lost(evaluation: Evaluation) -> list[str]:
-    """What the evaluation says against the pictures themselves: a source that is not kept, a change that is no edit."""
-    return [each.text for each in evaluation.remarks if (each.about, each.verdict) == ("preservation", "limits")][:1]
+def limits(evaluation: Evaluation) -> list[str]:
+    """What the evaluation says against the pictures: requests that fail, a source that is not kept, edits unlike real.
+
+    What it says against the components and about the witness is said here in other words.
+    """
+    said = {each.about: each.text for each in reversed(evaluation.remarks) if each.verdict == "limits"}
+    return [said[name] for name in TOLD if name in said]
 
 
 def verdict_of(evaluation: Evaluation) -> str:
@@ -164,11 +191,12 @@ def share_of(evaluation: Evaluation, name: str) -> float | None:
     return value if is_number(value) else None
 
 
-def introduce(answer: Answer | None, num_features: int | None) -> str:
+def introduce(answer: Answer | None, num_features: int | None, num_components: int | None, names_follow: bool) -> str:
     """What the classifier does, and what a component is, for someone who has never heard of either."""
-    told = f"This classifier {answer.what}. It" if answer is not None and answer.names else "This classifier"
+    told = f"This classifier {answer.what(not names_follow)}. It" if answer and answer.names else "This classifier"
     numbers = f"{num_features} numbers" if num_features else "numbers"
+    ways = f"{num_components}" if num_components else "a few"
     return (
-        f"{told} turns a picture into {numbers} and answers by these alone. Over many pictures they vary in a few "
+        f"{told} turns a picture into {numbers} and answers by these alone. Over many pictures they vary in {ways} "
         "independent ways, the components."
     )

@@ -1,0 +1,78 @@
+"""What each answer looks like: the edits towards each of the box's answers, beside how its answer moves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featgan.metrics.intervals import Floats
+from featgan.report.answers import Answer
+from featgan.report.cards import FilmCard
+from featgan.report.rendering import Rendering, Seen
+
+LEADING = {
+    "head": "The picture moved straight along the classifier's own weights for each answer, all components at once",
+    "class": "The picture moved to what the training pictures of each class share for the classifier, all components at once",
+}
+"""Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One answer that was asked of one source: how much the box gave it before and gives it after."""
+
+    before: float
+    after: float
+    is_reached: bool  # whether it has become the answer; never where the outputs do not exclude each other
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The edits of the card towards each answer, and what the box says to them."""
+
+    card: FilmCard
+    what: str
+    own: tuple[str, ...]  # the box's answer to each untouched source, in words
+    tiles: tuple[tuple[Tile | None, ...], ...]  # [N][T]; None where the box has no such answer
+
+    def shares(self) -> dict[str, float]:
+        """Share of the sources whose edit gets the answer asked for, where one output is the answer; by its name."""
+        if not any(self.own):
+            return {}
+        columns = zip(self.card.headings, zip(*self.tiles, strict=True), strict=True)
+        found = {name: [tile.is_reached for tile in column if tile is not None] for name, column in columns}
+        return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
+
+
+def build_tiles(
+    cards: Sequence[FilmCard], renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None
+) -> Tiles | None:
+    """Of the most telling sweep that there is; None without one, or without a box that has names for its answers."""
+    if answer is None or source_seen is None or not answer.names:
+        return None
+    by_name = {rendering.sweep.name: rendering for rendering in renderings}
+    for group, what in LEADING.items():
+        card = next((card for card in cards if card.group == group), None)
+        seen = None if card is None else by_name[card.id].seen
+        if card is not None and seen is not None:
+            before, after = (answer.shown(each.outputs) for each in (source_seen, seen))
+            tiles = tuple(
+                tuple(tile_of(answer, name, own[0], frame) for name, frame in zip(card.headings, frames, strict=True))
+                for own, frames in zip(before, after, strict=True)
+            )
+            return Tiles(card, what, tuple(name_answer(answer, own[0]) for own in before), tiles)
+    return None
+
+
+def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | None:
+    """What the outputs [O] as shown say to the answer `name`."""
+    if name not in answer.names:
+        return None
+    output = answer.names.index(name)
+    is_reached = answer.kind == "expression" and int(np.argmax(after)) == output
+    return Tile(float(before[output]), float(after[output]), is_reached)
+
+
+def name_answer(answer: Answer, shown: Floats) -> str:
+    """`happy`, where one of the outputs [O] is the answer; else nothing."""
+    return answer.names[int(np.argmax(shown))] if answer.kind == "expression" else ""
