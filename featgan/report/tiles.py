@@ -12,7 +12,7 @@ from featgan.report.rendering import Rendering, Seen
 
 LEADING = {
     "head": "The picture moved straight along the classifier's own weights for each answer, all components at once",
-    "class": "The picture moved to what the training pictures of each class share for the classifier, all components at once",
+    "class": "The picture moved to what training pictures of each class share, as the classifier sees them",
 }
 """Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture."""
 
