@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.load import BlackBox, load_blackbox
+from featgan.data.features import FeatureCache
+from featgan.data.shards import ShardSet
 from featgan.editing import Editor, ask
 from featgan.errors import UserError
 from featgan.material import (
@@ -251,7 +253,17 @@ def read_answer(opened: Opened) -> Answer | None:
     if cache is None or shards is None:
         return answer
     rows = spread(np.arange(len(shards.split("train"))), MOST_ANSWERS)
-    return replace(answer, deviations=answer.comparable(as_floats(cache.outputs("train", rows))).std(0))
+    deviations = answer.comparable(as_floats(cache.outputs("train", rows))).std(0)
+    return replace(answer, deviations=deviations, accuracy=measure_accuracy(answer, cache, shards))
+
+
+def measure_accuracy(answer: Answer, cache: FeatureCache, shards: ShardSet) -> float | None:
+    """Share of the labelled validation images whose class the box tells; None where it tells other classes or none."""
+    labels = shards.split("validation").expression
+    rows = spread(np.flatnonzero(labels >= 0), MOST_ANSWERS)
+    if answer.kind != "expression" or answer.names != tuple(shards.classes) or not len(rows):
+        return None
+    return float((cache.outputs("validation", rows).argmax(1) == labels[rows]).mean())
 
 
 def build_report(opened: Opened, sources: Sources, renderings: Sequence[Rendering]) -> Report:

@@ -160,6 +160,14 @@ def test_every_direction_is_written_and_a_second_render_replaces_the_first(world
     assert [path.name for path in (world.run / "renders").iterdir()] == ["step-00000030"]
 
 
+def test_the_page_says_how_often_the_box_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch, "features")
+    own = (world.validation.features @ HEAD.numpy().T).argmax(1)
+    world.validation.expression = np.where(np.arange(12) < 3, own, (own + 1) % 3).astype(np.int16)
+    world.validation.expression[8:] = -1  # 3 of the 8 that have a label
+    assert "rightly in 38 % of the validation pictures" in render_run(tmp_path, video=()).read_text()
+
+
 def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: World) -> None:
     render_run(world.run, num_images=3, directions=["quantiles"], num_components=1)
     rows = sample_rows(world.validation.expression, np.arange(12), 3, seed=0)

@@ -11,8 +11,9 @@ import pytest
 
 from featgan.report.curves import draw_curve, thin_out, ticks
 from featgan.report.page import Report, build_page, show_number
-from featgan.report.records import best_evaluation, read_metrics
-from tests.reported import NASTY, build_report, evaluation
+from featgan.report.records import best_evaluation, parse_evaluation, read_metrics
+from featgan.report.regions import region_tables
+from tests.reported import NASTY, build_report, evaluation, measures
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,15 @@ def test_an_evaluation_fills_the_page(report: Report, tmp_path: Path) -> None:
         "concordance of asked and seen features: "
         "the generator 0.75, a copy of the source 0.05, the nearest real image 0.97"
     ]
+
+
+def test_regions_stand_beside_real_images_and_name_the_classes_that_are_missing(report: Report) -> None:
+    glad = {"by": "class", "region": "glad", "pairs": 9, "measures": measures(flip_success=0.5, witness_agreement=0.25)}
+    glad["controls"] = {"nearest_real": measures(flip_success=0.75), "ceiling_real": measures(witness_agreement=0.625)}
+    table = region_tables(parse_evaluation({"regions": [glad]}).regions, ("calm", "glad"))[0]
+    assert table.missing == ("calm",)
+    assert [(entry.value, entry.real) for entry in table.rows[0][2]] == [(0.5, 0.75), (0.25, 0.625)]
+    assert region_tables(parse_evaluation({"regions": [glad]}).regions)[0].missing == ()
 
 
 def test_marks_of_controls_stand_where_their_values_are(report: Report, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class Answer:
     kind: str  # expression, valence_arousal, attributes or other
     names: tuple[str, ...]  # O
     deviations: Floats | None = None  # of the comparable outputs [O]
+    accuracy: float | None = None  # share of the labelled validation pictures that get their label
 
     @property
     def is_share(self) -> bool:
@@ -28,8 +29,9 @@ class Answer:
     def what(self, with_names: bool = True) -> str:
         """What the box tells, in words."""
         listed = f" ({', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''})" if with_names else ""
+        right = "" if self.accuracy is None else f", rightly in {100 * self.accuracy:.0f} % of the validation pictures"
         words = {
-            "expression": f"tells {len(self.names)} classes apart{listed}",
+            "expression": f"tells {len(self.names)} classes apart{listed}{right}",
             "valence_arousal": "rates how pleasant (valence) and how stirred (arousal) a face looks",
             "attributes": f"answers {len(self.names)} questions by yes or no{listed}",
         }

@@ -34,9 +34,9 @@ MARKS = {
     "shuffled_condition": ("shuffled", "edits to another request"),
     "mean_vector": ("mean", "features at the training mean"),
     "nearest_real": ("nearest", "the nearest real image"),
-    "ceiling_jpeg": ("ceiling", "the wanted image itself, after JPEG"),
-    "ceiling_mirror": ("mirror", "the wanted image itself, mirrored"),
-    "ceiling_real": ("ceiling", "real images with the labels asked for"),
+    "ceiling_jpeg": ("ceiling", "the wanted image after JPEG"),
+    "ceiling_mirror": ("mirror", "the wanted image mirrored"),
+    "ceiling_real": ("ceiling", "real images with the label"),
 }
 """Control => class of its mark, and what it is."""
 

@@ -13,7 +13,7 @@ from featgan.report import words
 from featgan.report.answers import Answer
 from featgan.report.cards import FilmCard, build_film, build_mosaic
 from featgan.report.changes import typical_source
-from featgan.report.charts import Cell, beside_controls, shade
+from featgan.report.charts import MARKS, Cell, beside_controls, shade
 from featgan.report.components import Ranking
 from featgan.report.curves import draw_curve
 from featgan.report.inline import thumbnail
@@ -133,9 +133,18 @@ def show_tables(evaluation: Evaluation | None) -> list[dict[str, Any]]:
     if evaluation is None:
         return []
     return [
-        {"title": str(table.get("title") or ""), "columns": table["columns"], "rows": table["rows"][:MAX_TABLE_ROWS]}
+        {
+            "title": str(table.get("title") or ""),
+            "columns": [MARKS[name][1] if name in MARKS else name for name in map(str, table["columns"])],
+            "rows": table["rows"][:MAX_TABLE_ROWS],
+        }
         for table in evaluation.tables
     ]
+
+
+def classes_of(answer: Answer | None) -> tuple[str, ...]:
+    """The classes that the box tells apart."""
+    return answer.names if answer is not None and answer.kind == "expression" else ()
 
 
 def show_crosstalk(report: Report) -> list[list[Cell]]:
@@ -221,7 +230,7 @@ def build_page(report: Report) -> str:
             lines=beside_controls(evaluation.measures, evaluation.controls) if evaluation else [],
             matrix=show_crosstalk(report),
             shown=sorted(report.ranking.components, key=lambda component: component.index),
-            regions=region_tables(evaluation.regions) if evaluation else [],
+            regions=region_tables(evaluation.regions, classes_of(report.answer)) if evaluation else [],
             tables=show_tables(evaluation),
             curves=curves[:OPEN_CURVES],
             more_curves=curves[OPEN_CURVES:],

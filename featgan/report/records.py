@@ -43,6 +43,7 @@ class Region:
     name: str
     pairs: object
     measures: dict[str, Any]
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)  # control => its measures
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def parse_evaluation(content: Mapping[str, Any]) -> Evaluation:
         components={entry["index"]: entry for entry in components if isinstance(entry.get("index"), int)},
         crosstalk=crosstalk if isinstance(crosstalk, list) else [],
         measures=mapping(content.get("measures")),
-        controls={name: mapping(entry) for name, entry in mapping(content.get("controls")).items()},
+        controls=parse_controls(content),
         remarks=[parse_remark(entry) for entry in mappings(content.get("remarks"))],
         regions=[parse_region(entry) for entry in mappings(content.get("regions"))],
         arguments=[each for each in arguments if isinstance(each, str)] if isinstance(arguments, list) else [],
@@ -130,7 +131,11 @@ def parse_remark(entry: Mapping[str, Any]) -> Remark:
 
 def parse_region(entry: Mapping[str, Any]) -> Region:
     by, name = (str(entry.get(key) or "") for key in ("by", "region"))
-    return Region(by, name, entry.get("pairs"), mapping(entry.get("measures")))
+    return Region(by, name, entry.get("pairs"), mapping(entry.get("measures")), parse_controls(entry))
+
+
+def parse_controls(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: mapping(measures) for name, measures in mapping(entry.get("controls")).items()}
 
 
 def parse_headline(entry: Mapping[str, Any]) -> Headline:

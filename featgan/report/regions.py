@@ -1,7 +1,7 @@
 """Tables by region: averages hide failure on rare classes, octants and the far ends of a component."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featgan.report.records import Region, is_number, mapping
 
@@ -12,6 +12,10 @@ TITLES = {
 }
 
 
+REAL = ("nearest_real", "ceiling_real")
+"""Controls that show real images: the nearest to what was asked, else those with the label asked for."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A measure of a region, with its interval; `share` in [0, 1] draws a bar where all of its column lie there."""
@@ -20,6 +24,7 @@ class Entry:
     low: float | None = None
     high: float | None = None
     share: float | None = None
+    real: float | None = None  # what real images score
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,18 @@ class RegionTable:
     title: str
     measures: list[str]
     rows: list[tuple[str, object, list[Entry]]]  # region, pairs, one entry a measure
+    missing: tuple[str, ...] = ()  # classes that no pair asks for
 
 
-def region_tables(regions: Sequence[Region]) -> list[RegionTable]:
-    """One for each kind of region, in the order of their first appearance."""
-    kinds = list(dict.fromkeys(kind_of(region) for region in regions))
-    return [tabulate(kind, [region for region in regions if kind_of(region) == kind]) for kind in kinds]
+def region_tables(regions: Sequence[Region], classes: Sequence[str] = ()) -> list[RegionTable]:
+    """One for each kind of region, in the order of their first appearance; that of classes names the missing ones."""
+    tables = []
+    for kind in dict.fromkeys(kind_of(region) for region in regions):
+        members = [region for region in regions if kind_of(region) == kind]
+        there = {region.name for region in members}
+        missing = tuple(name for name in classes if name not in there) if kind == "class" else ()
+        tables.append(replace(tabulate(kind, members), missing=missing))
+    return tables
 
 
 def kind_of(region: Region) -> str:
@@ -72,4 +83,5 @@ def is_share(region: Region, name: str) -> bool:
 def entry_of(region: Region, name: str, is_bounded: bool) -> Entry:
     found = mapping(region.measures.get(name))
     value, low, high = (entry if is_number(entry) else None for entry in map(found.get, ("value", "low", "high")))
-    return Entry(value, low, high, value if is_bounded else None)
+    real = (mapping(region.controls.get(control, {}).get(name)).get("value") for control in REAL)
+    return Entry(value, low, high, value if is_bounded else None, next(filter(is_number, real), None))
