@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from featgan import plain
 from featgan.bench import step as bench
 from featgan.bench.step import Sizes
+from featgan.bench.timing import Spent
 from featgan.cli import cli
 from featgan.objective import discriminator_losses, edit, generator_losses, split
 from featgan.train import train
@@ -37,6 +39,32 @@ def test_operations_grow_with_the_square_of_dims() -> None:
     wide = bench.count_flops(Sizes(image_size=32, dim=16, batch_size=2))
     assert 3 < wide / small < 4.1
     assert bench.count_flops(Sizes(image_size=32, dim=8, batch_size=6)) == pytest.approx(3 * small)
+
+
+def test_growth_is_beside_the_sizes_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(function: str, way: str, sizes: dict[str, int]) -> Spent:
+        assert function == "featgan.bench.step:time_round" and way == "fp32"
+        return Spent(0.0, 10.0 * sizes["batch_size"], 0.0, 1e-3 * sizes["dim"] ** 2 * sizes["condition_dim"])
+
+    monkeypatch.setattr(bench, "in_new_process", cost)
+    table = bench.scaling_table(TINY, "fp32")
+    assert [(row[0], row[2], row[4]) for row in table.rows] == [
+        ("as given", "x 1.00", "x 1.00"),
+        ("batch_size 2 to 4", "x 1.00", "x 2.00"),
+        ("dim 4 to 8", "x 4.00", "x 1.00"),
+        ("image_size 16 to 32", "x 1.00", "x 1.00"),
+        ("condition_dim 3 to 6", "x 2.00", "x 1.00"),
+    ]
+    assert table.rows[0][1:4:2] == ("48.0 ms", "20 MB")
+
+
+def test_a_gpu_is_measured_by_its_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.Product, "SIDE", 64)
+    ceiling = bench.ceiling_of(torch.device("cuda"))
+    with FlopCounterMode(display=False) as counter:
+        ceiling.of(TINY, "bf16", torch.device("cpu")).work()
+    assert counter.get_total_flops() == ceiling.flops(TINY) and ceiling is bench.Product
+    assert bench.ceiling_of(torch.device("cpu")) is bench.Convolution
 
 
 @pytest.mark.slow

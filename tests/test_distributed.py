@@ -139,12 +139,13 @@ def variant(config: Config, run: Path, **distribution: object) -> Config:
     [
         {},
         {"accumulation": 2},
+        {"recompute": True},
         {"strategy": "deepspeed", "zero_stage": 0},
-        {"strategy": "deepspeed", "zero_stage": 1},
+        {"strategy": "deepspeed", "zero_stage": 1, "recompute": True},
         {"strategy": "deepspeed", "zero_stage": 2},
         {"strategy": "deepspeed", "zero_stage": 2, "accumulation": 2},
     ],
-    ids=["ddp", "ddp-parts", "zero-0", "zero-1", "zero-2", "zero-2-parts"],
+    ids=["ddp", "ddp-parts", "ddp-again", "zero-0", "zero-1-again", "zero-2", "zero-2-parts"],
 )
 def test_two_processes_train_as_one(alone: Config, tmp_path: Path, distribution: dict[str, object]) -> None:
     train_together(variant(alone, tmp_path / "two", **distribution), PORT + 1)

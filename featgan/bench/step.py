@@ -60,12 +60,12 @@ class Sizes:
 
 
 def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: int, scaling: bool = False) -> Bench:
-    """Plain and fast in turn, each a round of steps; the ceiling is convolutions alone at the rate measured between."""
+    """Plain and fast in turn, each a round of steps; the ceiling is a product's rate, measured between."""
     sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
     device = Engine("fp32", sizes.config("fp32").distribution).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
     ways = [way for precision in precisions for way in (precision, f"{precision} recompute")]
-    names = ["plain", *ways, *(f"convolution {precision}" for precision in precisions)]
+    names = ["plain", *ways, *(f"ceiling {precision}" for precision in precisions)]
     with ExitStack() as open_sides:
         sides = {
             name: open_sides.enter_context(Elsewhere(f"{__name__}:prepare", name, asdict(sizes))) for name in names
@@ -160,8 +160,8 @@ def prepare(side: str, values: dict[str, Any]) -> Round:
     device = Engine("fp32", sizes.config("fp32").distribution).device
     if side == "plain":
         work = plain_round(sizes)
-    elif side.startswith("convolution"):
-        work = Convolution.of(sizes, side.split()[1], device).work
+    elif side.startswith("ceiling"):
+        work = ceiling_of(device).of(sizes, side.split()[1], device).work
     else:
         keep_freed_memory()
         work = fast_round(sizes, side)
@@ -181,6 +181,8 @@ class Convolution:
     images: Tensor
     weight: Tensor
 
+    NAME = "its operations at the rate of a residual block's convolution"
+
     @classmethod
     def of(cls, sizes: Sizes, precision: str, device: torch.device) -> "Convolution":
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -196,6 +198,35 @@ class Convolution:
     @staticmethod
     def flops(sizes: Sizes) -> float:
         return 2.0 * 9 * (4 * sizes.dim) ** 2 * (sizes.image_size // 4) ** 2 * sizes.batch_size
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product that is large enough for a GPU's full rate."""
+
+    left: Tensor
+    right: Tensor
+
+    SIDE = 8192
+    NAME = "its operations at the rate of a matrix product"
+
+    @classmethod
+    def of(cls, sizes: Sizes, precision: str, device: torch.device) -> "Product":
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        return cls(*(torch.randn(cls.SIDE, cls.SIDE, device=device, dtype=kind) for _ in range(2)))
+
+    @torch.no_grad()
+    def work(self) -> None:
+        torch.mm(self.left, self.right)
+
+    @classmethod
+    def flops(cls, sizes: Sizes) -> float:
+        return 2.0 * cls.SIDE**3
+
+
+def ceiling_of(device: torch.device) -> type[Convolution] | type[Product]:
+    """What bounds a step: a CPU's convolutions are as fast as its products, a GPU is measured by what it could do."""
+    return Convolution if device.type == "cpu" else Product
 
 
 def count_flops(sizes: Sizes) -> float:
@@ -216,14 +247,15 @@ def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float,
     goals = [Goal("ratio", ratio)]
     if precision == "bf16":
         goals.append(Goal("share", 0.4 if on_cpu else 0.45))
-    bound = scaled(seconds[f"convolution {precision}"], flops / Convolution.flops(sizes))
+    ceiling = ceiling_of(device)
+    bound = scaled(seconds[f"ceiling {precision}"], flops / ceiling.flops(sizes))
     return Row(
         f"step, {named(way)}",
         scaled(seconds[way], 1 / CRITIC_STEPS),
         scaled(seconds["plain"], 1 / CRITIC_STEPS),
         bound,
         () if recompute else tuple(goals),
-        ceiling_name="its operations at the rate of a residual block's convolution",
+        ceiling_name=ceiling.NAME,
     )
 
 
