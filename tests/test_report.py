@@ -151,7 +151,7 @@ def test_an_evaluation_fills_the_page(report: Report, tmp_path: Path) -> None:
     page = Page(build_page(evaluated(report, tmp_path)))
     for expected in (
         "Relative shift", "0.81", "0.70 to 0.90", "N 200", "Component 3 is not visible.", "Supported", "Limited",
-        "\N{MINUS SIGN}0.250", "ccc a", "By class asked for", "component 1: below 10 %", "flip success",
+        "\N{MINUS SIGN}0.250", "ccc a", "By class asked for", "component 1: below 10 %", "flips",
         "A second classifier, which took no part in training, agrees", "80\N{NO-BREAK SPACE}% of the edited",
     ):  # fmt: skip
         assert expected in page.text, expected

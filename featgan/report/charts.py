@@ -29,6 +29,23 @@ BESIDE = {
 }
 """Measures of which more is better and 1 is the most, in the order shown."""
 
+SHORT = {
+    "shift_aggregate": "relative shift",
+    "shift": "relative shift, mean of pairs",
+    "shift_median": "relative shift, median of pairs",
+    "ccc": "concordance",
+    "flip_success": "flips",
+    "retrieval_top1": "retrieval",
+    "diagonal_dominance": "own component's share",
+    "witness_agreement": "flips, second classifier",
+    "box_agreement": "flips, this classifier, same pairs",
+    "edit_l1": "size of the edit (L1)",
+    "self_l1": "change where nothing is asked (L1)",
+    "edit_coarse_share": "coarse share of the edit",
+    "own_shift": "relative shift of the component",
+}
+"""Names of measures in tables, as the rest of the page has them; the others are shown as they are."""
+
 MARKS = {
     "identity_copy": ("copy", "a copy of the source"),
     "shuffled_condition": ("shuffled", "edits to another request"),
@@ -39,6 +56,7 @@ MARKS = {
     "ceiling_real": ("ceiling", "real images with the label"),
 }
 """Control => class of its mark, and what it is."""
+
 
 LOWEST, HIGHEST = -0.1, 1.1
 
@@ -65,6 +83,11 @@ class Line:
     @property
     def alternative(self) -> str:
         return f"{self.label}: " + ", ".join(f"{mark.text} {mark.value:.2f}" for mark in self.marks)
+
+
+def name_measure(name: object) -> str:
+    """What a table calls a measure."""
+    return SHORT.get(str(name), str(name).replace("_", " "))
 
 
 def place_of(value: float) -> float:

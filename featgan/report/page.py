@@ -13,7 +13,7 @@ from featgan.report import words
 from featgan.report.answers import Answer
 from featgan.report.cards import FilmCard, build_film, build_mosaic
 from featgan.report.changes import typical_source
-from featgan.report.charts import MARKS, Cell, beside_controls, shade
+from featgan.report.charts import MARKS, Cell, beside_controls, name_measure, shade
 from featgan.report.components import Ranking
 from featgan.report.curves import draw_curve
 from featgan.report.inline import thumbnail
@@ -102,6 +102,7 @@ def environment() -> Environment:
     built.filters["number"] = show_number
     built.filters["percent"] = words.percent
     built.filters["level"] = words.level
+    built.filters["measure"] = name_measure
     return built
 
 
