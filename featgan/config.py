@@ -120,6 +120,8 @@ class LossConfig(Section):
     """w_rec: L1 between the source and G(G(x, c_target), c_source)."""
     identity_weight: Weight = 0.0
     """L1 between the source and G(x, c_source)."""
+    identity_margin: Weight = 0.0
+    """An image's L1 up to which that term asks for nothing, so that small changes are not taken for none."""
     condition_weight: Weight = 1.0
     """w_cls: the discriminator's estimate against the condition."""
     prediction_weight: Weight = 1.0

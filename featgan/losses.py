@@ -90,3 +90,8 @@ def class_loss(logits: Tensor, target: Tensor) -> Tensor:
 def cycle_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
     """mean |x - G(G(x, c_target), c_source)|."""
     return (images - reconstruction).abs().mean()
+
+
+def identity_loss(images: Tensor, same: Tensor, margin: float = 0.0) -> Tensor:
+    """mean over images of max(0, |x - G(x, c_source)| - margin), |.| the mean over an image's values."""
+    return ((images - same).abs().mean((1, 2, 3)) - margin).clamp_min(0).mean()

@@ -145,7 +145,7 @@ def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tu
     if weights.identity_weight:
         with game.engine.autocast():
             same = network(part.images, game.ask(part.source, part.source))
-        scalars["identity"] = losses.cycle_loss(part.images, same)
+        scalars["identity"] = losses.identity_loss(part.images, same, weights.identity_margin)
         total = total + weights.identity_weight * scalars["identity"]
     return total, scalars | terms
 

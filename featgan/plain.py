@@ -56,7 +56,8 @@ def generator_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
     terms["cycle"] = losses.cycle_loss(images, edit(network, fake, game.ask(source, target)))
     total = terms["adversarial"] + condition + weights.cycle_weight * terms["cycle"]
     if weights.identity_weight:
-        terms["identity"] = losses.cycle_loss(images, edit(network, images, game.ask(source, source)))
+        same = edit(network, images, game.ask(source, source))
+        terms["identity"] = losses.identity_loss(images, same, weights.identity_margin)
         total = total + weights.identity_weight * terms["identity"]
     return total, terms
 

@@ -100,5 +100,17 @@ def test_class_loss_is_cross_entropy() -> None:
     assert losses.class_loss(logits, target).item() == pytest.approx(math.log(1 + math.e))
 
 
+def test_identity_asks_nothing_of_images_that_are_near_enough() -> None:
+    images = torch.zeros(3, 3, 2, 2)
+    same = torch.stack([torch.full((3, 2, 2), 0.02), torch.full((3, 2, 2), -0.5), torch.zeros(3, 2, 2)])
+    same[2, 0] = 0.3  # 0.1 of the whole image
+    same.requires_grad_()
+    loss = losses.identity_loss(images, same, 0.05)
+    assert loss.item() == pytest.approx((0 + 0.45 + 0.05) / 3)
+    loss.backward()
+    assert same.grad is not None and [bool(grad.any()) for grad in same.grad] == [False, True, True]
+    assert losses.identity_loss(images, same).item() == pytest.approx(losses.cycle_loss(images, same).item())
+
+
 def test_cycle_loss_is_mean_absolute_difference() -> None:
     assert losses.cycle_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), -0.5)).item() == pytest.approx(0.5)

@@ -34,7 +34,7 @@ CONDITIONS = {
     "components": {"features": "stand-in-3", "condition": {"encoding": "components", "reduction": "mean"}},
 }
 WGAN = {"adversarial": "wgan_gp"}
-LOGISTIC = {"adversarial": "logistic", "identity_weight": 1.0}
+LOGISTIC = {"adversarial": "logistic", "identity_weight": 1.0, "identity_margin": 0.05}
 
 
 def build(world: World, run: Path, dataset: dict[str, Any], **sections: dict[str, object]) -> Game:
