@@ -1,8 +1,14 @@
 """Renderers that move known factors."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from featgan import measure_factors
+from featgan.measure_sweeps import SWEEP, Sweeps
 from featgan.metrics.factors import FactorNames, factor_r2, factor_response, factor_table
 from featgan.metrics.intervals import Floats, Measure
 
@@ -72,3 +78,46 @@ def test_a_reconstruction_that_drifts_says_so(true: Floats) -> None:
     table = factor_table(NAMES, true, true, drifted, GRID, sweeps(true, np.zeros((1, 4))), DEVIATIONS)
     assert table["factor_reconstruction_nuisance_error"].value == pytest.approx(0.5)
     assert table["factor_probe_nuisance_error"].value == 0
+
+
+def test_factors_are_read_by_name_in_whatever_order_shards_and_probe_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = ("glasses", "smile", "unread", "brow")  # of the shards
+    read = ("brow", "hair", "glasses", "smile")  # of the probe
+    monkeypatch.setattr(measure_factors, "EXPRESSION_FACTORS", ("smile", "brow"))
+    monkeypatch.setattr(measure_factors, "NUISANCE_FACTORS", ("glasses", "hair", "unread"))
+    generator = np.random.default_rng(3)
+    train, own = generator.normal(size=(50, 4)) * [1, 2, 1, 4], generator.normal(size=(8, 4))
+    splits = {"train": SimpleNamespace(factors=train), "validation": SimpleNamespace(factors=own)}
+    by_name = dict(zip(held, own.T, strict=True)) | {"hair": np.zeros(8)}
+    steps = np.array(SWEEP)
+    # Of two components the first moves the smile by half of its deviation, the second the glasses by all of theirs.
+    moved = {"smile": (0.5 * train[:, 1].std(), 0.0), "glasses": (0.0, train[:, 0].std())}
+    swept = np.stack(
+        [by_name[name][:, None, None] + np.multiply.outer(moved.get(name, (0, 0)), steps) for name in read], -1
+    )
+    subject = SimpleNamespace(
+        shards=SimpleNamespace(split=splits.__getitem__, factor_names=held), split=splits["validation"],
+        cache=SimpleNamespace(features=lambda split, rows: np.zeros((len(rows), 2))),
+        editor=SimpleNamespace(showing=lambda text, count: nullcontext()),
+        edit=lambda images, wanted, own: images + 1,
+        known_rows=np.arange(50), nearest=lambda features: np.zeros(len(features), int),
+    )  # fmt: skip
+    rows, nearest = np.arange(8), np.broadcast_to(np.arange(len(SWEEP)), (8, 2, len(SWEEP)))
+    sweeps = Sweeps(rows, torch.zeros(8, 1), nearest, np.zeros((8, 2, len(SWEEP), 2)), swept)
+    probe = SimpleNamespace(spec="probe", class_names=read)
+    columns = np.stack([by_name[name] for name in read], 1)
+    drift = np.array([0.0, 0.0, train[:, 0].std(), 0.0])  # the reconstruction moves the glasses
+    monkeypatch.setattr(measure_factors, "outputs_of", lambda box, images: columns + drift * float(images.flatten()[0]))
+
+    found, response = measure_factors.measure_factors(subject, probe, sweeps)  # type: ignore[arg-type]
+    np.testing.assert_allclose(response, [[0.5, 0, 0], [0, 0, 1]], atol=1e-9)  # smile, brow, glasses
+    table = {name: each.value for name, each in found["generator"].items()}
+    assert table["component_01_nuisance_ratio"] == pytest.approx(0) and table["factor_probe_r2"] == pytest.approx(1)
+    assert table["factor_nuisance_ratio"] == pytest.approx(0.5 / 0.125)
+    assert table["factor_reconstruction_nuisance_error"] == pytest.approx(1)
+    assert table["factor_reconstruction_expression_error"] == pytest.approx(0)
+    # The nearest training images are rows 0 to 4 in turn: their own factors are told, not the probe's.
+    slopes = (train[: len(SWEEP)][:, [1, 3, 0]] / train[:, [1, 3, 0]].std(0)).T @ steps / (steps**2).sum()
+    real = {name: each.value for name, each in found["nearest_real"].items()}
+    assert real["factor_change_expression"] == pytest.approx(np.abs(slopes[:2]).mean())
+    assert real["factor_change_nuisance"] == pytest.approx(abs(slopes[2]))
