@@ -177,6 +177,10 @@ def toward_class_means(features: Tensor, means: Tensor, amount: float = 1.0) -> 
     return features[:, None] + amount * (means - means.mean(0))[None]
 
 
+AMOUNTS = (2.0, 4.0)
+"""The least and the most that a source is moved along the weights of an answer, in deviations."""
+
+
 def along_head_weights(space: FeatureSpace, features: Tensor, weight: Tensor, amount: float = 2.0) -> Tensor:
     """Shift each source along the box's own last-layer weights: [N, F], weight [O, F] => [N, O, F].
 
@@ -187,6 +191,22 @@ def along_head_weights(space: FeatureSpace, features: Tensor, weight: Tensor, am
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
     spread = ((directions @ space.components.T) * space.scales).norm(dim=1, keepdim=True)
     return features[:, None] + amount * (spread * directions * space.std)[None]
+
+
+def until_answered(
+    space: FeatureSpace, features: Tensor, weight: Tensor, bias: Tensor, count: int, share: float = 0.75
+) -> Tensor:
+    """Shift each source towards each of the first classes as far as it takes: [N, F], [O, F], [O] => [N, count, F].
+
+    Along the class's own weights until the box's last layer would give it `share`; `AMOUNTS` are the bounds.
+    """
+    amounts = torch.arange(AMOUNTS[0], AMOUNTS[1] + 0.25, 0.5).tolist()
+    moved = torch.stack([along_head_weights(space, features, weight[:count], amount) for amount in amounts])
+    shares = torch.softmax(moved @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)  # [amounts, N, count]
+    enough = shares >= share
+    enough[-1] = True
+    first = enough.int().argmax(0)
+    return moved.gather(0, first[None, ..., None].expand(1, *moved.shape[1:]))[0]
 
 
 def valence_arousal_grid(levels: Sequence[float] = (-1.0, -0.5, 0.0, 0.5, 1.0)) -> Tensor:

@@ -82,10 +82,22 @@ class Opened:
     names: Names
 
     @property
-    def head_weight(self) -> Tensor | None:
-        """The box's last layer [O, F], where that is linear."""
+    def head(self) -> tuple[Tensor, Tensor] | None:
+        """The box's last layer, weight [O, F] and bias [O], where that is linear."""
         heads = [owner.head for owner in (self.material.cache, self.box) if owner is not None]
-        return next((head[0].float().cpu() for head in heads if head is not None), None)
+        found = next((head for head in heads if head is not None), None)
+        return None if found is None else (found[0].float().cpu(), found[1].float().cpu())
+
+    @property
+    def head_weight(self) -> Tensor | None:
+        return None if self.head is None else self.head[0]
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """That of a box that tells one of several classes."""
+        owner = self.material.cache or self.box
+        tells_one = owner is not None and owner.output_kind == "expression"
+        return self.head[1] if tells_one and self.head is not None else None
 
     @property
     def look(self) -> Look | None:
@@ -203,6 +215,7 @@ def build_subject(opened: Opened, sources: Sources) -> Subject:
         class_names=model.class_names,
         class_means=training_class_means(material, len(model.class_names)),
         head_weight=opened.head_weight,
+        head_bias=opened.head_bias,
         output_names=outputs_of(opened),
         attribute_names=model.attribute_names,
         component_names=opened.names,

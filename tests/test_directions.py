@@ -80,6 +80,20 @@ def test_class_directions(space: FeatureSpace, features: torch.Tensor) -> None:
     assert (gain > 0).all() and (along[..., 5] == 2.0).all()
 
 
+def test_a_source_is_moved_until_the_last_layer_is_sure(space: FeatureSpace, features: torch.Tensor) -> None:
+    weight = 0.3 * torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+    bias = torch.tensor([1.0, 0.0, -1.0, 0.0])
+    moved = directions.until_answered(space, features[:5], weight, bias, 3)
+    shares = torch.softmax(moved @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)
+    unit = directions.along_head_weights(space, features[:5], weight[:3], 1.0) - features[:5, None]
+    amounts = ((moved - features[:5, None]) * unit).sum(-1) / unit.square().sum(-1)
+    assert moved.shape == (5, 3, 6) and amounts.min() > 1.99 and amounts.max() < 4.01
+    stopped = (amounts > 2.01) & (amounts < 3.99)
+    assert (shares[amounts < 3.99] >= 0.75).all() and stopped.any()
+    before = torch.softmax((moved - 0.5 * unit) @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)
+    assert (before[stopped] < 0.75).all()
+
+
 def test_signs_and_order_do_not_depend_on_the_rows_order(features: torch.Tensor, space: FeatureSpace) -> None:
     again = FeatureSpace.fit(features.flip(0))
     torch.testing.assert_close(again.components, space.components, atol=1e-4, rtol=0)

@@ -188,6 +188,15 @@ def test_the_source_shown_first_is_neither_the_best_nor_the_worst() -> None:
     assert typical_source([Change(signed)], lost) == 0, "of those that repainting keeps"
 
 
+def test_the_source_shown_first_obeys_as_the_median_one_does() -> None:
+    sizes, lost = [1.0, 2.0, 3.0, 4.0, 5.0], torch.tensor([0.1, 0.12, 0.35, 0.3, 0.11])
+    change = Change(torch.tensor(sizes)[:, None, None, None].expand(5, 3, 8, 8) / 8)
+    assert typical_source([change]) == 2
+    assert typical_source([change], lost) == 1  # of 0, 1 and 4
+    assert typical_source([change], None, [0, 0, 2, 3, 3]) == 3  # of 2, 3 and 4
+    assert typical_source([change], lost, [0, 0, 2, 3, 3]) == 3  # of 3 and 4
+
+
 def test_pushes_name_the_strongest_on_either_side() -> None:
     assert most_pushed(np.array([3.0, -2.0, 1.6, 1.0]), ("a", "b", "c", "d")) == (["a", "c"], ["b"])
     assert most_pushed(np.array([0.1, -2.0]), ("a", "b")) == ([], ["b"])

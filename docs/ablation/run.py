@@ -22,6 +22,7 @@ BEFORE = {
     "discriminator.projection": False,
     "losses.penalty_weight": 0.02,
     "losses.identity_weight": 0,
+    "losses.identity_margin": 0,
 }
 """Where the preset was other than it is now, which the last row is."""
 
@@ -85,6 +86,13 @@ ROWS: dict[str, dict[str, object]] = {
         "generator.request": "change",
         "discriminator.projection": True,
         "losses.identity_weight": 3,
+        "losses.penalty_weight": 0.1,
+    },
+    "that, with a margin of .05 to the identity": {
+        "generator.request": "change",
+        "discriminator.projection": True,
+        "losses.identity_weight": 3,
+        "losses.identity_margin": 0.05,
         "losses.penalty_weight": 0.1,
     },
 }

@@ -102,11 +102,18 @@ def name_place(row: int, column: int) -> str:
     return "centre" if (row, column) == (1, 1) else f"{ROWS[row]} {COLUMNS[column]}"
 
 
-def typical_source(changes: Sequence[Change], lost: Tensor | None = None) -> int:
-    """Of the half of the sources that are best kept, the one whose pictures change as much as those of the median one.
+def typical_source(changes: Sequence[Change], lost: Tensor | None = None, reached: Sequence[int] | None = None) -> int:
+    """The source whose pictures change as much as the median one's, of those that are kept and that obey.
 
-    Over all components alike. `lost` [N] is how far repainting alone takes each source from itself, where it is known.
+    Over all components alike. Those that get fewer of the answers asked for than the median source are left out
+    (`reached` [N]), then the half that repainting alone takes farther from themselves (`lost` [N]), where either is
+    known.
     """
     sizes = torch.stack([change.patches / max(change.visible, 1e-6) for change in changes]).mean(0)
-    kept = torch.arange(len(sizes)) if lost is None else lost.argsort()[: (len(lost) + 1) // 2]
+    kept = torch.arange(len(sizes))
+    if reached is not None:
+        counts = torch.tensor(reached)
+        kept = kept[counts >= counts.median()]
+    if lost is not None:
+        kept = kept[lost[kept].argsort()[: (len(kept) + 1) // 2]]
     return int(kept[sizes[kept].argsort()[(len(kept) - 1) // 2]])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,20 @@ class Report:
     commands: Sequence[str] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """What each answer looks like, where the box has answers."""
+        return build_tiles(self.renderings, self.answer, self.source_seen)
+
+    @cached_property
     def start(self) -> int:
         """The source that is shown first: a well-kept one whose pictures change as those of the median one."""
         if not self.ranking.components:
             return 0
         kept = next((each.reconstruction for each in self.renderings if each.reconstruction is not None), None)
         lost = None if kept is None else (kept.float() - self.sources.images.float()).abs().mean((1, 2, 3))
-        return typical_source([each.change for each in self.ranking.components], lost)
+        reached = None if self.tiles is None else self.tiles.reached()
+        return typical_source([each.change for each in self.ranking.components], lost, reached)
 
 
 def show_number(value: object, digits: int = 3) -> str:
@@ -205,8 +212,8 @@ def build_page(report: Report) -> str:
     pictures = [thumbnail(image) for image in report.sources.images]
     curves = draw_curves(report.metrics)
     evaluation = report.evaluation
-    tiles = build_tiles(films, report.renderings, report.answer, report.source_seen)
-    rows = build_rows(report.ranking, report.sources, {card.id: card.films[report.start] for card in films})
+    tiles, start = report.tiles, report.start
+    rows = build_rows(report.ranking, report.sources, {card.id: card.films[start] for card in films})
     return (
         environment()
         .get_template("report.html.j2")
@@ -223,7 +230,8 @@ def build_page(report: Report) -> str:
             folded=fold(rows),
             rows=rows,
             row_of={row.component.rendering.sweep.name: row for row in rows},
-            start=report.start,
+            start=start,
+            card_of={card.id: card for card in films},
             pictures=pictures,
             groups=group_films(films, report.ranking),
             mosaics=mosaics,

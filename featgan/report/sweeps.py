@@ -36,6 +36,7 @@ class Subject:
     class_names: tuple[str, ...] = ()
     class_means: Tensor | None = None  # [num_classes, F]
     head_weight: Tensor | None = None  # [O, F]
+    head_bias: Tensor | None = None  # [O], of a box that tells one of O classes
     output_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     component_names: Mapping[int, str] = field(default_factory=dict)  # the user's, by index
@@ -198,12 +199,19 @@ def class_sweeps(subject: Subject) -> list[Sweep]:
 
 
 def head_sweeps(subject: Subject) -> list[Sweep]:
-    """Each source moved two deviations along the weights of the box's last layer."""
+    """Each source moved along the weights of the box's last layer: two deviations, or until that would answer so."""
     if subject.head_weight is None:
         return []
     names = subject.output_names[:MAX_CLASSES]
-    targets = directions.along_head_weights(subject.feature_space, subject.features, subject.head_weight[: len(names)])
-    note = "The source's features are moved two deviations along the weights of the black box's own last layer."
+    space, features, weight = subject.feature_space, subject.features, subject.head_weight
+    least, most = directions.AMOUNTS
+    note = "The source's features are moved {} along the weights of the black box's own last layer{}."
+    if subject.head_bias is None:
+        targets = directions.along_head_weights(space, features, weight[: len(names)])
+        note = note.format("two deviations", "")
+    else:
+        targets = directions.until_answered(space, features, weight, subject.head_bias, len(names))
+        note = note.format(f"{least:.0f} to {most:.0f} deviations", ", until that would be three quarters sure")
     return [choice_sweep(subject, ("head-weights", "head", "Along the last layer's weights", note), names, targets)]
 
 

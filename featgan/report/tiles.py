@@ -7,11 +7,11 @@ import numpy as np
 
 from featgan.metrics.intervals import Floats
 from featgan.report.answers import Answer
-from featgan.report.cards import FilmCard
 from featgan.report.rendering import Rendering, Seen
+from featgan.report.sweeps import Sweep
 
 LEADING = {
-    "head": "The picture moved straight along the classifier's own weights for each answer, all components at once",
+    "head": "The picture moved straight along the classifier's own weights for each answer, as far as that would take",
     "class": "The picture moved to what training pictures of each class share, as the classifier sees them",
 }
 """Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture."""
@@ -28,9 +28,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The edits of the card towards each answer, and what the box says to them."""
+    """The edits of a sweep towards each answer, and what the box says to them."""
 
-    card: FilmCard
+    sweep: Sweep
     what: str
     own: tuple[str, ...]  # the box's answer to each untouched source, in words
     tiles: tuple[tuple[Tile | None, ...], ...]  # [N][T]; None where the box has no such answer
@@ -39,28 +39,29 @@ class Tiles:
         """Share of the sources whose edit gets the answer asked for, where one output is the answer; by its name."""
         if not any(self.own):
             return {}
-        columns = zip(self.card.headings, zip(*self.tiles, strict=True), strict=True)
+        columns = zip(self.sweep.headings, zip(*self.tiles, strict=True), strict=True)
         found = {name: [tile.is_reached for tile in column if tile is not None] for name, column in columns}
         return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
 
+    def reached(self) -> list[int]:
+        """How many of the answers each source gets [N]."""
+        return [sum(tile.is_reached for tile in row if tile is not None) for row in self.tiles]
 
-def build_tiles(
-    cards: Sequence[FilmCard], renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None
-) -> Tiles | None:
+
+def build_tiles(renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None) -> Tiles | None:
     """Of the most telling sweep that there is; None without one, or without a box that has names for its answers."""
     if answer is None or source_seen is None or not answer.names:
         return None
-    by_name = {rendering.sweep.name: rendering for rendering in renderings}
     for group, what in LEADING.items():
-        card = next((card for card in cards if card.group == group), None)
-        seen = None if card is None else by_name[card.id].seen
-        if card is not None and seen is not None:
-            before, after = (answer.shown(each.outputs) for each in (source_seen, seen))
+        found = next((each for each in renderings if each.sweep.group == group and each.seen is not None), None)
+        if found is not None and found.seen is not None:
+            before, after = (answer.shown(each.outputs) for each in (source_seen, found.seen))
+            names = found.sweep.headings
             tiles = tuple(
-                tuple(tile_of(answer, name, own[0], frame) for name, frame in zip(card.headings, frames, strict=True))
+                tuple(tile_of(answer, name, own[0], frame) for name, frame in zip(names, frames, strict=True))
                 for own, frames in zip(before, after, strict=True)
             )
-            return Tiles(card, what, tuple(name_answer(answer, own[0]) for own in before), tiles)
+            return Tiles(found.sweep, what, tuple(name_answer(answer, own[0]) for own in before), tiles)
     return None
 
 

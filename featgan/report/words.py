@@ -10,7 +10,7 @@ from featgan.report.components import Component, Ranking
 from featgan.report.records import Evaluation, is_number, mapping
 from featgan.report.tiles import Tiles
 
-MOST_CONCLUSIONS = 3
+MOST_CONCLUSIONS = 2
 MOST_NAMED = 2
 MOSTLY = 0.5
 """Share of the pictures from which an answer counts as shown."""
