@@ -102,6 +102,10 @@ def announce(game: Game, first_step: int, batches: BatchStream) -> None:
     ways = [game.engine.describe()]
     if computes_by_tiles(game):
         ways.append("residual blocks by tiles")
+    if game.config.distribution.accumulation > 1:
+        ways.append(f"batches in {game.config.distribution.accumulation} parts")
+    if game.config.distribution.recompute:
+        ways.append("G's activations made again")
     if any(isinstance(images, DecodedImages) for images in batches.images):
         ways.append("images kept decoded")
     about = f"condition {describe(game.conditions)}, from step {first_step}, on {'; '.join(ways)}"

@@ -205,7 +205,8 @@ def test_so_is_that_of_attributes(double: None, world: World, celeba: Path, tmp_
 @pytest.mark.parametrize("conditioning", ["concat", "tile", "modulation"])
 @pytest.mark.parametrize("adversarial", [WGAN, LOGISTIC], ids=["wgan_gp", "logistic"])
 @pytest.mark.parametrize("by_tiles", [False, True])
-def test_in_single_precision_it_is_as_exact(
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_in_single_precision_every_gradient_is_as_exact(
     world: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -213,19 +214,23 @@ def test_in_single_precision_it_is_as_exact(
     conditioning: str,
     adversarial: dict[str, object],
     by_tiles: bool,
+    kind: str,
 ) -> None:
     if by_tiles:
         request.getfixturevalue("tiles")
-    game = build(world, tmp_path, FEATURES, losses=adversarial, generator={"conditioning": conditioning})
+    game = build(world, tmp_path, CONDITIONS[kind], losses=adversarial, generator={"conditioning": conditioning})
+    # Not a fresh batch: in one of a hundred, rounding moves a unit over its kink, and that is no error of a path.
     batch = BatchStream(game.sources, 4, 1, 0)[3]
     found = fast_and_plain(game, batch)
     monkeypatch.setattr(plain, "to_float", lambda images: to_float(images).double())
     exact = exact_gradients(game, in_double(game, batch))
     for (_, _, own, plainly), truth in zip(found, exact, strict=True):
         # Instance norm takes constant planes away but for rounding: there the plain step is off by more than 1e-5.
-        # The points of tiles have values up to ten times the result's, which costs a digit, not a method's exactness.
-        least, times = (5e-5, 5) if by_tiles else (1e-5, 2)
-        assert max(distances(own, truth)) < max(least, times * max(distances(plainly, truth)))
+        mine, its = np.array(distances(own, truth)), np.array(distances(plainly, truth))
+        if by_tiles:  # their points have values up to ten times the result's: a digit is lost, which one is chance
+            assert mine.max() < max(5e-5, 15 * its.max())
+        else:
+            assert (mine < np.maximum(3 * its, max(1e-5, its.max()))).all(), (mine, its)
 
 
 def exact_gradients(game: Game, batch: Batch) -> list[list[Tensor]]:

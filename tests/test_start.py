@@ -98,12 +98,15 @@ def test_a_hang_before_the_first_step_shows_its_stacks_too(world: World, tmp_pat
 def test_the_first_line_tells_in_which_ways_is_trained(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def first_line(**training: object) -> str:
-        train(world.config(tmp_path / str(len(list(tmp_path.iterdir()))), training=training))
+    def first_line(distribution: dict[str, object] | None = None, **training: object) -> str:
+        run = tmp_path / str(len(list(tmp_path.iterdir())))
+        train(world.config(run, training=training, distribution=distribution or {}))
         return " ".join(capsys.readouterr().err.split())
 
     short = first_line(steps=2)
     assert "on cpu in fp32" in short and "tiles" not in short and "kept" not in short
+    parts = first_line(steps=2, distribution={"accumulation": 2, "recompute": True})
+    assert "on cpu in fp32; batches in 2 parts; G's activations made again" in parts
     monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 1)
     assert "; residual blocks by tiles; images kept decoded" in first_line(steps=20, save_every=20)
