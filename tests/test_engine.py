@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featgan import distributed
-from featgan.config import DistributionConfig
+from featgan.config import DistributionConfig, OptimizerConfig
 from featgan.engine import Engine
 from featgan.errors import UserError
 from featgan.settings import to_yaml, validate
@@ -140,3 +140,29 @@ def test_a_hung_process_shows_its_stacks_and_ends(world: World, tmp_path: Path) 
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1
     assert "Timeout (0:00:06)!" in found.stderr and "wait_for_ever" in found.stderr
+
+
+def test_a_step_is_adams() -> None:
+    """Kingma & Ba 2015, algorithm 1, written out, with the gradient clipped by its norm over all weights."""
+    torch.manual_seed(3)
+    network, inputs, targets = torch.nn.Linear(5, 4), torch.randn(6, 5), 10 * torch.randn(6, 4)
+    config = OptimizerConfig(beta1=0.5, beta2=0.9, clip_norm=2.0)
+    player = Engine("fp32", DistributionConfig()).player(network, 0.1, config)
+    weights = [each.detach().clone().requires_grad_() for each in network.parameters()]
+    first, second = ([torch.zeros_like(each) for each in weights] for _ in range(2))
+
+    def loss(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return (inputs @ weight.T + bias - targets).square().mean()
+
+    for step, rate in enumerate((0.1, 0.1, 0.02), 1):
+        told = player.step([lambda: (loss(network.weight, network.bias), {})], rate)
+        gradients = torch.autograd.grad(loss(*weights), weights)
+        norm = torch.cat([each.flatten() for each in gradients]).norm()
+        assert norm > 2 and float(told["gradient_norm"]) == pytest.approx(float(norm), rel=1e-5)
+        for index, gradient in enumerate(each * 2 / norm for each in gradients):
+            first[index] = 0.5 * first[index] + 0.5 * gradient
+            second[index] = 0.9 * second[index] + 0.1 * gradient**2
+            size = (second[index] / (1 - 0.9**step)).sqrt() + 1e-8
+            weights[index] = (weights[index] - rate * first[index] / (1 - 0.5**step) / size).detach().requires_grad_()
+    for found, expected in zip(network.parameters(), weights, strict=True):
+        torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
