@@ -179,6 +179,7 @@ def print_table() -> None:
 def draw(path: Path) -> None:
     """One panel for each measure: thin lines are seeds, thick ones their means, dotted ones the goals."""
     import matplotlib
+    import numpy
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -190,11 +191,10 @@ def draw(path: Path) -> None:
             curves = [[(point["step"], point[name]) for point in each["curve"]] for each in kept(preset)]
             for curve in curves:
                 axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.6)
-            means = [
-                (points[0][0], statistics.mean(value for _, value in points)) for points in zip(*curves, strict=False)
-            ]
-            if means:
-                axis.plot(*zip(*means, strict=True), color=colour, linewidth=2, label=preset)
+            if curves:  # a training that was made longer was looked at after other steps
+                steps = [step for step, _ in curves[0]]
+                means = numpy.mean([numpy.interp(steps, *zip(*curve, strict=True)) for curve in curves], 0)
+                axis.plot(steps, means, color=colour, linewidth=2, label=preset)
         if name in GOALS:
             axis.axhline(GOALS[name], color="gray", linestyle=":")
         axis.set_title(MEASURES[name])
