@@ -23,7 +23,8 @@ class Tile:
 
     before: float
     after: float
-    is_reached: bool  # whether it has become the answer; never where the outputs do not exclude each other
+    is_own: bool  # whether it was the answer before; never where the outputs do not exclude each other
+    is_reached: bool  # whether it has become the answer, and was not before
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Tiles:
     tiles: tuple[tuple[Tile | None, ...], ...]  # [N][T]; None where the box has no such answer
 
     def shares(self) -> dict[str, float]:
-        """Share of the sources whose edit gets the answer asked for, where one output is the answer; by its name."""
+        """Share of the sources with another answer that get the one asked for, where one output is the answer."""
         if not any(self.own):
             return {}
         columns = zip(self.sweep.headings, zip(*self.tiles, strict=True), strict=True)
-        found = {name: [tile.is_reached for tile in column if tile is not None] for name, column in columns}
+        found = {name: [tile.is_reached for tile in column if tile and not tile.is_own] for name, column in columns}
         return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
 
     def reached(self) -> list[int]:
@@ -70,8 +71,8 @@ def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | 
     if name not in answer.names:
         return None
     output = answer.names.index(name)
-    is_reached = answer.kind == "expression" and int(np.argmax(after)) == output
-    return Tile(float(before[output]), float(after[output]), is_reached)
+    is_own, is_now = (answer.kind == "expression" and int(np.argmax(each)) == output for each in (before, after))
+    return Tile(float(before[output]), float(after[output]), is_own, is_now and not is_own)
 
 
 def name_answer(answer: Answer, shown: Floats) -> str:

@@ -65,14 +65,14 @@ def conclude(ranking: Ranking) -> list[Markup]:
 def reach(tiles: Tiles | None) -> list[Markup]:
     """The answers that most of the pictures get when they are asked for."""
     names = [name for name, share in (tiles.shares() if tiles else {}).items() if share >= MOSTLY]
-    text = "Moved towards {}, most of these pictures get that answer: the first row shows what it looks like."
+    text = "Moved towards {}, most of the pictures with another answer get that one: the first row shows it."
     return [Markup(text).format(emphasised(names))] if names else []
 
 
 def miss(tiles: Tiles | None) -> list[Markup]:
     """The answers that none of the pictures gets."""
     names = [name for name, share in (tiles.shares() if tiles else {}).items() if share == 0]
-    text = "Moved towards {}, none of these pictures gets that answer: what it looks like is not shown."
+    text = "Moved towards {}, no picture with another answer gets that one: what it looks like is not shown."
     return [Markup(text).format(emphasised(names))] if names else []
 
 
