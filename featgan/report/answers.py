@@ -45,6 +45,12 @@ class Answer:
             return np.asarray(expit(outputs))
         return outputs
 
+    def say(self, value: float) -> str:
+        """One output as shown, in words: `38 %`, or a plain number with two digits and a true minus."""
+        return (
+            f"{100 * value:.0f}\N{NO-BREAK SPACE}%" if self.is_share else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+        )
+
     def comparable(self, outputs: Floats) -> Floats:
         """Outputs [..., O] without what changes no decision: of classes, only differences between them count."""
         return outputs - outputs.mean(-1, keepdims=True) if self.kind == "expression" else outputs

@@ -24,7 +24,7 @@ from featgan.report.regions import region_tables
 from featgan.report.rendering import Rendering, Seen
 from featgan.report.rows import Row, build_rows
 from featgan.report.sources import Sources
-from featgan.report.tiles import Tile, Tiles, build_tiles
+from featgan.report.tiles import Tiles, build_tiles
 
 OPEN_CURVES = 6
 """Curves shown at once; the others fold away."""
@@ -108,7 +108,6 @@ def environment() -> Environment:
     )
     built.filters["number"] = show_number
     built.filters["percent"] = words.percent
-    built.filters["level"] = words.level
     built.filters["measure"] = name_measure
     return built
 
@@ -178,7 +177,7 @@ def page_data(
         "isShare": report.answer is not None and report.answer.is_share,
         "tiles": None
         if tiles is None
-        else {"own": tiles.own, "rows": [list(map(tile_data, row)) for row in tiles.tiles]},
+        else {"own": tiles.own, "rows": [[tile and asdict(tile) for tile in row] for row in tiles.tiles]},
         "sources": [
             {"name": name, "picture": picture, "answer": answers[index] if answers else []}
             for index, (name, picture) in enumerate(zip(report.sources.names, pictures, strict=True))
@@ -195,11 +194,6 @@ def page_data(
             for card in films
         },
     }
-
-
-def tile_data(tile: Tile | None) -> dict[str, Any] | None:
-    """What the script shows under one answer."""
-    return None if tile is None else asdict(tile) | {"before": round(tile.before, 3), "after": round(tile.after, 3)}
 
 
 def build_page(report: Report) -> str:

@@ -124,7 +124,7 @@
       const tile = data.tiles.rows[source][index];
       if (!tile) return;
       item.classList.toggle("reached", tile.is_reached);
-      item.querySelector("[data-tile]").textContent = `${show(tile.before)} → ${show(tile.after)}`;
+      item.querySelector("[data-tile]").textContent = tile.text;
     });
   }
   if (data.tiles) radios.forEach((radio) => radio.addEventListener("change", showTiles));

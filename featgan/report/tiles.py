@@ -11,7 +11,7 @@ from featgan.report.rendering import Rendering, Seen
 from featgan.report.sweeps import Sweep
 
 LEADING = {
-    "head": "The picture moved straight along the classifier's own weights for each answer, as far as that would take",
+    "head": "The picture moved straight along the classifier's weights for each answer, far enough for it to say so",
     "class": "The picture moved to what training pictures of each class share, as the classifier sees them",
 }
 """Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture."""
@@ -19,10 +19,9 @@ LEADING = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One answer that was asked of one source: how much the box gave it before and gives it after."""
+    """One answer that was asked of one source."""
 
-    before: float
-    after: float
+    text: str  # how much the box gave it before and gives it after
     is_own: bool  # whether it was the answer before; never where the outputs do not exclude each other
     is_reached: bool  # whether it has become the answer, and was not before
 
@@ -72,7 +71,8 @@ def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | 
         return None
     output = answer.names.index(name)
     is_own, is_now = (answer.kind == "expression" and int(np.argmax(each)) == output for each in (before, after))
-    return Tile(float(before[output]), float(after[output]), is_own, is_now and not is_own)
+    text = " \N{RIGHTWARDS ARROW} ".join(answer.say(float(each[output])) for each in (before, after))
+    return Tile(text, is_own, is_now and not is_own)
 
 
 def name_answer(answer: Answer, shown: Floats) -> str:

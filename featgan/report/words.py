@@ -39,11 +39,6 @@ def percent(share: float) -> str:
     return "under 1\N{NO-BREAK SPACE}%" if 0 < share < 0.005 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
-def level(value: float, is_share: bool) -> str:
-    """An output of the box as a person reads it: `38 %`, or a plain number with two digits and a true minus."""
-    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%" if is_share else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-
-
 def listed(parts: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`; what is Markup stays so."""
     if len(parts) < 2:
@@ -127,15 +122,14 @@ def doubted(components: Sequence[Component], why: str) -> Markup:
 
 def strays(components: Sequence[Component]) -> Markup:
     """Components that bring others with them."""
-    names = [
-        each.title for each in components if each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS
-    ]
-    if not names:
+    found = [each for each in components if each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS]
+    if not found:
         return Markup("")
-    who = f"{len(names)} of the components" if len(names) > MOST_NAMED else listed(names)
-    word = "does not move alone" if len(names) == 1 else "do not move alone"
+    numbers = listed([str(index + 1) for index in sorted(each.index for each in found)])
+    who = f"Components {numbers}" if len(found) > MOST_NAMED else listed([each.title for each in found])
+    word = "does not move alone" if len(found) == 1 else "do not move alone"
     why = "part of what changes may belong to another component"
-    return Markup("{} {} (cross-talk): {}.").format(who, word, why)
+    return Markup("{} {} (cross-talk above {}): {}.").format(who, word, STRAYS, why)
 
 
 def confirm(evaluation: Evaluation | None) -> list[Markup]:
