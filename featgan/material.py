@@ -63,6 +63,23 @@ def usable_rows(model: Model, shards: ShardSet, split: Split) -> np.ndarray:
     return np.arange(len(split))
 
 
+def tells_classes(cache: FeatureCache, shards: ShardSet) -> bool:
+    """Whether the box's outputs are the classes of the shards' labels."""
+    return cache.output_kind == "expression" and name_outputs(cache) == tuple(shards.classes)
+
+
+def rightly_told(material: Material, split: Split) -> np.ndarray:
+    """Rows that the box gives their label: a picture that it misreads shows less of what it looks at.
+
+    None where it does not tell the labels' classes.
+    """
+    cache, shards = material.cache, material.shards
+    if cache is None or shards is None or not tells_classes(cache, shards):
+        return np.zeros(0, np.int64)
+    rows = np.flatnonzero(split.expression >= 0)
+    return rows[cache.outputs(split.name, rows).argmax(1) == split.expression[rows]]
+
+
 def attribute_columns(model: Model, shards: ShardSet) -> list[int]:
     """Where the model's attributes stand in the shards; UserError when one is missing."""
     missing = [name for name in model.attribute_names if name not in shards.attribute_names]

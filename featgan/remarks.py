@@ -247,10 +247,14 @@ def realism_remarks(findings: Findings) -> Iterator[Remark]:
             yield limit("realism", f"The edits lie where real images do not: {beside}.")
         elif far or edited.count < FEW_IMAGES:
             few = f"{edited.count} images a side are too few to tell"
-            yield Remark("realism", "unknown", f"Whether edits lie where real images do: {few} ({beside}).")
+            yield Remark(
+                "realism", "unknown", f"Whether edits lie where real images do is not known: {few} ({beside})."
+            )
         elif edited.high - edited.low > 2 * floor.value:
             wide = f"{edited.low:.2f} to {edited.high:.2f} is too wide to tell"
-            yield Remark("realism", "unknown", f"Whether edits lie where real images do: {wide} ({beside}).")
+            yield Remark(
+                "realism", "unknown", f"Whether edits lie where real images do is not known: {wide} ({beside})."
+            )
         elif prefix:
             yield Remark("realism", "supports", f"The edits lie near real images: {beside}.")
         else:

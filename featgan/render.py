@@ -21,8 +21,10 @@ from featgan.material import (
     label_layout,
     name_outputs,
     open_material,
+    rightly_told,
     source_values,
     spread,
+    tells_classes,
     training_class_means,
     usable_rows,
 )
@@ -47,6 +49,7 @@ from featgan.settings import read_yaml, validate
 MOST_ANSWERS = 5000
 """Training images whose answers say how much these vary."""
 VIDEO = ("gif", "webp")
+ORIGIN = "of the validation set, rightly told where there are such"
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ def choose_sources(opened: Opened) -> Sources:
         return Sources(images, names, values, f"images of {request.images}", are_given=True)
     assert material.shards is not None
     split = material.shards.split("validation")
-    rows = sample_rows(split.expression, usable_rows(model, material.shards, split), request.num_images, request.seed)
+    usable, right = usable_rows(model, material.shards, split), rightly_told(material, split)
+    rows = sample_rows(split.expression, usable, request.num_images, request.seed, right)
     if not len(rows):
         raise UserError(f"{material.shards.path}: no validation image has the labels of this run; give --images")
     labels = label_names(split.expression, rows, material.shards.classes)
@@ -199,7 +203,7 @@ def choose_sources(opened: Opened) -> Sources:
         for row, label in zip(rows, labels, strict=True)
     )
     values = source_values(model, material, split, rows)
-    return Sources(split.decode(rows), names, values, "of the validation set")
+    return Sources(split.decode(rows), names, values, ORIGIN if len(right) else "of the validation set")
 
 
 def build_subject(opened: Opened, sources: Sources) -> Subject:
@@ -267,16 +271,20 @@ def read_answer(opened: Opened) -> Answer | None:
         return answer
     rows = spread(np.arange(len(shards.split("train"))), MOST_ANSWERS)
     deviations = answer.comparable(as_floats(cache.outputs("train", rows))).std(0)
-    return replace(answer, deviations=deviations, accuracy=measure_accuracy(answer, cache, shards))
+    return replace(answer, deviations=deviations, recalls=measure_recalls(answer, cache, shards))
 
 
-def measure_accuracy(answer: Answer, cache: FeatureCache, shards: ShardSet) -> float | None:
-    """Share of the labelled validation images whose class the box tells; None where it tells other classes or none."""
+def measure_recalls(answer: Answer, cache: FeatureCache, shards: ShardSet) -> dict[str, tuple[float, int]]:
+    """By class, share and number of the labelled validation images; empty where the box tells other classes or none."""
     labels = shards.split("validation").expression
     rows = spread(np.flatnonzero(labels >= 0), MOST_ANSWERS)
-    if answer.kind != "expression" or answer.names != tuple(shards.classes) or not len(rows):
-        return None
-    return float((cache.outputs("validation", rows).argmax(1) == labels[rows]).mean())
+    if not tells_classes(cache, shards) or not len(rows):
+        return {}
+    labels, decided = labels[rows], cache.outputs("validation", rows).argmax(1)
+    return {
+        answer.names[label]: (float((decided[labels == label] == label).mean()), int((labels == label).sum()))
+        for label in np.unique(labels).tolist()
+    }
 
 
 def build_report(opened: Opened, sources: Sources, renderings: Sequence[Rendering]) -> Report:

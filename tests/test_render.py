@@ -170,7 +170,9 @@ def test_the_page_says_how_often_the_box_is_right(tmp_path: Path, monkeypatch: p
 
 def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: World) -> None:
     render_run(world.run, num_images=3, directions=["quantiles"], num_components=1)
-    rows = sample_rows(world.validation.expression, np.arange(12), 3, seed=0)
+    told = np.flatnonzero((world.validation.features @ HEAD.numpy().T).argmax(1) == world.validation.expression)
+    rows = sample_rows(world.validation.expression, np.arange(12), 3, 0, told)
+    assert set(rows[:2]) <= set(told), "pictures that the box misreads show less"
     own = world.model.encode(torch.from_numpy(world.validation.features[rows]))
     torch.testing.assert_close(world.model.asked[0], own)
     levels = ["1 %", "10 %", "50 %", "90 %", "99 %"]
@@ -320,6 +322,9 @@ def test_the_sample_is_fixed_by_its_seed_and_spread_over_classes() -> None:
     assert (rows == sample_rows(labels, usable, 6, seed=3)).all()
     assert (rows != sample_rows(labels, usable, 6, seed=4)).any()
     assert len(sample_rows(labels, usable[:2], 6, seed=3)) == 2
+    told = np.array([5, 6, 9, 11])
+    some = sample_rows(labels, usable, 6, 3, told)
+    assert set(some[: len(told)]) == set(told) and len(set(some)) == 6, "those first, each once"
 
 
 def test_names_are_shown_kept_and_refused_before_anything_is_made(world: World) -> None:

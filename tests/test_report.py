@@ -87,6 +87,36 @@ def test_the_opening_has_a_row_for_each_component_with_all_it_promises(report: R
     assert all(page.data["films"][row["data-card"]]["films"].count(None) == 1 for row in rows)
 
 
+def test_answer_by_answer_it_says_how_far_to_believe_the_tiles(report: Report, tmp_path: Path) -> None:
+    content = evaluation()
+    content["regions"] = [
+        {
+            "by": "class", "region": name, "pairs": 40, "measures": measures(flip_success=0.9, witness_agreement=seen),
+            "controls": {"nearest_real": measures(witness_agreement=0.7)},
+        }
+        for name, seen in (("calm", 0.8), (NASTY, 0.3), ("component 1", 0.1))
+    ]  # fmt: skip
+    assert report.answer is not None
+    known = replace(report, answer=replace(report.answer, recalls={"calm": (0.9, 30), NASTY: (0.4, 10)}))
+    full = evaluated(known, tmp_path, content)
+    assert full.evidence is not None and full.evidence.unconfirmed == (NASTY,)
+    lines = {
+        line.question: [(cell.text, cell.count, cell.is_low) for cell in line.cells] for line in full.evidence.lines
+    }
+    space = "\N{NO-BREAK SPACE}%"
+    assert lines == {
+        "edits that it sees as such": [("90" + space, 50, False), ("90" + space, 50, False)],
+        "a second classifier": [("80" + space, 50, False), ("30" + space, 50, True)],
+        "the same of real pictures": [("70" + space, 50, False), ("70" + space, 50, False)],
+        "real ones that it tells rightly": [("90" + space, 30, False), ("40" + space, 10, True)],
+    }
+    page = Page(build_page(full))
+    assert f"A second classifier seldom sees {NASTY} in the edits towards it" in page.text
+    assert "rightly in 78 %" in page.text, "27 and 4 of 40"
+    bare = Page(build_page(report))
+    assert "a second classifier" not in bare.text and "seldom sees" not in bare.text, "nothing is made up"
+
+
 def test_every_film_has_a_labelled_slider(report: Report) -> None:
     page = Page(build_page(report))
     films = {attributes["id"] for tag, attributes in page.tags if "data-film" in attributes}

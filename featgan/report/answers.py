@@ -1,7 +1,7 @@
 """How a black box's outputs are read: as shares of classes, as yes or no by attribute, or as plain numbers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -19,12 +19,19 @@ class Answer:
     kind: str  # expression, valence_arousal, attributes or other
     names: tuple[str, ...]  # O
     deviations: Floats | None = None  # of the comparable outputs [O]
-    accuracy: float | None = None  # share of the labelled validation pictures that get their label
+    recalls: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Class => share of its labelled validation pictures that get their label, and their number."""
 
     @property
     def is_share(self) -> bool:
         """Whether what is shown lies between 0 and 1."""
         return self.kind in ("expression", "attributes")
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labelled validation pictures that get their label."""
+        count = sum(number for _, number in self.recalls.values())
+        return sum(share * number for share, number in self.recalls.values()) / count if count else None
 
     def what(self, with_names: bool = True) -> str:
         """What the box tells, in words."""

@@ -17,6 +17,7 @@ from featgan.report.changes import typical_source
 from featgan.report.charts import MARKS, Cell, beside_controls, name_measure, shade
 from featgan.report.components import Ranking
 from featgan.report.curves import draw_curve
+from featgan.report.evidence import Evidence, gather_evidence
 from featgan.report.inline import thumbnail
 from featgan.report.pool import in_threads
 from featgan.report.records import Evaluation, Series, is_number
@@ -41,6 +42,9 @@ GROUP_TITLES = {
     "valence_arousal": ("Valence and arousal", "How pleasant, and how stirred."),
     "attributes": ("Attributes", "One flipped at a time."),
 }
+
+ORDER = ("head", "class", *(name for name in GROUP_TITLES if name not in ("head", "class")))
+"""Groups as they follow each other: answers have names, components must find theirs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,13 @@ class Report:
     def tiles(self) -> Tiles | None:
         """What each answer looks like, where the box has answers."""
         return build_tiles(self.renderings, self.answer, self.source_seen)
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """How far to believe the tiles, answer by answer."""
+        if self.tiles is None or self.answer is None:
+            return None
+        return gather_evidence(self.tiles.sweep.headings, self.answer, self.evaluation)
 
     @cached_property
     def start(self) -> int:
@@ -116,7 +127,7 @@ def group_films(films: Sequence[FilmCard], ranking: Ranking) -> list[dict[str, A
     """The film cards under their titles, in order; components in the order of the ranking."""
     places = {component.index: place for place, component in enumerate(ranking.components)}
     groups = []
-    for name, members in groupby(films, key=lambda card: card.group):
+    for name, members in groupby(sorted(films, key=lambda card: ORDER.index(card.group)), key=lambda card: card.group):
         title, summary = GROUP_TITLES[name]
         cards = sorted(members, key=lambda card: places.get(card.component, 0) if card.component is not None else 0)
         groups.append({"id": name.replace("_", "-"), "title": title, "summary": summary, "cards": cards})
@@ -217,10 +228,12 @@ def build_page(report: Report) -> str:
             conclusions=[*words.reach(tiles), *words.conclude(report.ranking), *words.confirm(evaluation)],
             doubts=[
                 *words.miss(tiles),
+                *words.unconfirmed(report.evidence),
                 *words.doubt(report.ranking),
                 *words.question(evaluation, report.ranking, len(report.sources)),
             ],
             tiles=tiles,
+            evidence=report.evidence,
             folded=fold(rows),
             rows=rows,
             row_of={row.component.rendering.sweep.name: row for row in rows},

@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
+from featgan.report.changes import FAINT
 from featgan.report.charts import draw_response
 from featgan.report.components import Component, Ranking
 from featgan.report.grids import to_image
@@ -101,12 +102,11 @@ def build_rows(ranking: Ranking, sources: Sources, strips: Mapping[str, str]) ->
     if not ranking.components:
         return []
     ground = sources.images.float().mean((0, 1)) / 255
-    brightest = max(float(component.change.where.max()) for component in ranking.components) or 1.0
     return [
         Row(
             component=component,
             strip=strips[component.rendering.sweep.name],
-            where=draw_where(component.change.where, brightest, ground),
+            where=draw_where(component.change.where, ground),
             figures=ranked_figures(component, ranking.is_whole),
             more=more_figures(component),
             pushes=strongest_pushes(component),
@@ -118,8 +118,9 @@ def build_rows(ranking: Ranking, sources: Sources, strips: Mapping[str, str]) ->
     ]
 
 
-def draw_where(where: Tensor, brightest: float, ground: Tensor) -> str:
-    """Changes [S, S] as a map over the sources' mean [S, S]; `brightest` is shared by all components."""
+def draw_where(where: Tensor, ground: Tensor) -> str:
+    """Changes [S, S] as a map over the sources' mean [S, S], against their own largest: their size is a figure."""
+    brightest = max(float(where.max()), FAINT)
     level = (where / brightest).clamp(0, 1)
     colours = difference_images(where, brightest).float()
     mixed = colours * level.sqrt() + 255 * GROUND * ground * (1 - level.sqrt())

@@ -33,17 +33,22 @@ class Sources:
         return len(self.images)
 
 
-def sample_rows(labels: np.ndarray, usable: np.ndarray, count: int, seed: int) -> np.ndarray:
+def sample_rows(
+    labels: np.ndarray, usable: np.ndarray, count: int, seed: int, preferred: np.ndarray | None = None
+) -> np.ndarray:
     """Up to `count` of the usable rows, the same for the same seed, taken from the classes in turn.
 
-    `labels` [N] holds class codes, -1 where unknown; `usable` holds row numbers.
+    `labels` [N] holds class codes, -1 where unknown; `usable` and `preferred` hold row numbers. Rows that
+    are not preferred are taken once those that are have been used up.
     """
     generator = np.random.default_rng(np.random.SeedSequence([seed, 0x50DE]))
     shuffled = generator.permutation(np.asarray(usable))
-    queues = [list(shuffled[labels[shuffled] == label]) for label in np.unique(labels[shuffled])]
+    is_preferred = np.isin(shuffled, () if preferred is None else preferred)
     chosen: list[int] = []
-    while len(chosen) < count and any(queues):
-        chosen += [int(queue.pop(0)) for queue in queues if queue]
+    for pool in (shuffled[is_preferred], shuffled[~is_preferred]):
+        queues = [list(pool[labels[pool] == label]) for label in np.unique(labels[pool])]
+        while len(chosen) < count and any(queues):
+            chosen += [int(queue.pop(0)) for queue in queues if queue]
     return np.array(chosen[:count], np.int64)
 
 

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from featgan.report.answers import Answer
 from featgan.report.changes import TINT
 from featgan.report.components import Component, Ranking
+from featgan.report.evidence import Evidence
 from featgan.report.records import Evaluation, is_number, mapping
 from featgan.report.tiles import Tiles
 
@@ -69,6 +70,13 @@ def miss(tiles: Tiles | None) -> list[Markup]:
     names = [name for name, share in (tiles.shares() if tiles else {}).items() if share == 0]
     text = "Moved towards {}, no picture with another answer gets that one: what it looks like is not shown."
     return [Markup(text).format(emphasised(names))] if names else []
+
+
+def unconfirmed(evidence: Evidence | None) -> list[Markup]:
+    """The answers that a second classifier does not see in the edits towards them."""
+    names = [] if evidence is None else list(evidence.unconfirmed)
+    text = "A second classifier seldom sees {} in the edits towards {}: what changes there may tell of this one alone."
+    return [Markup(text).format(emphasised(names), "it" if len(names) == 1 else "these")] if names else []
 
 
 def describe(component: Component, of_what: str) -> Markup:
@@ -157,9 +165,12 @@ def question(evaluation: Evaluation | None, ranking: Ranking, num_pictures: int)
 def limits(evaluation: Evaluation) -> list[str]:
     """What the evaluation says against the pictures: requests that fail, a source that is not kept, edits unlike real.
 
-    What it says against the components and about the witness is said here in other words.
+    Whether they look real is said to be unknown, too. What it says against the components and about the witness is said
+    here in other words.
     """
-    said = {each.about: each.text for each in reversed(evaluation.remarks) if each.verdict == "limits"}
+    told = [each for each in evaluation.remarks if (each.about, each.verdict) == ("realism", "unknown")]
+    told += reversed([each for each in evaluation.remarks if each.verdict == "limits"])
+    said = {each.about: each.text for each in told}
     return [said[name] for name in TOLD if name in said]
 
 
