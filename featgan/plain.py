@@ -23,6 +23,11 @@ from featgan.objective import condition_loss, is_penalised
 Terms = dict[str, Tensor]
 
 
+def reading_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
+    """The discriminator's scalar before G starts, and its terms: the condition read off real images alone."""
+    return condition_loss(game, judge(networks(game)[1], to_float(batch.images), conditions(game, batch)[0]), batch)
+
+
 def discriminator_loss(game: Game, step: int, batch: Batch) -> tuple[Tensor, Terms]:
     """The discriminator's scalar of a step, and its terms."""
     weights, (network, critic) = game.config.losses, networks(game)
