@@ -34,6 +34,16 @@ def test_both_sides_do_the_same_work(conditioning: str) -> None:
     torch.testing.assert_close(loss, plain.generator_loss(game, batch)[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_way_names_what_saves_memory_beside_its_precision() -> None:
+    ways = ("fp32", "fp32 recompute", "bf16 recompute accumulation")
+    found = [TINY.config(way) for way in ways]
+    assert [each.training.precision for each in found] == ["fp32", "fp32", "bf16"]
+    assert [(each.distribution.recompute, each.distribution.accumulation) for each in found] == [
+        (False, 1), (True, 1), (True, 2),
+    ]  # fmt: skip
+    assert bench.named(ways[2]) == "bf16, distribution.recompute=true, distribution.accumulation=2"
+
+
 def test_operations_grow_with_the_square_of_dims() -> None:
     small = bench.count_flops(Sizes(image_size=32, dim=8, batch_size=2))
     wide = bench.count_flops(Sizes(image_size=32, dim=16, batch_size=2))

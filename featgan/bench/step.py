@@ -34,6 +34,9 @@ CRITIC_STEPS = 5
 CALLS = 10
 """Of the product that is the ceiling: one alone would be measured cold."""
 
+SAVINGS = {"recompute": True, "accumulation": 2}
+"""Settings that save memory for time, each beside those before it."""
+
 RATE = 1e-4
 Round = Callable[[], None]
 
@@ -49,14 +52,14 @@ class Sizes:
     conditioning: str = "concat"
 
     def config(self, way: str) -> Config:
-        """The ancestor's objective and networks in these sizes; the way is a precision, and `recompute` behind it."""
-        precision, _, recompute = way.partition(" ")
+        """The ancestor's objective and networks in these sizes; the way is a precision and what saves memory."""
+        precision, *savings = way.split()
         layers = min(6, self.image_size.bit_length() - 1)
         tree = {
             "generator": {"dim": self.dim, "conditioning": self.conditioning},
             "discriminator": {"dim": self.dim, "num_layers": layers},
             "losses": {"condition_weight": 10},
-            "distribution": {"recompute": bool(recompute)},
+            "distribution": {name: value for name, value in SAVINGS.items() if name in savings},
             "training": {"precision": precision, "batch_size": self.batch_size, "critic_steps": CRITIC_STEPS},
         }
         return validate(tree, "featgan bench step")
@@ -67,7 +70,7 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
     sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
     device = Engine("fp32", sizes.config("fp32").distribution).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    ways = [way for precision in precisions for way in (precision, f"{precision} recompute")]
+    ways = [" ".join([precision, *list(SAVINGS)[:count]]) for precision in precisions for count in range(3)]
     names = ["plain", *ways, *(f"ceiling {precision}" for precision in precisions)]
     with ExitStack() as open_sides:
         sides = {
@@ -125,7 +128,7 @@ def fast_round(sizes: Sizes, way: str) -> Round:
     def work() -> None:
         for step in range(CRITIC_STEPS):
             parts = split(game, batch)
-            if step + 1 == CRITIC_STEPS:
+            if step + 1 == CRITIC_STEPS and len(parts) == 1:
                 parts[0].fake = edit(game, parts[0])
             game.discriminator.step(discriminator_losses(game, step, parts), RATE)
         with game.discriminator.frozen():
@@ -247,7 +250,7 @@ def count_flops(sizes: Sizes) -> float:
 
 def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float, device: torch.device) -> Row:
     """A step's seconds: a round's divided by its steps."""
-    on_cpu, (precision, _, recompute) = device.type == "cpu", way.partition(" ")
+    on_cpu, (precision, *savings) = device.type == "cpu", way.split()
     ratio = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
     goals = [Goal("ratio", ratio)]
     if precision == "bf16":
@@ -259,14 +262,15 @@ def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float,
         scaled(seconds[way], 1 / CRITIC_STEPS),
         scaled(seconds["plain"], 1 / CRITIC_STEPS),
         bound,
-        () if recompute else tuple(goals),
+        () if savings else tuple(goals),
         ceiling_name=ceiling.NAME,
     )
 
 
 def named(way: str) -> str:
     """A way as its setting is called."""
-    return way.replace(" recompute", " and distribution.recompute")
+    precision, *savings = way.split()
+    return ", ".join([precision, *(f"distribution.{name}={SAVINGS[name]}".lower() for name in savings)])
 
 
 def memory_row(way: str, megabytes: Mapping[str, Costs]) -> Row:
