@@ -158,11 +158,20 @@ class Engine:
         assert isinstance(wrapped, nn.parallel.DistributedDataParallel), type(wrapped)
         return wrapped
 
+    @property
+    def name(self) -> str:
+        """Of the device, and of the card where it is one."""
+        return (
+            f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+            if self.device.type == "cuda"
+            else str(self.device)
+        )
+
     def describe(self) -> str:
         """The device and what the networks compute in, in a few words."""
         if self.half:
-            return f"{self.device} in bf16, penalties' norms and losses in fp32"
-        return f"{self.device} in fp32" + ("" if has_fast_bf16(self.device) else " (it has no bf16 of its own)")
+            return f"{self.name} in bf16, penalties' norms and losses in fp32"
+        return f"{self.name} in fp32" + ("" if has_fast_bf16(self.device) else " (it has no bf16 of its own)")
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 for the networks, when asked for."""

@@ -1,6 +1,7 @@
 """The bench of the training step compares the same work, and a profile shows where a training's time goes."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from featgan.bench.step import Sizes
 from featgan.bench.timing import Spent
 from featgan.cli import cli
 from featgan.objective import discriminator_losses, edit, generator_losses, split
+from featgan.settings import to_yaml
 from featgan.train import train
 from tests.conftest import World
 
@@ -89,12 +91,15 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 def test_a_profile_is_a_trace_and_a_table(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = world.config(tmp_path / "run", training={"steps": 18, "save_every": 18})
-    train(config, profile=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    cli.main(["train", str(tmp_path / "config.yaml"), "--profile"], standalone_mode=False)
     trace = json.loads((config.run / "profile" / "trace.pt.trace.json").read_text())
     steps = {event["name"] for event in trace["traceEvents"] if str(event.get("name")).startswith("ProfilerStep#")}
     assert len(steps) == 10
     said = capsys.readouterr().err
     assert "mkldnn_convolution" in said and "10 steps." in said and "ProfilerStep" not in said
+    shares = [float(share) for share in re.findall(r"(\d+\.\d)% +\d+\.\d ms +\d+ calls", said)]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
 
 
 @pytest.mark.parametrize(("steps", "said"), [(9, "4 steps."), (5, "nothing was traced")])

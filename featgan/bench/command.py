@@ -41,6 +41,8 @@ def run_bench(name: str, repeats: int, out: Path | None, markdown: bool, **optio
         results.write_json(found, command, load, out)
     if markdown:
         click.echo(results.markdown(found, command))
+        for remark in (*found.remarks, results.machine_line(load)):
+            click.echo(remark, err=True)
     else:
         results.print_bench(found, load, Console())
 

@@ -28,6 +28,7 @@ from featgan.settings import validate
 from featgan.train import train
 
 FEATURE_DIM = 64
+DECODING = "decode (the ceiling)"
 
 KEPT = (
     f"from the second epoch on: images out of memory, where all of them take at most {MOST_SHARE:.0%} of what is free"
@@ -85,19 +86,25 @@ def compare_pipelines(config: Config, shards: ShardSet, paths: Sequence[Path], r
             clock=time.process_time,
         )
     num_images = num_batches * config.training.batch_size
+    *parts, (_, together) = part_rows(found, num_images)
     rows_of = {
-        "data: shards to a ready batch, per core": found["fast"],
-        "data: the same from the second epoch on": found["kept"],
+        "data: shards to a ready batch, per core": (found["fast"], shares(parts, float(together))),
+        "data: the same from the second epoch on": (found["kept"], "a copy and the floats"),
     }
     found_rows = [
         Row(
             what, costs, found["plain"], found["ceiling"], (Goal("ratio", 4), Goal("share", 0.8)), items=num_images,
-            ceiling_name="torchvision's decode_jpeg of the same bytes",
+            ceiling_name="torchvision's decode_jpeg of the same bytes", rest=rest,
         )
-        for what, costs in rows_of.items()
+        for what, (costs, rest) in rows_of.items()
     ]  # fmt: skip
     table = Table("Where the time of an image goes", ("part", "microseconds"), part_rows(found, num_images))
     return found_rows, table
+
+
+def shares(parts: Sequence[tuple[str, str]], together: float) -> str:
+    """Parts of an image's time in words, without the ceiling."""
+    return ", ".join(f"{name} {float(spent) / together:.0%}" for name, spent in parts if name != DECODING)
 
 
 def run_steps(work: Callable[[int], object], count: int) -> None:
@@ -122,7 +129,7 @@ def part_rows(found: Mapping[str, Costs], num_images: int) -> tuple[tuple[str, s
     cost = {name: 1e6 * costs.median / num_images for name, costs in found.items()}
     parts = {
         "read the file, look at its header": cost["reading"],
-        "decode (the ceiling)": cost["ceiling"],
+        DECODING: cost["ceiling"],
         "pixels into place, mirrored or not": cost["images alone"] - cost["reading"] - cost["ceiling"],
         "condition, targets, order": cost["fast"] - cost["images alone"] - cost["floats"],
         "to floats": cost["floats"],

@@ -95,7 +95,7 @@ def measure_evaluation(run: Path, spec: str, pairs: int, repeats: int) -> Row:
     sides: dict[str, Callable[[], object]] = {"fast": evaluate, "ceiling": passes.alone(run, spec)}
     found = in_turn(sides, min(repeats, MOST_TURNS), warmups=0)
     return Row(
-        "evaluate: edits, shown to the box and measured",
+        f"evaluate: {pairs} pairs, their edits shown to the box and measured",
         found["fast"],
         ceiling=found["ceiling"],
         goals=(Goal("share", 0.8),),

@@ -9,6 +9,7 @@ from featgan import render as rendering
 from featgan.bench.passes import FRESH_BOX, Passes, make_run, make_shards, replaced, timing
 from featgan.bench.results import Bench, Goal, Row, Table
 from featgan.bench.timing import Costs, in_turn
+from featgan.report.sweeps import FILM_LEVELS
 
 PARTS = {
     "open_run": "open the model, the shards, the box",
@@ -45,14 +46,16 @@ def measure_report(run: Path, num_images: int, num_components: int, repeats: int
     turns = min(repeats, MOST_TURNS)
     with replaced(places):
         found = in_turn(sides, turns, warmups=0)
+    parts = part_rows(seconds, turns, found)
     row = Row(
-        f"render: {num_images} images x {num_components} components",
+        f"render: {num_images} images x {num_components} components x {len(FILM_LEVELS)} frames",
         found["fast"],
         ceiling=found["ceiling"],
         goals=(Goal("multiple", 1.3),),
         ceiling_name=str(passes),
+        rest=", ".join(f"{name} {share}" for name, _, share in parts[:-2]),
     )
-    return row, Table("Where the time of a report goes", ("part", "seconds", "share"), part_rows(seconds, turns, found))
+    return row, Table("Where the time of a report goes", ("part", "seconds", "share"), parts)
 
 
 def part_rows(seconds: dict[str, float], turns: int, found: dict[str, Costs]) -> tuple[tuple[str, ...], ...]:

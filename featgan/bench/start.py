@@ -125,6 +125,9 @@ def alternate(plain: Callable[[], Spent], fast: Callable[[], Spent], repeats: in
     return [one for one, _ in turns], [other for _, other in turns] + more
 
 
+ONCE = "once for unchanged files, by the bytes of the shards: real ones are larger than the stand-ins"
+
+
 def data_rows(plain: Sequence[Spent], fast: Sequence[Spent], cold: Spent) -> list[Row]:
     """Seconds and megabytes, and the seconds of the first start."""
 
@@ -135,7 +138,9 @@ def data_rows(plain: Sequence[Spent], fast: Sequence[Spent], cold: Spent) -> lis
     return [
         Row(seconds, costs(fast, "seconds"), costs(plain, "seconds"), goals=(Goal("value", 1.0),)),
         Row(megabytes, costs(fast, "megabytes"), costs(plain, "megabytes"), goals=(Goal("value", 100),), unit="MB"),
-        Row("start: the first time, hashing every file", Costs((cold.seconds,)), rest="once for unchanged files"),
+        Row(
+            "start: the first time, hashing every file", Costs((cold.seconds,)), goals=(Goal("value", 1.0),), rest=ONCE
+        ),
     ]
 
 

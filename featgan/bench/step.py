@@ -34,6 +34,9 @@ CRITIC_STEPS = 5
 CALLS = 10
 """Of the product that is the ceiling: one alone would be measured cold."""
 
+MOST_NAMED = 5
+"""Operations that a row names."""
+
 SAVINGS = {"recompute": True, "accumulation": 2}
 """Settings that save memory for time, each beside those before it."""
 
@@ -70,7 +73,9 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
     sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
     device = Engine("fp32", sizes.config("fp32").distribution).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    ways = [" ".join([precision, *list(SAVINGS)[:count]]) for precision in precisions for count in range(3)]
+    # All sides live at once, which a GPU has no room for where each keeps the memory that it has freed.
+    most = len(SAVINGS) if device.type == "cpu" else 0
+    ways = [" ".join([precision, *list(SAVINGS)[:count]]) for precision in precisions for count in range(most + 1)]
     names = ["plain", *ways, *(f"ceiling {precision}" for precision in precisions)]
     with ExitStack() as open_sides:
         sides = {
@@ -79,9 +84,10 @@ def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: 
         seconds = in_turn(sides, repeats)
         megabytes = {name: Costs((side.megabytes,)) for name, side in sides.items()}
     flops = count_flops(sizes)
-    rows = [step_row(sizes, way, seconds, flops, device) for way in ways]
+    where = {precision: operations(sizes, precision) for precision in precisions}
+    rows = [step_row(sizes, way, seconds, flops, device, where) for way in ways]
     rows += [memory_row(way, megabytes) for way in ways] if device.type == "cpu" else []
-    tables = [operations(sizes, precisions[-1]), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
+    tables = [*where.values(), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
     remarks = [f"a step is the mean of {CRITIC_STEPS}, of which one trains the generator: {flops / 1e9:.0f} GFLOP"]
     if "bf16" not in precisions:
         remarks.append("bf16 is not measured: this machine multiplies it in software")
@@ -248,8 +254,10 @@ def count_flops(sizes: Sizes) -> float:
     return float(counter.get_total_flops()) / CRITIC_STEPS * sizes.batch_size
 
 
-def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float, device: torch.device) -> Row:
-    """A step's seconds: a round's divided by its steps."""
+def step_row(
+    sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float, device: torch.device, where: Mapping[str, Table]
+) -> Row:
+    """A step's seconds: a round's divided by its steps; `where` by precision is its time by operation."""
     on_cpu, (precision, *savings) = device.type == "cpu", way.split()
     ratio = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
     goals = [Goal("ratio", ratio)]
@@ -264,6 +272,7 @@ def step_row(sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float,
         bound,
         () if savings else tuple(goals),
         ceiling_name=ceiling.NAME,
+        rest="" if savings else ", ".join(f"{name} {share}" for name, share, _ in where[precision].rows[:MOST_NAMED]),
     )
 
 
