@@ -278,8 +278,10 @@ def test_in_half_precision_each_term_is_as_exact_as_the_plain_one(
     for player, terms in enumerate(own):
         assert terms.keys() == exact[player].keys()
         for name, found in terms.items():
-            truth = exact[player][name]
-            assert distance(found, truth) < 0.05 + 2 * distance(plainly[player][name], truth), (player, name)
+            off, its = (distance(each, exact[player][name]) for each in (found, plainly[player][name]))
+            print(f"{'DG'[player]}'s {name}: off by {off:.4f}, the plain one in bf16 by {its:.4f}")
+            # bf16 keeps 8 bits, and rounding moves units over their kinks: the plain step itself is off by percents.
+            assert off < 0.05 + 2 * its, (player, name)
         added = sum(term_weights(game)[name] * found for name, found in terms.items() if name != "whole")
         assert distance(torch.as_tensor(added), terms["whole"]) < 0.02
 
