@@ -172,13 +172,15 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return means
 
 
-def toward_class_means(features: Tensor, means: Tensor, amount: float = 1.0) -> Tensor:
-    """Shift each source by (class mean - overall mean of the classes): [N, F] => [N, num_classes, F]."""
-    return features[:, None] + amount * (means - means.mean(0))[None]
+def toward_class_means(features: Tensor, means: Tensor, amount: float = 1.0, own: Tensor | None = None) -> Tensor:
+    """Shift each source by (class mean - mean of its own class): [N, F], [K, F], classes [N] => [N, K, F].
 
-
-AMOUNTS = (2.0, 4.0)
-"""The least and the most that a source is moved along the weights of an answer, in deviations."""
+    Less the mean over the classes where its own class is not known (negative).
+    """
+    start = means.mean(0).expand_as(features)
+    if own is not None:
+        start = torch.where(own[:, None] >= 0, means[own.clamp_min(0)], start)
+    return features[:, None] + amount * (means[None] - start[:, None])
 
 
 def along_head_weights(space: FeatureSpace, features: Tensor, weight: Tensor, amount: float = 2.0) -> Tensor:
@@ -193,17 +195,18 @@ def along_head_weights(space: FeatureSpace, features: Tensor, weight: Tensor, am
     return features[:, None] + amount * (spread * directions * space.std)[None]
 
 
-def until_answered(
-    space: FeatureSpace, features: Tensor, weight: Tensor, bias: Tensor, count: int, share: float = 0.75
-) -> Tensor:
-    """Shift each source towards each of the first classes as far as it takes: [N, F], [O, F], [O] => [N, count, F].
+SURE = 0.75
+"""What the box's last layer must give an answer that a source is moved to."""
 
-    Along the class's own weights until the box's last layer would give it `share`; `AMOUNTS` are the bounds.
+
+def until_answered(moved: Tensor, outputs: Sequence[int], weight: Tensor, bias: Tensor) -> Tensor:
+    """Of ever larger shifts towards K answers the first that the box's last layer is sure of, or the last one.
+
+    `moved` [A, N, K, F], `outputs` the K answers as rows of `weight` [O, F] and `bias` [O] => [N, K, F].
     """
-    amounts = torch.arange(AMOUNTS[0], AMOUNTS[1] + 0.25, 0.5).tolist()
-    moved = torch.stack([along_head_weights(space, features, weight[:count], amount) for amount in amounts])
-    shares = torch.softmax(moved @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)  # [amounts, N, count]
-    enough = shares >= share
+    shares = torch.softmax(moved @ weight.T + bias, -1)  # [A, N, K, O]
+    asked = torch.tensor(outputs)[None, None, :, None].expand(*moved.shape[:3], 1)
+    enough = shares.gather(-1, asked)[..., 0] >= SURE
     enough[-1] = True
     first = enough.int().argmax(0)
     return moved.gather(0, first[None, ..., None].expand(1, *moved.shape[1:]))[0]

@@ -15,6 +15,8 @@ from featgan.errors import UserError
 from featgan.model import Model, open_cache, open_shards
 from featgan.progress import console
 
+FEWEST_ANSWERED = 5
+"""Training images from which an answer has a mean: one alone shows itself."""
 MOST_PER_CLASS = 2000
 """Training images whose features make a class's mean."""
 
@@ -127,6 +129,23 @@ def training_class_means(material: Material, num_classes: int) -> Tensor | None:
         return None
     features = torch.from_numpy(np.array(material.cache.features("train", chosen, False)))
     return class_means(features, torch.from_numpy(labels[chosen].astype(np.int64)), num_classes)
+
+
+def training_answers(material: Material) -> dict[str, Tensor]:
+    """Answer of a box that tells classes => mean features [F] of up to MOST_PER_CLASS training images that it gives it.
+
+    Answers given to fewer than FEWEST_ANSWERED images are left out; empty for other boxes.
+    """
+    cache, shards = material.cache, material.shards
+    if cache is None or shards is None or cache.output_kind != "expression":
+        return {}
+    answers = np.asarray(cache.outputs("train", np.arange(len(shards.split("train"))))).argmax(1)
+    found = {}
+    for output, name in enumerate(material.output_names):
+        rows = spread(np.flatnonzero(answers == output), MOST_PER_CLASS)
+        if len(rows) >= FEWEST_ANSWERED:
+            found[name] = torch.from_numpy(np.array(cache.features("train", rows, False))).mean(0)
+    return found
 
 
 def spread(rows: np.ndarray, most: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from featgan.material import (
     source_values,
     spread,
     tells_classes,
+    training_answers,
     training_class_means,
     usable_rows,
 )
@@ -209,6 +210,9 @@ def choose_sources(opened: Opened) -> Sources:
 def build_subject(opened: Opened, sources: Sources) -> Subject:
     """What the directions are computed from."""
     model, material = opened.model, opened.material
+    answers = training_answers(material) if model.condition_kind == "features" else {}
+    labels = training_class_means(material, len(model.class_names))
+    by_label = {} if labels is None else dict(zip(model.class_names, labels, strict=True))
     return Subject(
         kind=model.condition_kind,
         values=sources.values,
@@ -217,13 +221,25 @@ def build_subject(opened: Opened, sources: Sources) -> Subject:
         space=model.space,
         num_components=opened.request.num_components,
         class_names=model.class_names,
-        class_means=training_class_means(material, len(model.class_names)),
+        class_means=answers or by_label,
+        own_classes=own_answers(opened, sources) if answers else (),
         head_weight=opened.head_weight,
         head_bias=opened.head_bias,
         output_names=outputs_of(opened),
         attribute_names=model.attribute_names,
         component_names=opened.names,
     )
+
+
+def own_answers(opened: Opened, sources: Sources) -> tuple[str, ...]:
+    """What a box that tells classes answers to the sources; nothing where it is gone and its last layer not linear."""
+    names, outputs = outputs_of(opened), None
+    if opened.head is not None and sources.values is not None:
+        weight, bias = opened.head
+        outputs = as_floats(sources.values @ weight.T + bias)
+    elif opened.look is not None:
+        outputs = opened.look(sources.images).outputs
+    return ("",) * len(sources) if outputs is None else tuple(names[answer] for answer in outputs.argmax(1))
 
 
 def second_sweeps(request: Request, model: Model, sources: Sources) -> list[Sweep]:

@@ -66,7 +66,7 @@ def build_report(world: World | None = None, names: dict[int, str] | None = None
     assert sources.values is not None
     subject = Subject(
         "features", sources.values, sources.images, lambda wanted, own: space.standardize(wanted), space, 3, NAMES,
-        torch.eye(4)[:2],
+        dict(zip(NAMES, torch.eye(4), strict=False)),
         component_names=names or {},
     )  # fmt: skip
     sweeps = [*quantile_sweeps(subject), *class_sweeps(subject), *transfer_sweeps(subject)]

@@ -74,6 +74,10 @@ def test_class_directions(space: FeatureSpace, features: torch.Tensor) -> None:
     torch.testing.assert_close(means[1], features.mean(0))
     moved = directions.toward_class_means(features[:2], means)
     torch.testing.assert_close((moved[:, 2] - moved[:, 0]), (means[2] - means[0]).expand(2, -1), atol=1e-4, rtol=1e-4)
+    told = directions.toward_class_means(features[:3], means, 1.5, torch.tensor([2, 0, -1]))
+    torch.testing.assert_close(told[0, 0], features[0] + 1.5 * (means[0] - means[2]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(told[1, 0], features[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(told[2, 1], features[2] + 1.5 * (means[1] - means.mean(0)), atol=1e-4, rtol=1e-4)
     weight = torch.randn(3, 6)
     along = directions.along_head_weights(space, features[:2], weight)
     gain = ((along - features[:2, None]) * weight[None]).sum(-1)
@@ -83,15 +87,21 @@ def test_class_directions(space: FeatureSpace, features: torch.Tensor) -> None:
 def test_a_source_is_moved_until_the_last_layer_is_sure(space: FeatureSpace, features: torch.Tensor) -> None:
     weight = 0.3 * torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
     bias = torch.tensor([1.0, 0.0, -1.0, 0.0])
-    moved = directions.until_answered(space, features[:5], weight, bias, 3)
-    shares = torch.softmax(moved @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)
-    unit = directions.along_head_weights(space, features[:5], weight[:3], 1.0) - features[:5, None]
+    outputs, steps = [3, 0, 1], torch.arange(2, 4.25, 0.5).tolist()
+    ways = torch.stack([directions.along_head_weights(space, features[:5], weight[outputs], step) for step in steps])
+    moved = directions.until_answered(ways, outputs, weight, bias)
+
+    def shares_of(where: torch.Tensor) -> torch.Tensor:
+        shares = torch.softmax(where @ weight.T + bias, -1)
+        return torch.stack([shares[:, place, output] for place, output in enumerate(outputs)], 1)
+
+    shares = shares_of(moved)
+    unit = directions.along_head_weights(space, features[:5], weight[outputs], 1.0) - features[:5, None]
     amounts = ((moved - features[:5, None]) * unit).sum(-1) / unit.square().sum(-1)
     assert moved.shape == (5, 3, 6) and amounts.min() > 1.99 and amounts.max() < 4.01
     stopped = (amounts > 2.01) & (amounts < 3.99)
     assert (shares[amounts < 3.99] >= 0.75).all() and stopped.any()
-    before = torch.softmax((moved - 0.5 * unit) @ weight.T + bias, -1).diagonal(dim1=-2, dim2=-1)
-    assert (before[stopped] < 0.75).all()
+    assert (shares_of(moved - 0.5 * unit)[stopped] < 0.75).all()
 
 
 def test_signs_and_order_do_not_depend_on_the_rows_order(features: torch.Tensor, space: FeatureSpace) -> None:

@@ -82,7 +82,7 @@ class World:
         self.run = run
         run.mkdir(exist_ok=True)
         splits = {"train": FakeSplit("train", 60), "validation": FakeSplit("validation", 12)}
-        self.validation = splits["validation"]
+        self.training, self.validation = splits["train"], splits["validation"]
         self.space = FeatureSpace.fit(torch.from_numpy(splits["train"].features))
         self.model = TintModel(kind, self.space, condition_dim)
         shards = SimpleNamespace(
@@ -178,6 +178,25 @@ def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: 
     levels = ["1 %", "10 %", "50 %", "90 %", "99 %"]
     changes = [f"\N{INCREMENT} {level}" for level in levels]
     assert world.columns("component-01") == ["source", *levels, "reconstruction", *changes]
+
+
+def test_classes_are_the_boxes_own_answers_and_a_source_leaves_its_own(world: World) -> None:
+    world.training.features[:, 2] -= 9  # the last answer is given to no training image
+    render_run(world.run, num_images=3, directions=["class"])
+    answers = (world.training.features @ HEAD.numpy().T).argmax(1)
+    means = torch.stack([torch.from_numpy(world.training.features[answers == output]).mean(0) for output in (0, 1)])
+    assert world.columns("class-means") == ["source", *CLASSES[:2], "reconstruction"]
+    own, asked = (world.space.decode(each, "standardized") for each in world.model.asked)
+    for source, moved in zip(own, asked.reshape(3, 2, FEATURES), strict=True):
+        answer = int((HEAD @ source).argmax())
+        way = means - (means[answer] if answer < 2 else means.mean(0))
+        amounts = ((moved - source) * way).sum(1) / way.square().sum(1).clamp_min(1e-9)
+        for output, amount in enumerate(amounts.tolist()):
+            expected = source + amount * way[output]
+            torch.testing.assert_close(moved[output], expected, atol=1e-3, rtol=1e-3)
+            assert output == answer or 0.99 < amount < 1.51
+            sure = torch.softmax(HEAD @ expected, 0)[output] >= 0.75
+            assert output == answer or sure or amount > 1.49
 
 
 def test_quantile_sweeps_do_not_accumulate(world: World) -> None:

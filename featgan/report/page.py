@@ -35,7 +35,7 @@ FEWEST_FOLDED = 2
 
 GROUP_TITLES = {
     "quantiles": ("The components, one by one", "What the classifier's numbers vary in, one component at a time."),
-    "class": ("Towards each class", "By the mean of the classifier's numbers over the training images of each class."),
+    "class": ("Towards each class", "By the mean of the classifier's numbers over training pictures of each class."),
     "head": ("Along the classifier's own weights", "Straight towards each of its answers."),
     "interpolation": ("Between two images", "All of the classifier's numbers at once."),
     "expression": ("Expressions", "Each class asked of the same face."),
@@ -43,7 +43,7 @@ GROUP_TITLES = {
     "attributes": ("Attributes", "One flipped at a time."),
 }
 
-ORDER = ("head", "class", *(name for name in GROUP_TITLES if name not in ("head", "class")))
+ORDER = ("class", "head", *(name for name in GROUP_TITLES if name not in ("class", "head")))
 """Groups as they follow each other: answers have names, components must find theirs."""
 
 
@@ -227,7 +227,7 @@ def build_page(report: Report) -> str:
             introduction=words.introduce(report.answer, report.num_features, report.num_components, tiles is not None),
             conclusions=[*words.reach(tiles), *words.conclude(report.ranking), *words.confirm(evaluation)],
             doubts=[
-                *words.miss(tiles),
+                *words.miss(tiles, report.answer),
                 *words.unconfirmed(report.evidence),
                 *words.doubt(report.ranking),
                 *words.question(evaluation, report.ranking, len(report.sources)),

@@ -3,9 +3,10 @@
 Each sweep starts from the sources' own, untouched values, so nothing carries over from one sweep to the next.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from featgan import directions
@@ -19,6 +20,10 @@ MAX_CLASSES = 16
 """Most targets of a class direction."""
 MOST_KEPT = 10
 """Up to so many components are kept one by one, then all of them."""
+CLASS_AMOUNTS = (1.0, 1.25, 1.5)
+"""How far a source is moved towards a class, in distances of the classes' means: no farther than the box asks."""
+HEAD_AMOUNTS = (2.0, 2.5, 3.0, 3.5, 4.0)
+"""How far along the weights of an answer, in deviations."""
 MOST_GIVERS = 8
 """Most images whose features are given to every source."""
 
@@ -34,12 +39,17 @@ class Subject:
     space: FeatureSpace | None = None
     num_components: int = 10
     class_names: tuple[str, ...] = ()
-    class_means: Tensor | None = None  # [num_classes, F]
+    class_means: Mapping[str, Tensor] = field(default_factory=dict)  # class => mean features [F]
+    own_classes: tuple[str, ...] = ()  # the box's answers to the sources (N), where classes are its answers
     head_weight: Tensor | None = None  # [O, F]
     head_bias: Tensor | None = None  # [O], of a box that tells one of O classes
     output_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     component_names: Mapping[int, str] = field(default_factory=dict)  # the user's, by index
+
+    def tells(self, names: Sequence[str]) -> bool:
+        """Whether a linear last layer says how sure of each of these answers the box would be."""
+        return self.head_bias is not None and all(name in self.output_names for name in names)
 
     @property
     def features(self) -> Tensor:
@@ -189,13 +199,24 @@ def transfer_sweeps(subject: Subject) -> list[Sweep]:
 
 
 def class_sweeps(subject: Subject) -> list[Sweep]:
-    """Each source shifted by the difference of a class's mean features from the mean over classes."""
-    if subject.class_means is None:
+    """Each source shifted from the mean features of its own class to those of every other class."""
+    if not subject.class_means:
         return []
-    names = subject.class_names[:MAX_CLASSES]
-    targets = directions.toward_class_means(subject.features, subject.class_means)[:, : len(names)]
-    note = "The source's features are shifted by a class's mean of the training features, less the mean over classes."
-    return [choice_sweep(subject, ("class-means", "class", "Towards a class", note), names, targets)]
+    names = tuple(subject.class_means)[:MAX_CLASSES]
+    means = torch.stack([subject.class_means[name] for name in names])
+    places = [names.index(name) if name in names else -1 for name in subject.own_classes]
+    own = torch.tensor(places) if places else None
+    amounts = CLASS_AMOUNTS if subject.tells(names) else CLASS_AMOUNTS[:1]
+    moved = torch.stack([directions.toward_class_means(subject.features, means, amount, own) for amount in amounts])
+    by = "the training pictures that it answers so" if subject.own_classes else "the class's training pictures"
+    less = "those of its present answer" if subject.own_classes else "the mean over classes"
+    note = f"The source's features are shifted by the mean of {by}, less {less}"
+    note += (
+        f", 1 to {amounts[-1]} times that, until the last layer would be three quarters sure." if amounts[1:] else "."
+    )
+    return [
+        choice_sweep(subject, ("class-means", "class", "Towards a class", note), names, stop(subject, names, moved))
+    ]
 
 
 def head_sweeps(subject: Subject) -> list[Sweep]:
@@ -203,16 +224,26 @@ def head_sweeps(subject: Subject) -> list[Sweep]:
     if subject.head_weight is None:
         return []
     names = subject.output_names[:MAX_CLASSES]
-    space, features, weight = subject.feature_space, subject.features, subject.head_weight
-    least, most = directions.AMOUNTS
+    space, features, weight = subject.feature_space, subject.features, subject.head_weight[: len(names)]
+    amounts = HEAD_AMOUNTS if subject.tells(names) else HEAD_AMOUNTS[:1]
     note = "The source's features are moved {} along the weights of the black box's own last layer{}."
-    if subject.head_bias is None:
-        targets = directions.along_head_weights(space, features, weight[: len(names)])
-        note = note.format("two deviations", "")
+    if amounts[1:]:
+        span = f"{amounts[0]:.0f} to {amounts[-1]:.0f} deviations"
+        note = note.format(span, ", until that would be three quarters sure")
     else:
-        targets = directions.until_answered(space, features, weight, subject.head_bias, len(names))
-        note = note.format(f"{least:.0f} to {most:.0f} deviations", ", until that would be three quarters sure")
-    return [choice_sweep(subject, ("head-weights", "head", "Along the last layer's weights", note), names, targets)]
+        note = note.format("two deviations", "")
+    moved = torch.stack([directions.along_head_weights(space, features, weight, amount) for amount in amounts])
+    about = ("head-weights", "head", "Along the last layer's weights", note)
+    return [choice_sweep(subject, about, names, stop(subject, names, moved))]
+
+
+def stop(subject: Subject, names: Sequence[str], moved: Tensor) -> Tensor:
+    """Of shifts [A, N, T, F] the first that the last layer would answer to as asked; or the only one."""
+    if len(moved) == 1:
+        return moved[0]
+    assert subject.head_weight is not None and subject.head_bias is not None
+    outputs = [subject.output_names.index(name) for name in names]
+    return directions.until_answered(moved, outputs, subject.head_weight, subject.head_bias)
 
 
 def choice_sweep(

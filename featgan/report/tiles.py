@@ -11,10 +11,14 @@ from featgan.report.rendering import Rendering, Seen
 from featgan.report.sweeps import Sweep
 
 LEADING = {
+    "class": "The picture moved from what training pictures with its own answer share to what those with another share",
     "head": "The picture moved straight along the classifier's weights for each answer, far enough for it to say so",
-    "class": "The picture moved to what training pictures of each class share, as the classifier sees them",
 }
-"""Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture."""
+"""Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture.
+
+Pictures that share an answer are where the generator has been; along the weights alone it is asked for what no picture
+has shown it, and from a picture that the box is sure of it does not get there.
+"""
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,18 @@ def reach(tiles: Tiles | None) -> list[Markup]:
     return [Markup(text).format(emphasised(names))] if names else []
 
 
-def miss(tiles: Tiles | None) -> list[Markup]:
-    """The answers that none of the pictures gets."""
-    names = [name for name, share in (tiles.shares() if tiles else {}).items() if share == 0]
+def miss(tiles: Tiles | None, answer: Answer | None) -> list[Markup]:
+    """The answers that none of the pictures gets, and those that cannot be asked for."""
+    if tiles is None or answer is None:
+        return []
+    names = [name for name, share in tiles.shares().items() if share == 0]
     text = "Moved towards {}, no picture with another answer gets that one: what it looks like is not shown."
-    return [Markup(text).format(emphasised(names))] if names else []
+    said = [Markup(text).format(emphasised(names))] if names else []
+    never = [name for name in answer.names if name not in tiles.sweep.headings]
+    if never and tiles.sweep.group == "class" and answer.kind == "expression":
+        text = "It gives {} to hardly any training picture: what such answers look like is not shown."
+        said.append(Markup(text).format(emphasised(never)))
+    return said
 
 
 def unconfirmed(evidence: Evidence | None) -> list[Markup]:
