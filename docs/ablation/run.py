@@ -98,7 +98,7 @@ ROWS: dict[str, dict[str, object]] = {
     NOW: TOLD | MARGIN | BOUNDED,
     "that, by planes (concat), not by modulation": TOLD | MARGIN | BOUNDED | {"generator.conditioning": "concat"},
 }
-"""What differs from the first row; from the 25th on with another fit of the same box, on another machine."""
+"""What differs from the first row."""
 
 MEASURES = {
     "shift_aggregate": "relative shift",
