@@ -7,12 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from featgan.report import words
 from featgan.report.curves import draw_curve, thin_out, ticks
+from featgan.report.evidence import Evidence
 from featgan.report.page import Report, build_page, show_number
 from featgan.report.records import best_evaluation, parse_evaluation, read_metrics
 from featgan.report.regions import region_tables
+from featgan.report.tiles import Tile
 from tests.reported import NASTY, build_report, evaluation, measures
 
 
@@ -115,6 +119,19 @@ def test_answer_by_answer_it_says_how_far_to_believe_the_tiles(report: Report, t
     assert "rightly in 78 %" in page.text, "27 and 4 of 40"
     bare = Page(build_page(report))
     assert "a second classifier" not in bare.text and "seldom sees" not in bare.text, "nothing is made up"
+
+
+def test_answers_that_are_told_by_colour_are_named(report: Report) -> None:
+    assert report.tiles is not None
+    tile, own = Tile("", False, True), Tile("", True, False)
+    colours = np.zeros((3, 2, 3))
+    colours[:2, 0, 1] = -0.2  # two of the three pictures lose green towards the first answer
+    colours[:, 1, 0] = [0.5, 0.01, 0.01]  # the first one, which has the second answer already, does not count
+    tiles = replace(report.tiles, tiles=((tile, own), (tile, tile), (tile, tile)), colours=colours)
+    assert tiles.tinted() == ["calm"]
+    reached, tinted = words.reach(tiles, Evidence(()))
+    assert "Moved towards <em>calm</em>" in reached and "Towards <em>calm</em> the whole picture changes" in tinted
+    assert words.reach(tiles, Evidence((), unconfirmed=tiles.sweep.headings)) == [tinted], "nobody else sees it"
 
 
 def test_every_film_has_a_labelled_slider(report: Report) -> None:

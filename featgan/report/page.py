@@ -72,7 +72,7 @@ class Report:
     @cached_property
     def tiles(self) -> Tiles | None:
         """What each answer looks like, where the box has answers."""
-        return build_tiles(self.renderings, self.answer, self.source_seen)
+        return build_tiles(self.renderings, self.answer, self.source_seen, self.sources.images)
 
     @cached_property
     def evidence(self) -> Evidence | None:
@@ -225,7 +225,11 @@ def build_page(report: Report) -> str:
         .render(
             report=report,
             introduction=words.introduce(report.answer, report.num_features, report.num_components, tiles is not None),
-            conclusions=[*words.reach(tiles), *words.conclude(report.ranking), *words.confirm(evaluation)],
+            conclusions=[
+                *words.reach(tiles, report.evidence),
+                *words.conclude(report.ranking),
+                *words.confirm(evaluation),
+            ],
             doubts=[
                 *words.miss(tiles, report.answer),
                 *words.unconfirmed(report.evidence),

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
-from featgan.metrics.intervals import Floats
+from featgan.metrics.intervals import Floats, as_floats
 from featgan.report.answers import Answer
 from featgan.report.rendering import Rendering, Seen
 from featgan.report.sweeps import Sweep
+
+TINTED = 0.1
+"""Change of the whole picture's mean colour, as a share of the range, that a person sees at once."""
 
 LEADING = {
     "class": "The picture moved from what training pictures with its own answer share to what those with another share",
@@ -38,6 +42,7 @@ class Tiles:
     what: str
     own: tuple[str, ...]  # the box's answer to each untouched source, in words
     tiles: tuple[tuple[Tile | None, ...], ...]  # [N][T]; None where the box has no such answer
+    colours: Floats  # change of the mean colour from source to edit, as shares of the range [N, T, 3]
 
     def shares(self) -> dict[str, float]:
         """Share of the sources with another answer that get the one asked for, where one output is the answer."""
@@ -47,12 +52,24 @@ class Tiles:
         found = {name: [tile.is_reached for tile in column if tile and not tile.is_own] for name, column in columns}
         return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
 
+    def tinted(self) -> list[str]:
+        """The answers towards which most sources with another answer change their whole colour or light."""
+        sizes = np.abs(self.colours).max(2)
+        found = []
+        for name, column, size in zip(self.sweep.headings, zip(*self.tiles, strict=True), sizes.T, strict=True):
+            moved = [each for tile, each in zip(column, size.tolist(), strict=True) if tile and not tile.is_own]
+            if moved and float(np.median(moved)) >= TINTED:
+                found.append(name)
+        return found
+
     def reached(self) -> list[int]:
         """How many of the answers each source gets [N]."""
         return [sum(tile.is_reached for tile in row if tile is not None) for row in self.tiles]
 
 
-def build_tiles(renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None) -> Tiles | None:
+def build_tiles(
+    renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None, images: Tensor
+) -> Tiles | None:
     """Of the most telling sweep that there is; None without one, or without a box that has names for its answers."""
     if answer is None or source_seen is None or not answer.names:
         return None
@@ -65,7 +82,9 @@ def build_tiles(renderings: Sequence[Rendering], answer: Answer | None, source_s
                 tuple(tile_of(answer, name, own[0], frame) for name, frame in zip(names, frames, strict=True))
                 for own, frames in zip(before, after, strict=True)
             )
-            return Tiles(found.sweep, what, tuple(name_answer(answer, own[0]) for own in before), tiles)
+            colours = (found.frames.float().mean((3, 4)) - images.float().mean((2, 3))[:, None]) / 255
+            own_answers = tuple(name_answer(answer, own[0]) for own in before)
+            return Tiles(found.sweep, what, own_answers, tiles, as_floats(colours))
     return None
 
 

@@ -58,11 +58,20 @@ def conclude(ranking: Ranking) -> list[Markup]:
     return [describe(component, what) for component, what in zip(shown[:MOST_CONCLUSIONS], named, strict=False)]
 
 
-def reach(tiles: Tiles | None) -> list[Markup]:
-    """The answers that most of the pictures get when they are asked for."""
-    names = [name for name, share in (tiles.shares() if tiles else {}).items() if share >= MOSTLY]
+def reach(tiles: Tiles | None, evidence: Evidence | None = None) -> list[Markup]:
+    """The answers that most of the pictures get when they are asked for, and those that are asked for by colour."""
+    unconfirmed = evidence.unconfirmed if evidence else ()
+    shares = tiles.shares() if tiles else {}
+    names = [name for name, share in shares.items() if share >= MOSTLY and name not in unconfirmed]
     text = "Moved towards {}, most of the pictures with another answer get that one: the first row shows it."
-    return [Markup(text).format(emphasised(names))] if names else []
+    said = [Markup(text).format(emphasised(names))] if names else []
+    tinted = tiles.tinted() if tiles else []
+    if tinted:
+        text = (
+            "Towards {} the whole picture changes its colour or light: it may tell these by that rather than by forms."
+        )
+        said.append(Markup(text).format(emphasised(tinted)))
+    return said
 
 
 def miss(tiles: Tiles | None, answer: Answer | None) -> list[Markup]:
