@@ -16,7 +16,7 @@ from featgan.report.evidence import Evidence
 from featgan.report.page import Report, build_page, show_number
 from featgan.report.records import best_evaluation, parse_evaluation, read_metrics
 from featgan.report.regions import region_tables
-from featgan.report.tiles import Tile
+from featgan.report.tiles import Tile, name_tint
 from tests.reported import NASTY, build_report, evaluation, measures
 
 
@@ -116,7 +116,11 @@ def test_answer_by_answer_it_says_how_far_to_believe_the_tiles(report: Report, t
     }
     page = Page(build_page(full))
     assert f"A second classifier seldom sees {NASTY} in the edits towards it" in page.text
-    assert "rightly in 78 %" in page.text, "27 and 4 of 40"
+    assert "rightly in 78 % of the validation pictures (its most frequent class makes up 75 %)" in page.text
+    content["regions"][1]["controls"] = {"nearest_real": measures(witness_agreement=0.2)}
+    blind = evaluated(known, tmp_path, content)
+    assert blind.evidence is not None and (blind.evidence.unconfirmed, blind.evidence.unjudged) == ((), (NASTY,))
+    assert f"cannot judge {NASTY}: it seldom sees it in real pictures either" in Page(build_page(blind)).text
     bare = Page(build_page(report))
     assert "a second classifier" not in bare.text and "seldom sees" not in bare.text, "nothing is made up"
 
@@ -128,10 +132,15 @@ def test_answers_that_are_told_by_colour_are_named(report: Report) -> None:
     colours[:2, 0, 1] = -0.2  # two of the three pictures lose green towards the first answer
     colours[:, 1, 0] = [0.5, 0.01, 0.01]  # the first one, which has the second answer already, does not count
     tiles = replace(report.tiles, tiles=((tile, own), (tile, tile), (tile, tile)), colours=colours)
-    assert tiles.tinted() == ["calm"]
+    assert tiles.tinted() == {"calm": "darker"}
     reached, tinted = words.reach(tiles, Evidence(()))
-    assert "Moved towards <em>calm</em>" in reached and "Towards <em>calm</em> the whole picture changes" in tinted
-    assert words.reach(tiles, Evidence((), unconfirmed=tiles.sweep.headings)) == [tinted], "nobody else sees it"
+    assert (
+        "Moved towards <em>calm</em>" in reached and "another colour or light (towards <em>calm</em> darker)" in tinted
+    )
+    for doubted in (Evidence((), tiles.sweep.headings), Evidence((), (), tiles.sweep.headings)):
+        assert words.reach(tiles, doubted) == [tinted], "nobody else sees it"
+    assert name_tint(np.array([0.2, -0.2, -0.2])) == "redder and darker" and name_tint(np.full(3, 0.1)) == "brighter"
+    assert name_tint(np.array([0.2, 0.1, -0.3])) == "yellower" and name_tint(np.zeros(3)) == "another one"
 
 
 def test_every_film_has_a_labelled_slider(report: Report) -> None:

@@ -36,7 +36,11 @@ class Answer:
     def what(self, with_names: bool = True) -> str:
         """What the box tells, in words."""
         listed = f" ({', '.join(self.names[:8])}{', …' if len(self.names) > 8 else ''})" if with_names else ""
-        right = "" if self.accuracy is None else f", rightly in {100 * self.accuracy:.0f} % of the validation pictures"
+        right = ""
+        if self.accuracy is not None:
+            counts = [count for _, count in self.recalls.values()]
+            most = f"its most frequent class makes up {100 * max(counts) / sum(counts):.0f} %"
+            right = f", rightly in {100 * self.accuracy:.0f} % of the validation pictures ({most})"
         words = {
             "expression": f"tells {len(self.names)} classes apart{listed}{right}",
             "valence_arousal": "rates how pleasant (valence) and how stirred (arousal) a face looks",

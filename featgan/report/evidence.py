@@ -38,7 +38,8 @@ class Evidence:
     """The questions, and the answers that a second classifier does not confirm."""
 
     lines: tuple[Line, ...]
-    unconfirmed: tuple[str, ...] = ()
+    unconfirmed: tuple[str, ...] = ()  # though it sees them in real pictures
+    unjudged: tuple[str, ...] = ()  # nor sees it them in real pictures
 
 
 def gather_evidence(names: Sequence[str], answer: Answer, evaluation: Evaluation | None) -> Evidence:
@@ -46,15 +47,19 @@ def gather_evidence(names: Sequence[str], answer: Answer, evaluation: Evaluation
     regions = {region.name: region for region in evaluation.regions if region.by == "class"} if evaluation else {}
     found = [regions.get(name) for name in names]
     confirmed = [score(region, "witness_agreement") for region in found]
+    real = [score(region, "witness_agreement", REAL) for region in found]
     lines = [
         Line("edits that it sees as such", tuple(score(region, "flip_success") for region in found)),
         Line("a second classifier", tuple(confirmed)),
-        Line("the same of real pictures", tuple(score(region, "witness_agreement", REAL) for region in found)),
+        Line("the same of real pictures", tuple(real)),
         Line("real ones that it tells rightly", tuple(known(answer, name) for name in names)),
     ]
     return Evidence(
         tuple(line for line in lines if any(cell.share is not None for cell in line.cells)),
-        tuple(name for name, cell in zip(names, confirmed, strict=True) if cell.is_low),
+        tuple(
+            name for name, edit, other in zip(names, confirmed, real, strict=True) if edit.is_low and not other.is_low
+        ),
+        tuple(name for name, edit, other in zip(names, confirmed, real, strict=True) if edit.is_low and other.is_low),
     )
 
 

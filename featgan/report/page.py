@@ -36,7 +36,11 @@ FEWEST_FOLDED = 2
 GROUP_TITLES = {
     "quantiles": ("The components, one by one", "What the classifier's numbers vary in, one component at a time."),
     "class": ("Towards each class", "By the mean of the classifier's numbers over training pictures of each class."),
-    "head": ("Along the classifier's own weights", "Straight towards each of its answers."),
+    "head": (
+        "Along the classifier's own weights",
+        "Straight towards each of its answers. Often no picture lies there, and the edit falls short: where it is unlike "
+        "the edit towards the class, believe that one.",
+    ),
     "interpolation": ("Between two images", "All of the classifier's numbers at once."),
     "expression": ("Expressions", "Each class asked of the same face."),
     "valence_arousal": ("Valence and arousal", "How pleasant, and how stirred."),
@@ -233,7 +237,7 @@ def build_page(report: Report) -> str:
             doubts=[
                 *words.miss(tiles, report.answer),
                 *words.unconfirmed(report.evidence),
-                *words.doubt(report.ranking),
+                *words.doubt(report.ranking, evaluation),
                 *words.question(evaluation, report.ranking, len(report.sources)),
             ],
             tiles=tiles,

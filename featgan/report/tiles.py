@@ -15,7 +15,7 @@ TINTED = 0.1
 """Change of the whole picture's mean colour, as a share of the range, that a person sees at once."""
 
 LEADING = {
-    "class": "The picture moved from what training pictures with its own answer share to what those with another share",
+    "class": "The picture moved, in the classifier's numbers, from the mean of its own answer to that of each other one",
     "head": "The picture moved straight along the classifier's weights for each answer, far enough for it to say so",
 }
 """Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture.
@@ -52,14 +52,14 @@ class Tiles:
         found = {name: [tile.is_reached for tile in column if tile and not tile.is_own] for name, column in columns}
         return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
 
-    def tinted(self) -> list[str]:
-        """The answers towards which most sources with another answer change their whole colour or light."""
-        sizes = np.abs(self.colours).max(2)
-        found = []
-        for name, column, size in zip(self.sweep.headings, zip(*self.tiles, strict=True), sizes.T, strict=True):
-            moved = [each for tile, each in zip(column, size.tolist(), strict=True) if tile and not tile.is_own]
-            if moved and float(np.median(moved)) >= TINTED:
-                found.append(name)
+    def tinted(self) -> dict[str, str]:
+        """The answers towards which most sources with another answer change their whole colour or light, and how."""
+        found = {}
+        for place, (name, column) in enumerate(zip(self.sweep.headings, zip(*self.tiles, strict=True), strict=True)):
+            others = [index for index, tile in enumerate(column) if tile and not tile.is_own]
+            moved = self.colours[others, place]
+            if others and float(np.median(np.abs(moved).max(1))) >= TINTED:
+                found[name] = name_tint(np.median(moved, 0))
         return found
 
     def reached(self) -> list[int]:
@@ -96,6 +96,15 @@ def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | 
     is_own, is_now = (answer.kind == "expression" and int(np.argmax(each)) == output for each in (before, after))
     text = " \N{RIGHTWARDS ARROW} ".join(answer.say(float(each[output])) for each in (before, after))
     return Tile(text, is_own, is_now and not is_own)
+
+
+def name_tint(change: Floats) -> str:
+    """Change of the mean red, green and blue in words: `redder and darker`; `another one` where it goes both ways."""
+    light = float(change.mean())
+    rises = "".join(name for name, each in zip("rgb", change - light, strict=True) if each >= TINTED / 2)
+    colour = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rises, "")
+    level = "" if abs(light) < TINTED / 2 else "brighter" if light > 0 else "darker"
+    return " and ".join(word for word in (colour, level) if word) or "another one"
 
 
 def name_answer(answer: Answer, shown: Floats) -> str:

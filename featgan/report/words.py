@@ -60,17 +60,16 @@ def conclude(ranking: Ranking) -> list[Markup]:
 
 def reach(tiles: Tiles | None, evidence: Evidence | None = None) -> list[Markup]:
     """The answers that most of the pictures get when they are asked for, and those that are asked for by colour."""
-    unconfirmed = evidence.unconfirmed if evidence else ()
+    unsure = {*evidence.unconfirmed, *evidence.unjudged} if evidence else set()
     shares = tiles.shares() if tiles else {}
-    names = [name for name, share in shares.items() if share >= MOSTLY and name not in unconfirmed]
-    text = "Moved towards {}, most of the pictures with another answer get that one: the first row shows it."
+    names = [name for name, share in shares.items() if share >= MOSTLY and name not in unsure]
+    text = "Moved towards {}, most of the pictures with another answer get that one: the tiles show what it takes."
     said = [Markup(text).format(emphasised(names))] if names else []
-    tinted = tiles.tinted() if tiles else []
+    tinted = tiles.tinted() if tiles else {}
     if tinted:
-        text = (
-            "Towards {} the whole picture changes its colour or light: it may tell these by that rather than by forms."
-        )
-        said.append(Markup(text).format(emphasised(tinted)))
+        parts = [Markup("towards <em>{}</em> {}").format(name, tint) for name, tint in tinted.items()]
+        text = "The whole picture gets another colour or light ({}): it may tell these by that, not by forms."
+        said.append(Markup(text).format(listed(parts)))
     return said
 
 
@@ -89,10 +88,20 @@ def miss(tiles: Tiles | None, answer: Answer | None) -> list[Markup]:
 
 
 def unconfirmed(evidence: Evidence | None) -> list[Markup]:
-    """The answers that a second classifier does not see in the edits towards them."""
-    names = [] if evidence is None else list(evidence.unconfirmed)
-    text = "A second classifier seldom sees {} in the edits towards {}: what changes there may tell of this one alone."
-    return [Markup(text).format(emphasised(names), "it" if len(names) == 1 else "these")] if names else []
+    """The answers that a second classifier does not see in the edits towards them, and those that it never sees."""
+    if evidence is None:
+        return []
+    texts = {
+        "A second classifier seldom sees {} in the edits towards {}: these may deceive this one alone.": (
+            evidence.unconfirmed
+        ),
+        "A second classifier cannot judge {}: it seldom sees {} in real pictures either.": evidence.unjudged,
+    }
+    return [
+        Markup(text).format(emphasised(names), "it" if len(names) == 1 else "them")
+        for text, names in texts.items()
+        if names
+    ]
 
 
 def describe(component: Component, of_what: str) -> Markup:
@@ -122,7 +131,7 @@ def emphasised(names: Sequence[str]) -> str:
     return listed([Markup("<em>{}</em>").format(name) for name in names])
 
 
-def doubt(ranking: Ranking) -> list[Markup]:
+def doubt(ranking: Ranking, evaluation: Evaluation | None = None) -> list[Markup]:
     """What cannot be concluded, and why."""
     said = [doubted(ranking.components, why) for why in dict.fromkeys(each.doubt for each in ranking.components)]
     covered = ranking.covered
@@ -130,7 +139,9 @@ def doubt(ranking: Ranking) -> list[Markup]:
         said.append(
             Markup("{} of the variation in its answer lies outside these components.").format(percent(1 - covered))
         )
-    said.append(strays(ranking.components))
+    nearest = evaluation.controls.get("nearest_real", {}) if evaluation and ranking.measured_on is not None else {}
+    own = mapping(nearest.get("diagonal_dominance")).get("value")
+    said.append(strays(ranking.components, 1 - own if is_number(own) else None))
     return [text for text in said if text]
 
 
@@ -144,8 +155,8 @@ def doubted(components: Sequence[Component], why: str) -> Markup:
     return Markup("{}: {}.").format(listed(names), DOUBTS[why]) if names else Markup("")
 
 
-def strays(components: Sequence[Component]) -> Markup:
-    """Components that bring others with them."""
+def strays(components: Sequence[Component], real: float | None) -> Markup:
+    """Components that bring others with them; `real` is the cross-talk of going to the nearest real pictures."""
     found = [each for each in components if each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS]
     if not found:
         return Markup("")
@@ -153,7 +164,8 @@ def strays(components: Sequence[Component]) -> Markup:
     who = f"Components {numbers}" if len(found) > MOST_NAMED else listed([each.title for each in found])
     word = "does not move alone" if len(found) == 1 else "do not move alone"
     why = "part of what changes may belong to another component"
-    return Markup("{} {} (cross-talk above {}): {}.").format(who, word, STRAYS, why)
+    beside = "" if real is None else f"; between real pictures it is {real:.2f} on average"
+    return Markup("{} {} (cross-talk above {}{}): {}.").format(who, word, STRAYS, beside, why)
 
 
 def confirm(evaluation: Evaluation | None) -> list[Markup]:
