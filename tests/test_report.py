@@ -135,12 +135,13 @@ def test_answers_that_are_told_by_colour_are_named(report: Report) -> None:
     assert tiles.tinted() == {"calm": "darker"}
     reached, tinted = words.reach(tiles, Evidence(()))
     assert (
-        "Moved towards <em>calm</em>" in reached and "another colour or light (towards <em>calm</em> darker)" in tinted
+        "Moved towards <em>calm</em>" in reached
+        and "The whole picture gets darker towards <em>calm</em>: it may" in tinted
     )
     for doubted in (Evidence((), tiles.sweep.headings), Evidence((), (), tiles.sweep.headings)):
         assert words.reach(tiles, doubted) == [tinted], "nobody else sees it"
     assert name_tint(np.array([0.2, -0.2, -0.2])) == "redder and darker" and name_tint(np.full(3, 0.1)) == "brighter"
-    assert name_tint(np.array([0.2, 0.1, -0.3])) == "yellower" and name_tint(np.zeros(3)) == "another one"
+    assert name_tint(np.array([0.2, 0.1, -0.3])) == "yellower" and name_tint(np.zeros(3)) == "another colour"
 
 
 def test_every_film_has_a_labelled_slider(report: Report) -> None:

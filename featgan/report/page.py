@@ -38,8 +38,8 @@ GROUP_TITLES = {
     "class": ("Towards each class", "By the mean of the classifier's numbers over training pictures of each class."),
     "head": (
         "Along the classifier's own weights",
-        "Straight towards each of its answers. Often no picture lies there, and the edit falls short: where it is unlike "
-        "the edit towards the class, believe that one.",
+        "Straight towards each of its answers. Often no picture lies there, and the edit falls short: where it is "
+        "unlike the edit towards the class, believe that one.",
     ),
     "interpolation": ("Between two images", "All of the classifier's numbers at once."),
     "expression": ("Expressions", "Each class asked of the same face."),

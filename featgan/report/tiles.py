@@ -15,7 +15,7 @@ TINTED = 0.1
 """Change of the whole picture's mean colour, as a share of the range, that a person sees at once."""
 
 LEADING = {
-    "class": "The picture moved, in the classifier's numbers, from the mean of its own answer to that of each other one",
+    "class": "The picture moved, in the classifier's numbers, from the mean of its own answer to that of each other",
     "head": "The picture moved straight along the classifier's weights for each answer, far enough for it to say so",
 }
 """Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture.
@@ -99,12 +99,12 @@ def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | 
 
 
 def name_tint(change: Floats) -> str:
-    """Change of the mean red, green and blue in words: `redder and darker`; `another one` where it goes both ways."""
+    """Change of the mean red, green and blue in words: `redder and darker`; `another colour` where it goes both ways."""
     light = float(change.mean())
     rises = "".join(name for name, each in zip("rgb", change - light, strict=True) if each >= TINTED / 2)
     colour = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rises, "")
     level = "" if abs(light) < TINTED / 2 else "brighter" if light > 0 else "darker"
-    return " and ".join(word for word in (colour, level) if word) or "another one"
+    return " and ".join(word for word in (colour, level) if word) or "another colour"
 
 
 def name_answer(answer: Answer, shown: Floats) -> str:

@@ -67,8 +67,9 @@ def reach(tiles: Tiles | None, evidence: Evidence | None = None) -> list[Markup]
     said = [Markup(text).format(emphasised(names))] if names else []
     tinted = tiles.tinted() if tiles else {}
     if tinted:
-        parts = [Markup("towards <em>{}</em> {}").format(name, tint) for name, tint in tinted.items()]
-        text = "The whole picture gets another colour or light ({}): it may tell these by that, not by forms."
+        alike = {tint: [name for name in tinted if tinted[name] == tint] for tint in tinted.values()}
+        parts = [Markup("{} towards {}").format(tint, emphasised(names)) for tint, names in alike.items()]
+        text = "The whole picture gets {}: it may tell these by colour and light, not by forms."
         said.append(Markup(text).format(listed(parts)))
     return said
 
