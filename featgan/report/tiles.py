@@ -99,7 +99,7 @@ def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | 
 
 
 def name_tint(change: Floats) -> str:
-    """Change of the mean red, green and blue in words: `redder and darker`; `another colour` where it goes both ways."""
+    """Change of the mean red, green and blue in words: `redder and darker`; else `another colour`."""
     light = float(change.mean())
     rises = "".join(name for name, each in zip("rgb", change - light, strict=True) if each >= TINTED / 2)
     colour = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rises, "")
