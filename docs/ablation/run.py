@@ -153,13 +153,17 @@ def measure(overrides: list[str], run: Path, witness: str | None) -> dict[str, A
 
 
 def print_table() -> None:
-    """A row for each part: the mean of the seeds, ± half of how far they lie apart."""
+    """A row for each part: the mean of the seeds, ± half of how far they lie apart; last, what images alone make."""
+    every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*-seed-*.json"))]
     print("| changed | seeds | " + " | ".join(MEASURES.values()) + " |")
     print("|---" * (2 + len(MEASURES)) + "|")
     for number, row in enumerate(ROWS):
         found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{number:02d}-seed-*.json"))]
         cells = [spread([each[name]["value"] for each in found if each[name]]) for name in MEASURES]
         print(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
+    halves = [[(each[name]["high"] - each[name]["low"]) / 2 for each in every if each[name]] for name in MEASURES]
+    cells = [f"±{statistics.mean(half):.3f}".replace("±0.", "±.") for half in halves]
+    print("| half of a 95 % interval over images, mean of all rows | | " + " | ".join(cells) + " |")
 
 
 def spread(values: list[float]) -> str:
