@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from featgan.allocation import keep_freed_memory
 from featgan.bench.results import Bench, Goal, Row, Table
 from featgan.bench.stand_ins import NAME, draw_faces, write_features, write_files, write_shards
 from featgan.bench.timing import Costs, in_turn
@@ -37,6 +38,7 @@ KEPT = (
 
 def run(image_size: int, num_images: int, batch_size: int, training_steps: int, repeats: int) -> Bench:
     """The pipelines on one core, then a short training with one worker."""
+    keep_freed_memory()  # as the process of a training, whose workers are forked from it
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
         root = Path(folder)
         jpegs, items = draw_faces(num_images, image_size)
