@@ -96,7 +96,6 @@ ROWS: dict[str, dict[str, object]] = {
     "that, and G told target and change": TOLD,
     "that, with a margin of .05 to the identity": TOLD | MARGIN,
     NOW: TOLD | MARGIN | BOUNDED,
-    "that, by planes (concat), not by modulation": TOLD | MARGIN | BOUNDED | {"generator.conditioning": "concat"},
 }
 """What differs from the first row."""
 
