@@ -208,12 +208,13 @@ def class_sweeps(subject: Subject) -> list[Sweep]:
     own = torch.tensor(places) if places else None
     amounts = CLASS_AMOUNTS if subject.tells(names) else CLASS_AMOUNTS[:1]
     moved = torch.stack([directions.toward_class_means(subject.features, means, amount, own) for amount in amounts])
-    by = "the training pictures that it answers so" if subject.own_classes else "the class's training pictures"
-    less = "those of its present answer" if subject.own_classes else "the mean over classes"
-    note = f"The source's features are shifted by the mean of {by}, less {less}"
-    note += (
-        f", 1 to {amounts[-1]} times that, until the last layer would be three quarters sure." if amounts[1:] else "."
-    )
+    if subject.own_classes:
+        note = (
+            "The source's features, less the mean of its own answer's training pictures, plus that of each other one's"
+        )
+    else:
+        note = "The source's features, less the mean over the classes' training pictures, plus that of each class"
+    note += f"; 1 to {amounts[-1]} times, until three quarters sure." if amounts[1:] else "."
     return [
         choice_sweep(subject, ("class-means", "class", "Towards a class", note), names, stop(subject, names, moved))
     ]
