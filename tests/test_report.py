@@ -121,8 +121,15 @@ def test_answer_by_answer_it_says_how_far_to_believe_the_tiles(report: Report, t
     blind = evaluated(known, tmp_path, content)
     assert blind.evidence is not None and (blind.evidence.unconfirmed, blind.evidence.unjudged) == ((), (NASTY,))
     assert f"cannot judge {NASTY}: it seldom sees it in real pictures either" in Page(build_page(blind)).text
+    older = evaluated(replace(known, step=40), tmp_path, content)
+    assert older.evidence is not None and len(older.evidence.lines) == 1, "an evaluation of another step says nothing"
     bare = Page(build_page(report))
     assert "a second classifier" not in bare.text and "seldom sees" not in bare.text, "nothing is made up"
+
+
+def test_tiles_ask_for_answers_that_the_box_has(report: Report) -> None:
+    assert report.answer is not None and report.tiles is not None
+    assert replace(report, answer=replace(report.answer, names=("young", "old"))).tiles is None
 
 
 def test_answers_that_are_told_by_colour_are_named(report: Report) -> None:

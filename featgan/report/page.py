@@ -83,7 +83,8 @@ class Report:
         """How far to believe the tiles, answer by answer."""
         if self.tiles is None or self.answer is None:
             return None
-        return gather_evidence(self.tiles.sweep.headings, self.answer, self.evaluation)
+        current = self.evaluation if self.evaluation is not None and self.evaluation.step == self.step else None
+        return gather_evidence(self.tiles.sweep.headings, self.answer, current)
 
     @cached_property
     def start(self) -> int:

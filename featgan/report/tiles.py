@@ -74,7 +74,9 @@ def build_tiles(
     if answer is None or source_seen is None or not answer.names:
         return None
     for group, what in LEADING.items():
-        found = next((each for each in renderings if each.sweep.group == group and each.seen is not None), None)
+        swept = (each for each in renderings if each.sweep.group == group and each.seen is not None)
+        # Classes may be the labels', which the box has no answers for.
+        found = next((each for each in swept if set(each.sweep.headings) & set(answer.names)), None)
         if found is not None and found.seen is not None:
             before, after = (answer.shown(each.outputs) for each in (source_seen, found.seen))
             names = found.sweep.headings
