@@ -57,12 +57,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["featgan", "featgan.*", "launch"]),
     package_data={
-        "featgan.report": ["*.j2", "*.css", "*.js"],
-        "featgan.explore": ["*.j2", "*.css", "*.js"],
+        "featgan.report": ["html/templates/*.j2", "html/static/*"],
+        "featgan.explore": ["templates/*.j2", "static/*"],
         "launch": ["*.j2"],
     },
     cmdclass={"build_py": BuildWithPresets},
-    entry_points={"console_scripts": ["featgan = featgan.cli:main"]},
+    entry_points={"console_scripts": ["featgan = featgan.cli.main:main"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featgan.cli import OUTPUT_KINDS, SUITES, InOrder, existing, run_command
+from featgan.cli.main import OUTPUT_KINDS, SUITES, InOrder, existing, run_command
 from featgan.errors import UserError
-from launch.checks import check_run, check_shards, check_training
+from launch.cli_options import ClusterCommand, alone, read_cluster, taking
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
-from launch.options import ClusterCommand, alone, read_cluster, taking
+from launch.preflight import check_run, check_shards, check_training
 
 if TYPE_CHECKING:
-    from featgan.claims import Claim
-    from featgan.config import Config
+    from featgan.config.schema import Config
+    from featgan.run.evaluation_claims import Claim
     from launch.cluster import Cluster
 
 folder = click.Path(path_type=Path)
@@ -79,7 +79,7 @@ def training_of(
     config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any], waits: bool
 ) -> "tuple[Config, Cluster]":
     """The configuration and the cluster, once they fit each other."""
-    from featgan.settings import load_config
+    from featgan.config.loading import load_config
 
     loaded, where = load_config(config, overrides), read_cluster(cluster, given)
     check_training(loaded, where, waits)
@@ -88,7 +88,7 @@ def training_of(
 
 def train_job(config: "Config", given: dict[str, Any]) -> TrainJob:
     """UserError when a checkpoint to begin from is none, or fresh moments are asked for without one."""
-    from featgan.schedule import MANIFEST
+    from featgan.run.paths import MANIFEST
 
     origin, fresh = given["resume_from"], given["fresh_optimizer"]
     if fresh and origin is None:
@@ -118,8 +118,8 @@ def evaluate(run: Path, cluster: str, after: str | None, dry_run: bool, **given:
     if after or dry_run or where.dependency:
         send(job, where, run, "evaluate", after, dry_run)
         return
-    from featgan.claims import take_by_hand
-    from featgan.schedule import committed_steps
+    from featgan.run.evaluation_claims import take_by_hand
+    from featgan.run.paths import committed_steps
 
     step = max(committed_steps(run)) if job.step is None else job.step
     claim = take_by_hand(run.absolute(), step, job.suite)

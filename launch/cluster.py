@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from featgan.config.base import Positive, Section
 from featgan.errors import UserError
-from featgan.section import Positive, Section
 
 
 class Cluster(Section):
@@ -100,7 +100,7 @@ def known_clusters() -> dict[str, Path]:
 
 def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
     """A cluster by bare name or path, with the command line's options on top; UserError in one line."""
-    from featgan.settings import read_yaml  # the help does not wait for it
+    from featgan.config.loading import read_yaml  # the help does not wait for it
 
     path = Path(name) if Path(name).is_file() else known_clusters().get(name)
     if path is None:

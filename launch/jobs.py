@@ -63,7 +63,7 @@ class Job(ABC):
 
 
 def leave(code: int) -> NoReturn:
-    """End with a code that `launch.after` understands.
+    """End with a code that `launch.requeue` understands.
 
     Processes that are a moment slower are ended by srun, whose code then speaks of them; so it is left in writing.
     """
@@ -85,17 +85,17 @@ class TrainJob(Job):
     fresh_optimizer: bool = False
 
     def run(self) -> None:
-        from featgan.interruption import StopRequest
+        from featgan.system.signals import StopRequest
 
         with StopRequest() as request:
-            from featgan.settings import validate
-            from featgan.train import train
+            from featgan.config.loading import validate
+            from featgan.training.train import train
 
             origin = Path(self.resume_from) if self.resume_from else None
             train(validate(self.config, "the job's configuration"), origin, request, self.fresh_optimizer)
 
     def documents(self) -> dict[str, str]:
-        from featgan.settings import to_yaml, validate
+        from featgan.config.loading import to_yaml, validate
 
         return {"config.yaml": to_yaml(validate(self.config, "the job's configuration"))}
 
@@ -118,8 +118,8 @@ class EvaluateJob(Job):
     scheduled: bool = False
 
     def run(self) -> None:
-        from featgan.claims import Claim
-        from launch.evaluation import evaluate_claimed
+        from featgan.run.evaluation_claims import Claim
+        from launch.claimed_evaluation import evaluate_claimed
 
         folder = Path(self.run_folder)
         names = ("blackboxes", "probe", "witness", "inception", "lpips", "count", "num_components")
@@ -138,10 +138,10 @@ class EvaluateJob(Job):
 
     def evaluate(self, folder: Path, options: dict[str, Any]) -> None:
         """Evaluate, unless a watch is at the same: then its result is waited for, so that what follows can start."""
-        from featgan.checkpoint import newest_step
-        from featgan.claims import BusyError, claimed
-        from featgan.evaluate import evaluate_run, find_evaluation
-        from featgan.schedule import with_judges
+        from featgan.evaluation.evaluate import evaluate_run, find_evaluation
+        from featgan.run.checkpoint import newest_step
+        from featgan.run.evaluation_claims import BusyError, claimed
+        from featgan.run.schedule import with_judges
 
         waited = False
         while True:
@@ -172,7 +172,7 @@ class RenderJob(Job):
     video: tuple[str, ...] = ()
 
     def run(self) -> None:
-        from featgan.render import VIDEO, render_run
+        from featgan.report.render import VIDEO, render_run
 
         images = Path(self.images) if self.images else None
         kinds = [kind for kind in self.video or VIDEO if kind != "none"]
@@ -201,7 +201,7 @@ class ExtractJob(Job):
     batch_size: int = 64
 
     def run(self) -> None:
-        from featgan.blackbox.extract import extract
+        from featgan.blackbox.extraction import extract
 
         fields = asdict(self)
         extract(Path(fields.pop("shards")), fields.pop("blackbox"), fields.pop("name"), **fields)

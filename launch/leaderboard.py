@@ -11,17 +11,9 @@ from typing import Any
 
 import jinja2
 
-from featgan.config import Config
-from featgan.schedule import (
-    MOST_ATTEMPTS,
-    SUITES,
-    best_step,
-    committed_steps,
-    evaluated_steps,
-    evaluation_path,
-    failures,
-    measured,
-)
+from featgan.config.schema import Config
+from featgan.run.paths import SUITES, committed_steps, evaluated_steps, evaluation_path
+from featgan.run.schedule import MOST_ATTEMPTS, best_step, failures, measured
 
 COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence_ccc", "attribute_agreement",
            "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip

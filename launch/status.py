@@ -10,10 +10,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from featgan.config.loading import read_yaml
 from featgan.errors import UserError
-from featgan.schedule import SUITES, committed_steps, evaluated_steps
-from featgan.settings import read_yaml
-from featgan.slurm import ask_slurm
+from featgan.run.paths import SUITES, committed_steps, evaluated_steps
+from featgan.system.slurm import ask_slurm
 from launch.jobs import AGAIN, ENDED
 from launch.snapshot import ATTEMPTS, DONE, read_attempts, read_card
 

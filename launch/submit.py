@@ -16,14 +16,14 @@ from launch.cluster import Cluster, minutes
 from launch.jobs import ENDED, Job
 from launch.snapshot import copy_code, make_job_folder, write_card
 
-BEFORE = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.after {folder} || exit'
+BEFORE = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.requeue {folder} || exit'
 """A job that starts again first looks at how its former start ended."""
 
 AFTER = """\
 featgan_after() {{
   code=$?
   trap - EXIT
-  [ "$code" -eq 0 ] || {python} -m launch.after {folder} "$code"
+  [ "$code" -eq 0 ] || {python} -m launch.requeue {folder} "$code"
   exit "$code"
 }}
 trap featgan_after EXIT"""

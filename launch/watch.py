@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featgan.claims import Claim
-from featgan.config import Config
+from featgan.config.loading import read_yaml, validate
+from featgan.config.schema import Config
 from featgan.errors import UserError
-from featgan.progress import console
-from featgan.schedule import SUITES, due_evaluations, steps_with
-from featgan.settings import read_yaml, validate
+from featgan.run.evaluation_claims import Claim
+from featgan.run.paths import SUITES, steps_with
+from featgan.run.schedule import due_evaluations
+from featgan.system.progress import console
 from launch.leaderboard import write_leaderboard
 
 Start = Callable[[Claim], None]
@@ -73,7 +74,7 @@ def evaluate_here(claim: Claim) -> None:
     """In a process of its own: what breaks it, also a crash of the interpreter, leaves the watch alone."""
     named = (str(claim.run), str(claim.step), claim.suite, claim.token)
     failures = claim.attempts()
-    ended = subprocess.run([sys.executable, "-m", "launch.evaluation", *named], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-m", "launch.claimed_evaluation", *named], capture_output=True, text=True)
     if ended.returncode:
         if claim.attempts() == failures:  # it had no time to note its own end
             claim.count_failure(f"the process ended with code {ended.returncode}: {ended.stderr[-2000:]}")

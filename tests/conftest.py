@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from featgan.config import Config
-from featgan.data.features import FeatureCache, FeatureWriter
-from featgan.data.pack import pack
-from featgan.data.shards import ShardSet
-from featgan.data.synthetic import synthesize
-from featgan.images import to_float
-from featgan.settings import validate
+from featgan.config.loading import validate
+from featgan.config.schema import Config
+from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter
+from featgan.data.packing.pack import pack
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.synthetic.dataset import synthesize
+from featgan.system.images import to_float
 
 # The networks of the tests are too small for a second thread to pay.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -117,8 +117,8 @@ def celeba(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tensors_of(run: Path, step: int, name: str) -> dict[str, np.ndarray]:
     """A checkpoint's tensors as arrays, for exact comparison."""
-    from featgan.checkpoint import read_tensors
-    from featgan.schedule import step_folder
+    from featgan.run.checkpoint import read_tensors
+    from featgan.run.paths import step_folder
 
     found = read_tensors(step_folder(run, step) / f"{name}.safetensors")
     return {key: value.numpy() for key, value in found.items()}

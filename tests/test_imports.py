@@ -1,95 +1,137 @@
-"""Imports point down the rows of the design, only the engine knows accelerate, and the command line starts light."""
+"""Imports point down the layers, one module imports accelerate, and the command line starts without heavy imports."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "featgan"
 
-ROWS = (
-    {"__main__"},
-    {"cli"},
-    {"demo"},
-    {"train", "evaluate", "render", "explore", "dry_run", "info", "reference", "bench"},
-    {"plain"},
-    {"families", "findings", "remarks"},
-    {
-        "measure",
-        "measure_factors",
-        "measure_labels",
-        "measure_regions",
-        "measure_sweeps",
-        "measure_witness",
-        "observers",
-    },
-    {"objective", "editing", "material", "record", "start", "profiling"},
-    {"game"},
-    {"engine", "sharded", "metrics", "blackbox", "report"},
-    {"data.loader", "model"},
-    {"conditions"},
-    {"networks", "losses", "data", "directions", "checkpoint", "ema", "stats"},
-    {"distributed"},
-    {"claims"},
-    {"schedule"},
-    {"settings"},
-    {"allocation", "config", "images", "interruption", "progress"},
-    {"holder"},
-    {"section", "errors", "slurm"},
+LAYERS = (
+    "__main__",
+    "cli",
+    "bench",
+    "explore",
+    "report",
+    "evaluation",
+    "inference",
+    "metrics",
+    "blackbox",
+    "training",
+    "run",
+    "data",
+    "networks",
+    "distributed",
+    "config",
+    "system",
+    "features",
+    "errors",
 )
-"""From the top: a module imports from its own row and the rows below."""
+"""Packages and modules of featgan from the top down: each imports from itself and from the layers below it only."""
+
+INDEPENDENT = (
+    ("training", "inference"),
+    ("training", "blackbox"),
+    ("run", "data"),
+    ("data", "networks"),
+    ("networks", "distributed"),
+)
+"""Pairs that must not import each other in either direction."""
+
+LAZY_PACKAGES = ("cli", "explore", "bench")
+"""Packages that import inside functions, so that `featgan --help` starts fast."""
 
 
-def row_of(module: str) -> int:
-    """The row of `featgan.X.Y`: the longest name that a row holds."""
-    parts = module.removeprefix("featgan.").split(".")
-    for length in (2, 1):
-        for index, row in enumerate(ROWS):
-            if ".".join(parts[:length]) in row:
-                return index
-    raise AssertionError(f"{module} is in no row")
-
-
-def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, at the top or inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" if node.module == "featgan" else node.module for name in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return {name for name in found if name.startswith("featgan.") and not name.endswith("__version__")}
+def layer_of(module: str) -> int:
+    """The index of the layer that holds `featgan.X.Y`."""
+    return LAYERS.index(module.split(".")[1])
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
 
 
+def module_name(path: Path) -> str:
+    return "featgan." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {module_name(path) for path in FILES}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, at the top or inside functions."""
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+    return imported & MODULES
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
-    module = "featgan." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    above = {name for name in imports_of(path) if row_of(name) < row_of(module)}
-    assert not above, f"{module} imports from above: {above}"
+    module = module_name(path)
+    above = {name for name in imports_of(path) if layer_of(name) < layer_of(module)}
+    assert not above, f"{module} imports from a layer above it: {above}"
+
+
+def test_independent_packages_do_not_import_each_other() -> None:
+    for path in FILES:
+        package = module_name(path).split(".")[1]
+        imported = {name.split(".")[1] for name in imports_of(path)}
+        for first, second in INDEPENDENT:
+            assert not (package == first and second in imported), f"{path} imports {second}"
+            assert not (package == second and first in imported), f"{path} imports {first}"
+
+
+def test_modules_have_no_import_cycles() -> None:
+    modules = {module_name(path): imports_of(path) for path in FILES}
+    try:
+        tuple(TopologicalSorter(modules).static_order())
+    except CycleError as error:
+        raise AssertionError(f"import cycle: {' -> '.join(error.args[1])}") from None
+
+
+def test_only_entry_points_import_featgan_inside_functions() -> None:
+    for path in FILES:
+        if module_name(path).split(".")[1] in LAZY_PACKAGES:
+            continue
+        nested = [
+            inner.lineno
+            for outer in ast.walk(ast.parse(path.read_text()))
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef)
+            for inner in ast.walk(outer)
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("featgan")
+        ]
+        assert not nested, f"{path}: imports inside a function, line {nested[0]}"
+
+
+def test_the_root_has_few_modules() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
 def test_nothing_knows_its_launcher_and_one_file_knows_deepspeed() -> None:
     imported = {path.name: path.read_text() for path in FILES}
     assert not [name for name, text in imported.items() if re.search(r"^\s*(from|import) launch\b", text, re.M)]
     users = [name for name, text in imported.items() if re.search(r"^\s*(from|import) deepspeed\b", text, re.M)]
-    assert users == ["sharded.py"]
+    assert users == ["deepspeed.py"]
 
 
 def test_only_the_engine_knows_accelerate() -> None:
     users = [
         path.name for path in FILES if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()
     ]
-    assert users == ["engine.py"]
+    assert users == ["context.py"]
 
 
 def test_configuration_and_command_line_import_no_torch() -> None:
-    code = "import sys, featgan.cli, featgan.settings, featgan.schedule; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, featgan.cli.main, featgan.config.loading, featgan.run.schedule; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -15,8 +15,8 @@ COLOUR = 8
 @click.option("--features", default="wh16", show_default=True)
 def main(shards: str, features: str) -> None:
     """A Markdown row for each class."""
-    from featgan.data.features import FeatureCache
-    from featgan.data.shards import ShardSet
+    from featgan.data.feature_cache.cache import FeatureCache
+    from featgan.data.shards.shard_set import ShardSet
 
     opened = ShardSet.open(shards)
     split, rows = opened.split("train"), np.arange(len(opened.split("train")))

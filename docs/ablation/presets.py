@@ -102,10 +102,10 @@ def main(
 
 def follow(preset: str, overrides: list[str], run: Path, witness: str | None) -> dict[str, Any]:
     """Train, then evaluate each checkpoint: processor seconds, the curve, the last measures beside their controls."""
-    from featgan.evaluate import evaluate_run
-    from featgan.schedule import committed_steps
-    from featgan.settings import load_config
-    from featgan.train import train
+    from featgan.config.loading import load_config
+    from featgan.evaluation.evaluate import evaluate_run
+    from featgan.run.paths import committed_steps
+    from featgan.training.train import train
 
     before, spent = sum(os.times()[:4]), run / "processor-seconds"
     train(load_config(preset, overrides))

@@ -142,9 +142,9 @@ def main(shards: str | None, features: str, witness: str | None, seed: int, runs
 
 def measure(overrides: list[str], run: Path, witness: str | None) -> dict[str, Any]:
     """Train, evaluate; the measures of `MEASURES` with their intervals."""
-    from featgan.evaluate import evaluate_run
-    from featgan.settings import load_config
-    from featgan.train import train
+    from featgan.config.loading import load_config
+    from featgan.evaluation.evaluate import evaluate_run
+    from featgan.training.train import train
 
     train(load_config("modern", overrides))
     found = evaluate_run(run, suite="standard", witness=witness)

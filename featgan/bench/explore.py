@@ -4,10 +4,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from featgan.bench.passes import FRESH_BOX, Passes, make_run, make_shards
+from featgan.bench.forward_passes import FRESH_BOX, Passes, make_run, make_shards
 from featgan.bench.results import Bench, Goal, Row
 from featgan.bench.timing import in_turn, scaled
-from featgan.explore.asking import Ask
+from featgan.explore.edit_request import Ask
 from featgan.explore.session import Session, open_session
 
 STEPS = 5

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from featgan.bench.passes import FRESH_BOX, Passes, make_run, make_shards, wait
+from featgan.bench.forward_passes import FRESH_BOX, Passes, make_run, make_shards, wait
 from featgan.bench.results import Bench, Goal, Row
 from featgan.bench.timing import in_turn
-from featgan.blackbox.extract import extract
-from featgan.blackbox.load import BlackBox, load_blackbox
+from featgan.blackbox.extraction import extract
+from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.weights import choose_device
-from featgan.data.shards import ShardSet
-from featgan.evaluate import evaluate_run
+from featgan.data.shards.shard_set import ShardSet
+from featgan.evaluation.evaluate import evaluate_run
 
 BATCH = 64
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from featgan import render as rendering
-from featgan.bench.passes import FRESH_BOX, Passes, make_run, make_shards, replaced, timing
+from featgan.bench.forward_passes import FRESH_BOX, Passes, make_run, make_shards, replaced, timing
 from featgan.bench.results import Bench, Goal, Row, Table
 from featgan.bench.timing import Costs, in_turn
-from featgan.report.sweeps import FILM_LEVELS
+from featgan.report import render as rendering
+from featgan.report.edits.sweeps import FILM_LEVELS
 
 PARTS = {
     "open_run": "open the model, the shards, the box",

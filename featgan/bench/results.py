@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from featgan.bench.timing import Costs
-from featgan.data.files import write_whole
+from featgan.system.files import write_whole
 
 Unit = Literal["s", "MB", "%"]
 Relation = Literal["ratio", "share", "multiple", "part", "value"]

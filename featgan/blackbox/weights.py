@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featgan.blackbox.layers import hash_parts, reason
+from featgan.blackbox.adapters.base import hash_parts, reason
 from featgan.errors import UserError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "model_ema")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featgan.conditions import Condition
-from featgan.data.decoded import DecodedImages, keep_where_it_pays
-from featgan.data.shards import Split
-from featgan.interruption import outlive_signals, signals_held
+from featgan.data.conditions import Condition
+from featgan.data.image_cache import DecodedImages, keep_where_it_pays
+from featgan.data.shards.shard_set import Split
+from featgan.system.signals import outlive_signals, signals_held
 
 ORDER, MIRROR, TARGET, PENALTY = range(4)
 """Independent random streams of one seed."""

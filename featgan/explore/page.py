@@ -8,16 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from featgan.directions import is_hair_colour
-from featgan.explore.labels import LabelSpace
-from featgan.explore.live_run import LiveRun
-from featgan.explore.pictures import Picture
+from featgan.explore.image_store import Picture
+from featgan.explore.label_space import LabelSpace
+from featgan.explore.loaded_run import LiveRun
 from featgan.explore.session import MOST_SLIDERS, Session
-from featgan.metrics.intervals import Floats
-from featgan.report import page as report_page
-from featgan.report.answers import most_pushed
-from featgan.report.cards import ComponentFacts
-from featgan.report.records import best_evaluation
+from featgan.features.directions import is_hair_colour
+from featgan.metrics.bootstrap import Floats
+from featgan.report.analysis.predictions import most_pushed
+from featgan.report.html import page as report_page
+from featgan.report.html.cards import ComponentFacts
+from featgan.report.run_files import best_evaluation
 
 MARKED = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Training quantiles marked on a slider."""
@@ -27,12 +27,14 @@ OPEN_SLIDERS = 8
 MOST_CLASSES = 24
 LEAST_REACH = 3.0
 
+STATIC = Path(__file__).parent / "static"
+
 FILES = {
-    "report.css": (Path(report_page.__file__).parent, "text/css"),
-    "explore.css": (Path(__file__).parent, "text/css"),
-    "explore.js": (Path(__file__).parent, "text/javascript"),
-    "latest.js": (Path(__file__).parent, "text/javascript"),
-    "show.js": (Path(__file__).parent, "text/javascript"),
+    "report.css": (Path(report_page.__file__).parent / "static", "text/css"),
+    "explore.css": (STATIC, "text/css"),
+    "explore.js": (STATIC, "text/javascript"),
+    "latest.js": (STATIC, "text/javascript"),
+    "show.js": (STATIC, "text/javascript"),
 }
 """What the page loads, all of it from here."""
 
@@ -114,7 +116,7 @@ def build_labels(run: LiveRun) -> list[Labels]:
 
 def environment() -> Environment:
     """The report's, with the template of this folder: everything is escaped, a missing name is an error."""
-    return report_page.environment().overlay(loader=FileSystemLoader(Path(__file__).parent))
+    return report_page.environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
 
 
 def list_pictures(pictures: Sequence[Picture]) -> list[dict[str, str]]:

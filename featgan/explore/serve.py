@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.progress import console
+from featgan.system.progress import console
 
 MOST_CONNECTIONS = 64
 SECONDS_TO_CLOSE = 2
@@ -32,8 +32,8 @@ def explore(
     uvicorn = import_uvicorn()
     listener = listen(host, port)
     try:
-        from featgan.explore.guard import access_for
-        from featgan.explore.server import build_app
+        from featgan.explore.access_control import access_for
+        from featgan.explore.routes import build_app
         from featgan.explore.session import open_session
 
         address, port = listener.getsockname()[:2]

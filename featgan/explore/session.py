@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from featgan.errors import UserError
-from featgan.explore.asking import Ask, Words, describe
-from featgan.explore.bars import build_bars, headline, read_outputs
-from featgan.explore.live_run import Edited, LiveRun, open_run
-from featgan.explore.pictures import Gallery, Picture, Pictures
-from featgan.report.grids import to_image
-from featgan.report.rendering import difference_images
+from featgan.explore.edit_request import Ask, Words, describe
+from featgan.explore.image_store import Gallery, Picture, Pictures
+from featgan.explore.loaded_run import Edited, LiveRun, open_run
+from featgan.explore.prediction_bars import build_bars, headline, read_outputs
+from featgan.report.edits.rendering import difference_images
+from featgan.report.figures.grids import to_image
 
 SCALES = (0.05, 0.1, 0.2, 0.4, 1.0)
 """Shares of the range that the brightest point of a difference map can stand for."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from featgan.metrics.bootstrap import Booleans, Floats, Integers, Measure, divide, mean_measure, measure
 from featgan.metrics.faithfulness import weighted_concordance, weighted_moments
-from featgan.metrics.intervals import Booleans, Floats, Integers, Measure, divide, mean_measure, measure
-from featgan.metrics.response import Response
+from featgan.metrics.predictions import Response
 
 NUM_OCTANTS = 8
 """Sectors of 45 degrees of the valence-arousal circle, the first from valence 1 towards arousal 1."""

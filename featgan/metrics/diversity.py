@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featgan.metrics.intervals import NOTHING, Floats, Measure, divide, measure, pair_means
+from featgan.metrics.bootstrap import NOTHING, Floats, Measure, divide, measure, pair_means
 
 
 def pairwise_l1(images: Floats) -> Floats:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featgan.metrics.bootstrap import Floats, Integers, Measure, mean_measure, measure, ratio_measure
 from featgan.metrics.faithfulness import weighted_r2
-from featgan.metrics.intervals import Floats, Integers, Measure, mean_measure, measure, ratio_measure
 from featgan.metrics.traversal import broadcast_request, sweep_slopes
 
 READABLE = 0.5

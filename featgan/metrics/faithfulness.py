@@ -6,8 +6,8 @@ the training mean and deviation, features that are dead on the training set left
 
 import numpy as np
 
-from featgan.directions import FeatureSpace
-from featgan.metrics.intervals import (
+from featgan.features.space import FeatureSpace
+from featgan.metrics.bootstrap import (
     Floats,
     Integers,
     Measure,
@@ -18,7 +18,7 @@ from featgan.metrics.intervals import (
     median_measure,
     ratio_measure,
 )
-from featgan.metrics.response import Response, project, standardize
+from featgan.metrics.predictions import Response, project, standardize
 
 GALLERY_SIZE = 1000
 """Vectors among which the requested one is sought."""

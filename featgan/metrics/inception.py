@@ -10,9 +10,9 @@ from torchvision.models import Inception3
 
 from featgan.blackbox.weights import load_weights, read_weights
 from featgan.errors import UserError
-from featgan.images import to_float
-from featgan.metrics.intervals import Floats, as_floats
-from featgan.progress import track
+from featgan.metrics.bootstrap import Floats, as_floats
+from featgan.system.images import to_float
+from featgan.system.progress import track
 
 SIDE = 299
 """Pixels a side that the network takes."""

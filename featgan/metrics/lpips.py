@@ -10,7 +10,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from featgan.blackbox.weights import load_weights, read_weights
 from featgan.errors import UserError
-from featgan.metrics.intervals import Floats
+from featgan.metrics.bootstrap import Floats
 from featgan.metrics.preservation import in_batches
 
 SMALLEST = 64

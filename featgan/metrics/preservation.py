@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from featgan.images import to_float
-from featgan.metrics.intervals import Booleans, Floats, Measure, as_floats, mean_measure, measure
+from featgan.metrics.bootstrap import Booleans, Floats, Measure, as_floats, mean_measure, measure
+from featgan.system.images import to_float
 
 BATCH_SIZE = 128
 """Images compared at a time; bounds memory, changes no value."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from featgan.metrics.intervals import DRAWS, NOTHING, Floats, Measure, pair_means, resample_weights
+from featgan.metrics.bootstrap import DRAWS, NOTHING, Floats, Measure, pair_means, resample_weights
 
 WIDE = 256
 """Features above which an interval is taken from few draws, and a control gets none: each draw costs seconds."""

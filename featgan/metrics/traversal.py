@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
+from featgan.metrics.bootstrap import Floats, Measure, as_floats, column_measures, divide, mean_measure, measure
 from featgan.metrics.faithfulness import agreement_table
-from featgan.metrics.intervals import Floats, Measure, as_floats, column_measures, divide, mean_measure, measure
 
 MONOTONE = 0.9
 """Rank correlation from which a sweep counts as monotone."""

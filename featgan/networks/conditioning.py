@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featgan.images import single
+from featgan.system.images import single
 
 STRETCHED = 16
 """Fewer numbers than this are stretched over the image as blocks; more are repeated as a small patch."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featgan.images import single
+from featgan.system.images import single
 
 SLOPE = 0.01
 """Of LeakyReLU below zero."""

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from featgan.images import single
 from featgan.networks.conditioning import Mapping, Norm, concat_convolution, tile_layout, tile_plane
 from featgan.networks.winograd import Conv3x3
+from featgan.system.images import single
 
 STYLE_DIM = 128
 BLEND_START = -1.5

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featgan.config import Config
-from featgan.schedule import committed_steps, evaluated_steps
-from featgan.settings import to_yaml
-from featgan.train import train
+from featgan.config.loading import to_yaml
+from featgan.config.schema import Config
+from featgan.run.paths import committed_steps, evaluated_steps
+from featgan.training.train import train
 from tests.conftest import World, tensors_of
 
 
@@ -90,7 +90,7 @@ def last_step(run: Path) -> int:
 
 def processes(folder: Path, rank: int) -> list[int]:
     """The job's main process of a rank, on this machine that plays both nodes."""
-    wanted = f"(submitit.core._submit|launch.by_hand --run) {folder}"
+    wanted = f"(submitit.core._submit|launch.sbatch_entry --run) {folder}"
     listed = subprocess.run(["pgrep", "-f", wanted], capture_output=True, text=True).stdout.split()
     found = []
     for number in map(int, listed):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from featgan.schedule import committed_steps, step_folder
-from featgan.settings import read_yaml, to_yaml, validate
+from featgan.config.loading import read_yaml, to_yaml, validate
+from featgan.run.paths import committed_steps, step_folder
 from tests.conftest import World
 
 LAUNCH = [sys.executable, "-m", "launch"]

@@ -32,7 +32,7 @@ def test_a_queue_that_does_not_answer_is_none(tmp_path: Path, monkeypatch: pytes
     use_squeue(tmp_path, "exit 1", monkeypatch)
     assert queue(["17"]) is None
     use_squeue(tmp_path, "exec sleep 60", monkeypatch)
-    monkeypatch.setattr("featgan.slurm.SECONDS", 0.2)
+    monkeypatch.setattr("featgan.system.slurm.SECONDS", 0.2)
     assert queue(["17"]) is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert queue(["17"]) is None

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from featgan.config.loading import load_config
 from featgan.errors import UserError
-from featgan.settings import load_config
 from launch import submit
 from launch.__main__ import cli
+from launch.cli_options import read_cluster
 from launch.cluster import Cluster, load_cluster
 from launch.cluster import minutes as minutes_of
 from launch.jobs import TrainJob
-from launch.options import read_cluster
 from launch.snapshot import copy_code, make_job_folder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -110,7 +110,7 @@ def test_the_script_looks_at_how_the_processes_ended_and_keeps_their_code(
     assert found.returncode == code
     assert (tmp_path / "called").exists() == called
     if called:
-        assert (tmp_path / "called").read_text() == f"-m launch.after {tmp_path}/a job {code}\n"
+        assert (tmp_path / "called").read_text() == f"-m launch.requeue {tmp_path}/a job {code}\n"
 
 
 def test_jobs_are_numbered_and_two_at_once_get_different_folders(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_jobs_are_numbered_and_two_at_once_get_different_folders(tmp_path: Path)
 def test_a_job_runs_the_code_as_it_was(tmp_path: Path) -> None:
     code = copy_code(tmp_path)
     assert (code / "configs" / "cluster" / "slurm.yaml").is_file() and not list(code.rglob("__pycache__"))
-    look = "import featgan.config, launch; print(featgan.config.__file__); print(launch.__file__)"
+    look = "import featgan.config.schema, launch; print(featgan.config.schema.__file__); print(launch.__file__)"
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
     found = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
     assert all(line.startswith(str(code)) for line in found.stdout.split())

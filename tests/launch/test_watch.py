@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from featgan.checkpoint import newest_step
-from featgan.claims import Claim, claimed, take_by_hand
-from featgan.config import Config, EvaluationConfig
+from featgan.config.loading import to_yaml, validate
+from featgan.config.schema import Config, EvaluationConfig
 from featgan.errors import UserError
-from featgan.holder import Holder, compose
-from featgan.schedule import MANIFEST, MOST_ATTEMPTS, evaluation_path, protected_steps, with_judges
-from featgan.settings import to_yaml, validate
+from featgan.run.checkpoint import newest_step
+from featgan.run.evaluation_claims import Claim, claimed, take_by_hand
+from featgan.run.paths import MANIFEST, evaluation_path
+from featgan.run.schedule import MOST_ATTEMPTS, protected_steps, with_judges
+from featgan.system.file_lease import Holder, compose
 from launch import __main__ as launcher
 from launch import watch
 from launch.cluster import load_cluster
@@ -89,7 +90,9 @@ def test_a_claim_of_a_finished_job_is_not_made_again(tmp_path: Path) -> None:
 def test_an_evaluation_whose_claim_is_anothers_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("featgan.evaluate.evaluate_run", lambda *arguments, **options: pytest.fail("evaluated twice"))
+    monkeypatch.setattr(
+        "featgan.evaluation.evaluate.evaluate_run", lambda *arguments, **options: pytest.fail("evaluated twice")
+    )
     lost, held = Claim(tmp_path, 100, "quick"), Claim(tmp_path, 100, "quick")
     assert held.take()
     EvaluateJob(str(tmp_path), 100, "quick", token=lost.token, scheduled=True).run()
@@ -228,7 +231,7 @@ def test_a_job_waits_for_the_watch_that_evaluates_the_same(tmp_path: Path, monke
     claim = Claim(make_run(tmp_path / "a", (100,)), 100, "standard")
     assert claim.take()
     monkeypatch.setattr("launch.jobs.time.sleep", lambda seconds: finish(claim))
-    monkeypatch.setattr("featgan.evaluate.evaluate_run", lambda *given, **options: pytest.fail("twice"))
+    monkeypatch.setattr("featgan.evaluation.evaluate.evaluate_run", lambda *given, **options: pytest.fail("twice"))
     EvaluateJob(str(claim.run)).run()
     assert claim.result.exists() and not claim.hold.path.exists()
 

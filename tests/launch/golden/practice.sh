@@ -16,11 +16,11 @@
 export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 rm -f /runs/one/jobs/001-train/ended
 export FEATGAN_MAX_FAILURES=3
-[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || PYTHON -m launch.after /runs/one/jobs/001-train || exit
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || PYTHON -m launch.requeue /runs/one/jobs/001-train || exit
 featgan_after() {
   code=$?
   trap - EXIT
-  [ "$code" -eq 0 ] || PYTHON -m launch.after /runs/one/jobs/001-train "$code"
+  [ "$code" -eq 0 ] || PYTHON -m launch.requeue /runs/one/jobs/001-train "$code"
   exit "$code"
 }
 trap featgan_after EXIT

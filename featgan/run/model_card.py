@@ -1,0 +1,38 @@
+"""model.json: what is needed to rebuild an exported generator."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featgan.config.schema import GeneratorConfig
+from featgan.errors import UserError
+from featgan.run.checkpoint import read_json
+
+
+class ModelCard(BaseModel):
+    """model.json: the architecture, the condition, and where the data and the box were."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    image_size: int
+    condition_dim: int
+    generator: GeneratorConfig
+    condition_kind: str
+    encoding: str
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+    blackbox: dict[str, str] | None
+    dataset: dict[str, str | None]
+
+
+def read_card(path: Path) -> ModelCard:
+    """model.json, checked."""
+    loaded: Any = read_json(path)
+    try:
+        return ModelCard.model_validate(loaded)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
