@@ -1,21 +1,27 @@
-# make demo: the whole job on drawn faces.   make test: the tests.   make check: lint and types.
+# make demo: the whole pipeline on synthetic faces.   make test: the tests.   make docs: the documentation in site/.
+# make check: lint, format, types, spelling and sentence length.   make format: format the code.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 
 demo: .venv/installed
 	$(BIN)/featgan demo
 
-test: .venv/tested
+test: .venv/installed-test
 	$(BIN)/pytest
 
-check: .venv/tested
+check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python scripts/check_sentences.py
 
-format: .venv/tested
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -25,9 +31,13 @@ format: .venv/tested
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-.venv/tested: .venv/installed
+.venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv build runs site *.egg-info

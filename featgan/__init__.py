@@ -1,3 +1,3 @@
-"""featgan shows what a trained image classifier looks at, by editing images until its features change."""
+"""Explain an image classifier: edit images until its features or predictions change."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

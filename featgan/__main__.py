@@ -1,4 +1,4 @@
-"""`python -m featgan` is the same as `featgan`."""
+"""Run the `featgan` command with `python -m featgan`."""
 
 from featgan.cli.main import main
 

@@ -1,12 +1,15 @@
-"""What ends a command in one line: an error that the user can mend, and a stop that was asked for."""
+"""Exceptions that end a command with a one-line message: user errors and interrupted training."""
 
 
 class UserError(ValueError):
-    """One line that says what is wrong, where (file, key, line), and what to do; the command line exits with 2."""
+    """An error that the user can fix; the command line prints its message and exits with code 2.
+
+    The message is one line: the file, key or option, then the problem, then the remedy.
+    """
 
 
-class Stopped(Exception):  # noqa: N818 - no error
-    """A run was asked to stop and has saved itself; the same command goes on."""
+class TrainingInterrupted(Exception):  # noqa: N818 - not an error
+    """Training was stopped by a signal after saving a checkpoint; running the same command again resumes it."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

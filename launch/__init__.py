@@ -1,1 +1,1 @@
-"""Jobs for a cluster: submit, watch and look after training, evaluation and rendering."""
+"""Submit featgan jobs to a cluster and monitor them."""

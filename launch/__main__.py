@@ -1,4 +1,4 @@
-"""`python -m launch`: submit training, evaluation and rendering, look after them, evaluate on a schedule."""
+"""`python -m launch`: submit training, evaluation and rendering jobs, monitor them, and evaluate on a schedule."""
 
 import os
 import sys
@@ -6,266 +6,348 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from featgan.cli.main import OUTPUT_KINDS, SUITES, InOrder, existing, run_command
+from featgan.cli.click_helpers import (
+    CONTEXT_SETTINGS,
+    PATH_TYPE,
+    OrderedGroup,
+    evaluator_options,
+    extract_options,
+    metric_options,
+    render_options,
+    resume_options,
+    run_command,
+    split_names,
+)
 from featgan.errors import UserError
-from launch.cli_options import ClusterCommand, alone, read_cluster, taking
+from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, single_process_cluster
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
 from launch.preflight import check_run, check_shards, check_training
 
 if TYPE_CHECKING:
     from featgan.config.schema import Config
-    from featgan.run.evaluation_claims import Claim
-    from launch.cluster import Cluster
+    from featgan.run.evaluation_claims import EvaluationClaim
+    from launch.cluster import ClusterConfig
 
-folder = click.Path(path_type=Path)
-
-beginning = taking(
-    click.option("--resume-from", type=folder, help="A checkpoint folder to start a new run from."),
-    click.option(
-        "--fresh-optimizer", is_flag=True, help="Take that checkpoint's weights, not its optimisers' moments."
-    ),
+step_option = click.option(
+    "--step", type=click.IntRange(0), help="Training step of the checkpoint to use; the newest by default."
 )
-judging = taking(
-    click.option("--suite", default="standard", show_default=True, type=click.Choice(SUITES)),
-    click.option("--blackbox", "blackboxes", multiple=True, help="SPEC of the box where it has moved, or a judge."),
-    click.option("--probe", help="A box fitted on the true factors of drawn faces."),
-    click.option("--witness", help="SPEC of a second box, that took no part in training."),
-)
-components = click.option(
-    "--components", "num_components", default=10, show_default=True, type=click.IntRange(1), help="Swept."
-)
-step_option = click.option("--step", type=int, help="A step with a checkpoint; the newest by default.")
 
 
-@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.group(cls=OrderedGroup, context_settings=CONTEXT_SETTINGS)
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def cli(debug: bool) -> None:
-    """Submit featgan's jobs to SLURM, or run them in the background, and look after them."""
+    """Submit featgan jobs to SLURM, or run them in the background, and monitor them."""
 
 
-def send(job: Job, cluster: "Cluster", home: Path, kind: str, after: str | None, dry_run: bool) -> str:
-    """Submit a job of a run, or print its script; returns its id."""
-    from launch.submit import local_script, sbatch_script, submit
+def submit_or_print(
+    job: Job, cluster: "ClusterConfig", base_dir: Path, kind: str, after_job: str | None, dry_run: bool
+) -> str:
+    """Submit a job and return its ID, or print its script if `dry_run` is set."""
+    from launch.submit import local_script, sbatch_script, submit_job
 
-    name = f"featgan-{kind}-{home.name}"
+    name = f"featgan-{kind}-{base_dir.name}"
     if dry_run:
-        place = home.absolute() / "jobs" / f"NNN-{kind}"
-        waiting = after and f"afterok:{after}"
+        example_folder = base_dir.absolute() / "jobs" / f"NNN-{kind}"
+        dependency = after_job and f"afterok:{after_job}"
         is_local = cluster.executor == "local"
-        click.echo(local_script(cluster, place) if is_local else sbatch_script(cluster, place, name, waiting))
+        click.echo(
+            local_script(cluster, example_folder)
+            if is_local
+            else sbatch_script(cluster, example_folder, name, dependency)
+        )
         return f"{kind.upper()}_ID"
-    number, where = submit(job, cluster, home / "jobs", kind, name, after)
-    click.echo(f"{kind}: job {number}, in {where}")
-    return number
+    job_id, job_folder = submit_job(job, cluster, base_dir / "jobs", kind, name, after_job)
+    click.echo(f"{kind}: job {job_id}, in {job_folder}")
+    return job_id
 
 
 @cli.command(cls=ClusterCommand)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@beginning
+@resume_options
 def train(
-    config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
+    config: str, overrides: tuple[str, ...], resume_from: Path | None, reset_optimizer: bool, submit: SubmitOptions
 ) -> None:
-    """Train; a signal or a crash queues the job again, and it goes on from its last checkpoint."""
-    loaded, where = training_of(config, overrides, cluster, given, bool(after) or dry_run)
-    send(train_job(loaded, given), where, loaded.run, "train", after, dry_run)
+    """Submit a training job.
+
+    After a signal or a crash the job is requeued and resumes from its last checkpoint.
+    """
+    loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
+    job = make_train_job(loaded_config, resume_from, reset_optimizer)
+    submit_or_print(job, cluster, loaded_config.run_dir, "train", submit.after_job, submit.dry_run)
 
 
-def training_of(
-    config: str, overrides: tuple[str, ...], cluster: str, given: dict[str, Any], waits: bool
-) -> "tuple[Config, Cluster]":
-    """The configuration and the cluster, once they fit each other."""
+def load_config_and_cluster(
+    config: str, overrides: tuple[str, ...], submit: SubmitOptions
+) -> "tuple[Config, ClusterConfig]":
+    """Load the configuration and the cluster, and check that they match."""
     from featgan.config.loading import load_config
 
-    loaded, where = load_config(config, overrides), read_cluster(cluster, given)
-    check_training(loaded, where, waits)
-    return loaded, where
+    loaded_config, cluster = load_config(config, overrides), read_cluster(submit)
+    check_training(loaded_config, cluster, has_dependency=bool(submit.after_job) or submit.dry_run)
+    return loaded_config, cluster
 
 
-def train_job(config: "Config", given: dict[str, Any]) -> TrainJob:
-    """UserError when a checkpoint to begin from is none, or fresh moments are asked for without one."""
-    from featgan.run.paths import MANIFEST
+def make_train_job(config: "Config", resume_from: Path | None, reset_optimizer: bool) -> TrainJob:
+    """Return the training job. Raises UserError if `resume_from` is not a checkpoint, or is missing but required."""
+    from featgan.run.paths import CHECKPOINT_MANIFEST
 
-    origin, fresh = given["resume_from"], given["fresh_optimizer"]
-    if fresh and origin is None:
-        raise UserError("--fresh-optimizer: is for the checkpoint that --resume-from names")
-    if origin is not None and not (origin / MANIFEST).is_file():
-        raise UserError(f"--resume-from {origin}: no checkpoint folder (RUN/checkpoints/step-...)")
-    return TrainJob(config.model_dump(mode="json"), str(origin.absolute()) if origin else None, fresh)
+    if reset_optimizer and resume_from is None:
+        raise UserError("--reset-optimizer: no checkpoint given; name it with --resume-from")
+    if resume_from is not None and not (resume_from / CHECKPOINT_MANIFEST).is_file():
+        raise UserError(f"--resume-from {resume_from}: not a checkpoint folder; give RUN/checkpoints/step-NNNNNNNN")
+    checkpoint = str(resume_from.absolute()) if resume_from else None
+    return TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
 
 
 @cli.command(cls=ClusterCommand)
-@click.argument("run", type=folder)
+@click.argument("run", type=PATH_TYPE)
 @step_option
-@judging
-@click.option("--inception", type=existing, help="Weights of Inception-v3, for FID and KID in its space.")
-@click.option("--lpips", type=existing, help="Weights of torchvision's alexnet or vgg16, for LPIPS.")
-@click.option("--count", type=click.IntRange(2), help="At most so many pairs, and an eighth as many images swept.")
-@components
-def evaluate(run: Path, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
-    """Evaluate a checkpoint, which is kept until that is done."""
-    named = ("step", "suite", "blackboxes", "probe", "witness", "count", "num_components")
-    options = {name: given.pop(name) for name in named}
-    weights = {name: given.pop(name) for name in ("inception", "lpips")}
-    options |= {name: str(path.absolute()) if path else None for name, path in weights.items()}
-    where = alone(read_cluster(cluster, given))
-    check_run(run, options["step"], where, after)
-    job = EvaluateJob(str(run.absolute()), **options)
-    if after or dry_run or where.dependency:
-        send(job, where, run, "evaluate", after, dry_run)
+@evaluator_options
+@metric_options
+def evaluate(
+    run: Path,
+    step: int | None,
+    suite: str,
+    classifiers: tuple[str, ...],
+    factor_probe: str | None,
+    second_classifier: str | None,
+    inception: Path | None,
+    lpips: Path | None,
+    max_pairs: int | None,
+    num_components: int,
+    submit: SubmitOptions,
+) -> None:
+    """Submit the evaluation of a checkpoint.
+
+    The checkpoint is kept until the evaluation is complete.
+    """
+    cluster = single_process_cluster(read_cluster(submit))
+    check_run(run, step, cluster, submit.after_job)
+    job = EvaluateJob(
+        str(run.absolute()),
+        step,
+        suite,
+        classifiers,
+        factor_probe,
+        second_classifier,
+        inception=str(inception.absolute()) if inception else None,
+        lpips=str(lpips.absolute()) if lpips else None,
+        max_pairs=max_pairs,
+        num_components=num_components,
+    )
+    if submit.after_job or submit.dry_run or cluster.dependency:
+        submit_or_print(job, cluster, run, "evaluate", submit.after_job, submit.dry_run)
         return
-    from featgan.run.evaluation_claims import take_by_hand
+    from featgan.run.evaluation_claims import claim_interactively
     from featgan.run.paths import committed_steps
 
-    step = max(committed_steps(run)) if job.step is None else job.step
-    claim = take_by_hand(run.absolute(), step, job.suite)
-    hand_over(claim, replace(job, step=step, token=claim.token), where)
+    claimed_step = max(committed_steps(run)) if step is None else step
+    claim = claim_interactively(run.absolute(), claimed_step, suite)
+    submit_claimed(claim, replace(job, step=claimed_step, token=claim.token), cluster)
 
 
 @cli.command(cls=ClusterCommand)
-@click.argument("run", type=folder)
+@click.argument("run", type=PATH_TYPE)
 @step_option
-@click.option("--images", type=folder, help="A folder of any images.")
-@click.option("--directions", help="Names, separated by commas; all that fit the condition by default.")
-@click.option("--num-images", default=6, show_default=True, type=click.IntRange(1, 64), help="Source images.")
-@components
-@click.option("--name", "names", multiple=True, metavar="NUMBER=NAME", help="Name a component; kept in RUN/names.yaml.")
-@click.option(
-    "--video",
-    multiple=True,
-    type=click.Choice(("gif", "webp", "mp4", "none")),
-    help="Animations of the sweeps, gif and webp by default.",
-)
-def render(run: Path, images: Path | None, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
-    """Render the report of a checkpoint."""
-    options = {name: given.pop(name) for name in ("step", "num_images", "num_components", "names", "video")}
-    wanted = tuple(name.strip() for name in (given.pop("directions") or "").split(",") if name.strip())
-    where = alone(read_cluster(cluster, given))
-    check_run(run, options["step"], where, after)
-    shown = str(images.absolute()) if images else None
-    send(
-        RenderJob(str(run.absolute()), images=shown, directions=wanted, **options), where, run, "render", after, dry_run
+@render_options
+def render(
+    run: Path,
+    step: int | None,
+    images: Path | None,
+    directions: str,
+    num_images: int,
+    num_components: int,
+    component_names: tuple[str, ...],
+    video: tuple[str, ...],
+    submit: SubmitOptions,
+) -> None:
+    """Submit the rendering of a checkpoint's report."""
+    cluster = single_process_cluster(read_cluster(submit))
+    check_run(run, step, cluster, submit.after_job)
+    job = RenderJob(
+        str(run.absolute()),
+        step,
+        images=str(images.absolute()) if images else None,
+        directions=tuple(split_names(directions)),
+        num_images=num_images,
+        num_components=num_components,
+        component_names=component_names,
+        video=video,
     )
+    submit_or_print(job, cluster, run, "render", submit.after_job, submit.dry_run)
 
 
 @cli.command(cls=ClusterCommand)
-@click.option("--shards", required=True, type=folder, help="Folder made by `featgan pack`.")
-@click.option("--blackbox", required=True, help="SPEC of the box (docs/blackbox.md).")
-@click.option("--name", default="blackbox", show_default=True, help="The cache's name.")
-@click.option("--layer", help="Where the features are taken.")
-@click.option("--components", type=int, help="Keep so many whitened principal components.")
-@click.option("--output-kind", type=click.Choice(OUTPUT_KINDS), help="Of a foreign box.")
-@click.option("--batch-size", default=64, show_default=True, type=int, help="Images at once.")
-def extract(shards: Path, cluster: str, after: str | None, dry_run: bool, **given: Any) -> None:
-    """Cache a black box's features of every image."""
-    names = ("blackbox", "name", "layer", "components", "output_kind", "batch_size")
-    job = ExtractJob(str(shards.absolute()), **{name: given.pop(name) for name in names})
-    where = alone(read_cluster(cluster, given))
-    check_shards(shards, where, after)
-    send(job, where, shards, "extract", after, dry_run)
+@click.option("--shards", required=True, type=PATH_TYPE, help="Folder written by `featgan pack`.")
+@click.option(
+    "--blackbox", required=True, metavar="SPEC", help="SPEC of the classifier to study (see docs/blackbox.md)."
+)
+@extract_options
+def extract(
+    shards: Path,
+    blackbox: str,
+    layer: str | None,
+    cache_name: str,
+    num_components: int | None,
+    output_kind: str | None,
+    batch_size: int,
+    submit: SubmitOptions,
+) -> None:
+    """Submit the extraction of a classifier's features.
+
+    A restarted job resumes with the remaining images.
+    """
+    cluster = single_process_cluster(read_cluster(submit))
+    check_shards(shards, cluster, submit.after_job)
+    job = ExtractJob(
+        str(shards.absolute()), blackbox, cache_name, layer, num_components, output_kind, batch_size=batch_size
+    )
+    submit_or_print(job, cluster, shards, "extract", submit.after_job, submit.dry_run)
 
 
 @cli.command(cls=ClusterCommand)
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@beginning
-@judging
+@resume_options
+@evaluator_options
 def pipeline(
-    config: str, overrides: tuple[str, ...], cluster: str, after: str | None, dry_run: bool, **given: Any
+    config: str,
+    overrides: tuple[str, ...],
+    resume_from: Path | None,
+    reset_optimizer: bool,
+    suite: str,
+    classifiers: tuple[str, ...],
+    factor_probe: str | None,
+    second_classifier: str | None,
+    submit: SubmitOptions,
 ) -> None:
-    """Train, then evaluate, then render: each waits for the success of the one before."""
-    loaded, where = training_of(config, overrides, cluster, given, bool(after) or dry_run)
-    if where.executor == "local":
-        raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate, render one by one")
-    run, options = loaded.run, {name: given[name] for name in ("suite", "blackboxes", "probe", "witness")}
-    first = send(train_job(loaded, given), where, run, "train", after, dry_run)
-    following = alone(where).model_copy(update={"dependency": None})  # the first one waits for that
-    second = send(EvaluateJob(str(run.absolute()), **options), following, run, "evaluate", first, dry_run)
-    send(RenderJob(str(run.absolute())), following, run, "render", second, dry_run)
+    """Submit training, evaluation and rendering.
+
+    Each job starts once the previous one has succeeded.
+    """
+    loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
+    if cluster.executor == "local":
+        raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate and render one by one")
+    run_dir, dry_run = loaded_config.run_dir, submit.dry_run
+    train_job = make_train_job(loaded_config, resume_from, reset_optimizer)
+    evaluate_job = EvaluateJob(
+        str(run_dir.absolute()),
+        suite=suite,
+        classifiers=classifiers,
+        factor_probe=factor_probe,
+        second_classifier=second_classifier,
+    )
+    render_job = RenderJob(str(run_dir.absolute()))
+    train_id = submit_or_print(train_job, cluster, run_dir, "train", submit.after_job, dry_run)
+    # Only the first job waits for --dependency; the others wait for the job before them.
+    cluster = single_process_cluster(cluster).model_copy(update={"dependency": None})
+    evaluate_id = submit_or_print(evaluate_job, cluster, run_dir, "evaluate", train_id, dry_run)
+    submit_or_print(render_job, cluster, run_dir, "render", evaluate_id, dry_run)
 
 
-@cli.command(cls=ClusterCommand, explained=("after", "dry_run"))
-@click.argument("runs", type=folder)
-@click.option("--once", is_flag=True, help="One look, for cron, scrontab or a job; else a look every --every seconds.")
-@click.option("--every", default=300, show_default=True, type=click.IntRange(1), help="Seconds between two looks.")
-@click.option("--most", default=100, show_default=True, type=click.IntRange(1), help="Evaluations of one look.")
-@click.option("--submit", "as_jobs", is_flag=True, help="Submit each evaluation as a job, in place of running it here.")
+@cli.command(cls=ClusterCommand, hidden_options=("after_job", "dry_run"))
+@click.argument("runs", type=PATH_TYPE)
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Check once and exit (for cron, scrontab or a job) instead of checking every --poll-seconds.",
+)
+@click.option(
+    "--poll-seconds", default=300, show_default=True, type=click.IntRange(1), help="Seconds between two checks."
+)
+@click.option(
+    "--max-evaluations",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of evaluations started per check.",
+)
+@click.option("--as-jobs", is_flag=True, help="Submit each evaluation as a job instead of running it on this machine.")
 def watch(
-    runs: Path,
-    once: bool,
-    every: int,
-    most: int,
-    as_jobs: bool,
-    cluster: str,
-    after: str | None,
-    dry_run: bool,
-    **given: Any,
+    runs: Path, once: bool, poll_seconds: int, max_evaluations: int, as_jobs: bool, submit: SubmitOptions
 ) -> None:
-    """Evaluate every checkpoint that is due (evaluation.every of each run) and write the leaderboard."""
-    from launch.watch import evaluate_here, tick
+    """Evaluate the checkpoints that are due.
 
-    if dry_run:
-        raise UserError("watch: --dry-run shows the script of a job; use it with evaluate")
-    if after or (given["dependency"] and not as_jobs):
-        raise UserError(
-            "watch: looks at once and waits for no job; "
-            "`sbatch --dependency=afterany:ID slurm/watch.sbatch RUNS` is a look that does"
-        )
-    idle = [name for name, value in given.items() if value not in (None, ())]
-    if idle and not as_jobs:  # they would do nothing
-        raise UserError(f"watch: --{idle[0].replace('_', '-')} is for jobs, and without --submit it evaluates here")
-    start = partial(submit_evaluation, alone(read_cluster(cluster, given))) if as_jobs else evaluate_here
+    The leaderboard is updated after every check: RUNS/leaderboard.html and leaderboard.csv.
+
+    `evaluation.every` of each run sets which checkpoints are due.
+    """
+    from launch.watch import evaluate_in_subprocess, poll_once
+
+    check_watch_options(submit, as_jobs)
+    start_evaluation = evaluate_in_subprocess
+    if as_jobs:
+        start_evaluation = partial(submit_evaluation, single_process_cluster(read_cluster(submit)))
     while True:
-        tick(runs.absolute(), start, most)
+        poll_once(runs.absolute(), start_evaluation, max_evaluations)
         if once:
             return
-        time.sleep(every)
+        time.sleep(poll_seconds)
 
 
-def submit_evaluation(cluster: "Cluster", claim: "Claim") -> None:
-    """Hand a claim of the watch to a job."""
+def check_watch_options(submit: SubmitOptions, as_jobs: bool) -> None:
+    """Raise UserError for cluster options that have no effect on a watch."""
+    if submit.dry_run:
+        raise UserError("watch: --dry-run prints the script of one job; use it with evaluate")
+    if submit.after_job or (submit.fields["dependency"] and not as_jobs):
+        raise UserError(
+            "watch: starts at once and cannot wait for a job;"
+            " submit it with `sbatch --dependency=afterany:ID slurm/watch.sbatch RUNS` instead"
+        )
+    if submit.given_fields and not as_jobs:
+        option = submit.given_fields[0].replace("_", "-")
+        raise UserError(f"watch: --{option} applies to jobs only; add --as-jobs to submit the evaluations as jobs")
+
+
+def submit_evaluation(cluster: "ClusterConfig", claim: "EvaluationClaim") -> None:
+    """Submit a job for a checkpoint that the watch has claimed."""
     from submitit.helpers import clean_env
 
     job = EvaluateJob(str(claim.run), claim.step, claim.suite, token=claim.token, scheduled=True)
-    where_slurm_is = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
-    # Inside a job, that job's own SLURM variables would be taken for wishes of the new one.
+    slurm_conf = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
+    # If the watch runs in a job, sbatch would apply that job's SLURM variables to the new job.
     with clean_env():
-        os.environ.update(where_slurm_is)
-        hand_over(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch is who tries again
+        os.environ.update(slurm_conf)
+        submit_claimed(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch does the retries
 
 
-def hand_over(claim: "Claim", job: EvaluateJob, cluster: "Cluster") -> None:
-    """Submit the evaluation of a claim, which is the job's from then on; given back where the scheduler refuses."""
+def submit_claimed(claim: "EvaluationClaim", job: EvaluateJob, cluster: "ClusterConfig") -> None:
+    """Submit the evaluation of a claimed checkpoint, and transfer the claim to the job.
+
+    The claim is released if the job cannot be submitted.
+    """
     try:
-        number = send(job, cluster, claim.run, "evaluate", None, dry_run=False)
+        job_id = submit_or_print(job, cluster, claim.run, "evaluate", None, dry_run=False)
     except BaseException:
-        claim.give_back()
+        claim.release()
         raise
     if cluster.executor == "local":
-        claim.pass_to_process(int(number))
+        claim.transfer_to_process(int(job_id))
     else:
-        claim.pass_to_job(number)
+        claim.transfer_to_job(job_id)
 
 
 @cli.command()
-@click.argument("run", type=folder)
+@click.argument("run", type=PATH_TYPE)
 def status(run: Path) -> None:
-    """Show each job of a run, or of every run in a folder."""
+    """Show the jobs of a run, or of every run in a folder."""
     from rich.console import Console
 
-    from launch.status import status_table
+    from launch.status import status_lines, status_table
 
-    found = [run] if (run / "jobs").is_dir() else sorted(path.parent for path in run.glob("*/jobs"))
-    if not found:
-        raise UserError(
-            f"{run}: no run with jobs in it" + (f"; `featgan info {run}` tells of it" if run.exists() else "")
-        )
-    for each in found:
-        Console().print(status_table(each))
+    run_dirs = [run] if (run / "jobs").is_dir() else sorted(path.parent for path in run.glob("*/jobs"))
+    if not run_dirs:
+        remedy = f"describe the folder with `featgan info {run}`" if run.exists() else "check the path"
+        raise UserError(f"{run}: no run with jobs; {remedy}")
+    for run_dir in run_dirs:
+        Console().print(status_table(run_dir))
+        for line in status_lines(run_dir):
+            click.echo(line)
 
 
 if __name__ == "__main__":

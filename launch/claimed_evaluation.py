@@ -1,39 +1,45 @@
-"""`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN`: an evaluation whose checkpoint was claimed beforehand."""
+"""`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN`: evaluate a checkpoint that was claimed beforehand."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featgan.cli.log_handler import install_log_handler
 from featgan.errors import UserError
-from featgan.run.evaluation_claims import Claim
-from featgan.run.schedule import with_judges
+from featgan.run.evaluation_claims import EvaluationClaim
+from featgan.run.schedule import with_default_evaluators
+
+logger = logging.getLogger(__name__)
 
 
-def evaluate_claimed(claim: Claim, options: Mapping[str, Any], scheduled: bool) -> None:
-    """Evaluate what was claimed, and give the claim back; when another has it by now, leave it to that.
+def evaluate_claimed(claim: EvaluationClaim, options: Mapping[str, Any], scheduled: bool) -> None:
+    """Evaluate a claimed checkpoint and release the claim. Does nothing if another process has taken over the claim.
 
-    What breaks is raised. A scheduled evaluation counts it and gives the claim back, for the watch to try again; one
-    that a person submitted keeps it, since the scheduler does. So does a job that a signal ends: it is queued again.
+    Any exception is raised again. A scheduled evaluation records it as a failure and releases the claim, so that the
+    watch retries the checkpoint. An evaluation that a user submitted keeps the claim, because the scheduler restarts
+    the job; the same holds for a job that a signal ends.
     """
     from featgan.evaluation.evaluate import evaluate_run
 
-    if not claim.adopt():
-        print(f"featgan: {claim.run}: step {claim.step} ({claim.suite}) is another's by now", file=sys.stderr)
+    if not claim.take_over():
+        logger.warning(f"{claim.run}: step {claim.step} ({claim.suite}) has since been claimed by another process")
         return
     try:
-        with claim.hold.kept():
-            evaluate_run(claim.run, claim.step, claim.suite, **with_judges(claim.run, options))
+        with claim.lease.keep_alive():
+            evaluate_run(claim.run, claim.step, claim.suite, **with_default_evaluators(claim.run, options))
     except Exception as error:
         if scheduled:
-            claim.count_failure(traceback.format_exc(limit=-3))
+            claim.record_failure(traceback.format_exc(limit=-3))
         if scheduled or isinstance(error, UserError):
-            claim.give_back()
+            claim.release()
         raise
-    claim.failures.unlink(missing_ok=True)
-    claim.give_back()
+    claim.failures_path.unlink(missing_ok=True)
+    claim.release()
 
 
 if __name__ == "__main__":
-    evaluate_claimed(Claim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5]), {}, scheduled=True)
+    install_log_handler()
+    evaluate_claimed(EvaluationClaim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5]), {}, scheduled=True)

@@ -1,85 +1,121 @@
-"""The cluster's options of every command that submits jobs, from the fields of launch.cluster."""
+"""Cluster options of every command that submits a job, generated from the fields of `launch.cluster.ClusterConfig`."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from launch.cluster import Cluster
+    from launch.cluster import ClusterConfig
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+METAVARS = {"parameters": "NAME[=VALUE]", "setup": "LINE"}
+"""Placeholders of options that take something other than VALUE."""
+
+MULTIPLE = tuple(METAVARS)
+"""Options that may be repeated."""
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """Options of every command that submits a job."""
+
+    cluster: str
+    after_job: str | None
+    dry_run: bool
+    fields: Mapping[str, Any]
+    """Values of the options named after fields of ClusterConfig; None or an empty tuple if not given."""
+
+    @property
+    def given_fields(self) -> list[str]:
+        """Names of the fields that were given on the command line."""
+        return [name for name, value in self.fields.items() if value not in (None, ())]
 
 
 class ClusterCommand(click.Command):
-    """A command that takes the cluster's options too; they are known when it is called, the list need not wait."""
+    """A command with cluster options, which its function receives as one argument `submit: SubmitOptions`.
 
-    def __init__(self, *given: Any, explained: tuple[str, ...] = (), **named: Any) -> None:
-        """`explained` options are not offered, since the command tells who gives them what to do in their place."""
-        super().__init__(*given, **named)
-        self.explained = explained
-        self.has_all = False
+    The options are generated when the command runs, so that the list of commands does not import pydantic.
+    """
+
+    def __init__(self, *args: Any, hidden_options: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """`hidden_options` are accepted, but not listed in the help: the command rejects them with an explanation."""
+        super().__init__(*args, **kwargs)
+        self.hidden_options = hidden_options
+        self.cluster_options: list[click.Option] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if not self.has_all:
-            self.params += cluster_options(self.explained)
-            self.has_all = True
+        if not self.cluster_options:
+            self.cluster_options = cluster_options(self.hidden_options)
+            self.params += self.cluster_options
         return super().get_params(ctx)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        values = {str(option.name): ctx.params.pop(str(option.name)) for option in self.cluster_options}
+        ctx.params["submit"] = SubmitOptions(
+            values.pop("cluster"), values.pop("after_job"), values.pop("dry_run"), values
+        )
+        return super().invoke(ctx)
 
-def cluster_options(hidden: tuple[str, ...]) -> list[click.Parameter]:
-    """--after, --cluster, --dry-run, and one option for each field of a cluster."""
-    from launch.cluster import Cluster
 
-    after, script = "after" in hidden, "dry_run" in hidden
-    options: list[click.Parameter] = [
-        click.Option(["--cluster"], default="slurm", show_default=True, help="configs/cluster/NAME.yaml, or a file."),
-        click.Option(["--after"], help="Id of a job that must have succeeded before.", hidden=after),
-        click.Option(["--dry-run"], is_flag=True, help="Print the script; submit nothing.", hidden=script),
+def cluster_options(hidden_options: tuple[str, ...]) -> list[click.Option]:
+    """Return --cluster, --after-job, --dry-run and one option for each field of ClusterConfig."""
+    from launch.cluster import ClusterConfig
+
+    options = [
+        click.Option(
+            ["--cluster"],
+            default="slurm",
+            show_default=True,
+            help="Cluster configuration: NAME of configs/cluster/NAME.yaml, or a file.",
+        ),
+        click.Option(
+            ["--after-job"],
+            metavar="ID",
+            help="ID of a job that must succeed before this one starts.",
+            hidden="after_job" in hidden_options,
+        ),
+        click.Option(
+            ["--dry-run"],
+            is_flag=True,
+            help="Print the job script without submitting it.",
+            hidden="dry_run" in hidden_options,
+        ),
     ]
-    for name, field in Cluster.model_fields.items():
+    for name, field in ClusterConfig.model_fields.items():
         if name == "executor":
             continue
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],
-                multiple=name in ("setup", "parameters"),
-                metavar={"parameters": "NAME[=VALUE]", "setup": "LINE"}.get(name, "VALUE"),
-                help=(field.description or "").split("\n")[0] + default_of(field.default),
+                multiple=name in MULTIPLE,
+                metavar=METAVARS.get(name, "VALUE"),
+                help=" ".join((field.description or "").split()) + format_default(field.default),
             )
         )
     return options
 
 
-def default_of(value: Any) -> str:
+def format_default(value: Any) -> str:
+    """Return a default for the help; empty if there is none worth showing."""
     from pydantic_core import PydanticUndefined
 
-    shown = value not in (None, PydanticUndefined, (), {}, 0)
-    return f"  [default: {value}]" if shown else ""
+    is_shown = value not in (None, PydanticUndefined, (), {}, 0)
+    return f"  [default: {value}]" if is_shown else ""
 
 
-def read_cluster(cluster: str, given: dict[str, Any]) -> "Cluster":
-    """The cluster with the command line's options on top."""
-    from launch.cluster import Cluster, load_cluster
+def read_cluster(options: SubmitOptions) -> "ClusterConfig":
+    """Read the cluster configuration and apply the options of the command line."""
+    from launch.cluster import load_cluster
 
-    fields = {name: value for name, value in given.items() if name in Cluster.model_fields}
+    fields = dict(options.fields)
     pairs = [pair.partition("=") for pair in fields.pop("parameters", ())]
-    # One without a value is a flag, as `exclusive`.
-    return load_cluster(cluster, fields | {"parameters": {key: value if sign else True for key, sign, value in pairs}})
+    # A parameter without a value is a flag, for example `exclusive`.
+    parameters = {key: value if equals else True for key, equals, value in pairs}
+    return load_cluster(options.cluster, fields | {"parameters": parameters})
 
 
-def alone(cluster: "Cluster") -> "Cluster":
-    """For jobs of one process."""
+def single_process_cluster(cluster: "ClusterConfig") -> "ClusterConfig":
+    """Return the cluster for a job that runs as one process: one node and at most one GPU."""
     gpus = min(cluster.gpus_per_node, 1)
     return cluster.model_copy(update={"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus})
-
-
-def taking(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order of the help."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate

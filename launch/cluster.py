@@ -1,4 +1,4 @@
-"""What a site's scheduler wants to know: options from configs/cluster/NAME.yaml, then from the command line."""
+"""Cluster configuration of a job: configs/cluster/NAME.yaml, then the options of the command line."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -7,118 +7,124 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from featgan.config.base import Positive, Section
+from featgan.config.base import ConfigModel, PositiveInt
 from featgan.errors import UserError
 
 
-class Cluster(Section):
-    """Options of one job; what is left out is left to the site's defaults."""
+class ClusterConfig(ConfigModel):
+    """Resources and scheduler options of one job; options that are not set use the site's defaults."""
 
     executor: Literal["slurm", "local"] = "slurm"
-    """`slurm`, or `local`: processes in the background of this machine."""
+    """`slurm`, or `local` for background processes on this machine."""
     partition: str | None = None
     """Partition (queue), or several separated by commas."""
     account: str | None = None
-    """Account that is charged."""
+    """Account to charge the job to."""
     qos: str | None = None
     """Quality of service."""
     time: str = "24:00:00"
     """Time limit: minutes, H:MM:SS or D-HH:MM:SS."""
-    nodes: Positive = 1
-    """Machines."""
+    nodes: PositiveInt = 1
+    """Number of nodes."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    """GPUs of each machine."""
+    """Number of GPUs per node."""
     tasks_per_node: Annotated[int, Field(ge=0)] = 0
-    """Processes of each machine; 0: one a GPU, or one."""
-    cpus_per_task: Positive = 8
-    """Cores of each process: data workers, and one more."""
+    """Number of processes per node; 0 starts one per GPU, or one in total if there are none."""
+    cpus_per_task: PositiveInt = 8
+    """Number of CPU cores per process: one for each data worker and one for training."""
     mem: str | None = None
-    """Memory of each machine, for example 64GB."""
+    """Memory per node, for example 64GB."""
     constraint: str | None = None
-    """Features that the machines must have."""
+    """Node features that the job requires."""
     exclude: str | None = None
-    """Machines to stay away from."""
+    """Nodes that the job must not use."""
     reservation: str | None = None
-    """Reservation to run in."""
+    """Reservation to run the job in."""
     dependency: str | None = None
-    """What the job waits for, as sbatch knows it: afterany:ID, singleton, ..."""
+    """Job dependency in sbatch syntax: afterany:ID, singleton, ..."""
     wckey: str | None = None
-    """Workload characterisation key, where a site asks for one."""
-    parameters: dict[str, str | int | bool] = {}
-    """Any other sbatch parameters, by their long names."""
+    """Workload characterization key, if the site requires one."""
+    parameters: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Additional sbatch parameter, given by its long name; may be repeated."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the job: modules, conda, a container."""
+    """Shell line to run before the job, for example to load modules; may be repeated."""
     python: str | None = None
-    """The interpreter on the machines; by default the one that submits."""
+    """Python interpreter on the nodes; the one that submits the job by default."""
     requeue: bool = True
-    """Queue the job again after a signal or a crash; without, it ends and the same command goes on."""
+    """Requeue the job after a signal or a crash; if false, run the same command again to resume."""
     signal_delay: Annotated[int, Field(ge=10)] = 300
-    """Seconds between the warning and the end of the time limit: a step and a checkpoint must fit in."""
-    max_failures: Positive = 3
-    """A job that ends so many times at the same step is not started again."""
+    """Seconds before the time limit at which the job is signaled; must be long enough for one step and one
+    checkpoint."""
+    max_failures: PositiveInt = 3
+    """Number of failures at the same step after which the job is not restarted."""
 
     @field_validator("time", mode="before")
     @classmethod
-    def as_text(cls, value: Any) -> Any:
-        """YAML reads minutes as a number, and H:MM:SS as one in base 60."""
+    def coerce_time_to_text(cls, value: Any) -> Any:
+        """Accept integers: YAML parses minutes as an integer, and H:MM:SS as an integer in base 60."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("time")
     @classmethod
     def check_time(cls, value: str) -> str:
-        """sbatch would refuse it too, but after a snapshot was made."""
-        minutes(value)
+        """Reject an invalid time before the job folder is created; sbatch would reject it later."""
+        parse_minutes(value)
         return value
 
     @property
-    def tasks(self) -> int:
-        """Processes of each machine."""
+    def num_tasks_per_node(self) -> int:
+        """Number of processes per node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
 
-def minutes(time_limit: str) -> float:
-    """SLURM's time formats in minutes: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; ValueError for anything else."""
+def parse_minutes(time_limit: str) -> float:
+    """Return a SLURM time limit (M, M:S, H:M:S, D-H, D-H:M or D-H:M:S) in minutes. Raises ValueError otherwise."""
     try:
-        days, dash, rest = time_limit.rpartition("-")
-        parts = [int(part) for part in rest.split(":")]
+        days, dash, clock = time_limit.rpartition("-")
+        fields = [int(part) for part in clock.split(":")]
         if dash:
-            hours, mins, seconds = [*parts, 0, 0][:3]
-        elif len(parts) < 3:
-            hours, (mins, seconds) = 0, [*parts, 0][:2]
+            hours, mins, seconds = [*fields, 0, 0][:3]
+        elif len(fields) < 3:
+            hours, (mins, seconds) = 0, [*fields, 0][:2]
         else:
-            hours, mins, seconds = parts
+            hours, mins, seconds = fields
         return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
     except ValueError:
-        raise ValueError(f"{time_limit!r}; write minutes, H:MM:SS or D-HH:MM:SS") from None
+        raise ValueError(f"{time_limit!r} is not a time limit; write minutes, H:MM:SS or D-HH:MM:SS") from None
 
 
-def known_clusters() -> dict[str, Path]:
-    """Files by bare name: those of the package, and of a checkout's configs folder."""
+def find_cluster_files() -> dict[str, Path]:
+    """Return cluster configurations by name: those of the installed package and of a checkout's configs folder."""
     folders = [Path(str(resources.files("featgan"))) / "configs", Path(__file__).parent.parent / "configs"]
     return {path.stem: path for folder in folders for path in sorted((folder / "cluster").glob("*.yaml"))}
 
 
-def load_cluster(name: str, overrides: Mapping[str, Any]) -> Cluster:
-    """A cluster by bare name or path, with the command line's options on top; UserError in one line."""
-    from featgan.config.loading import read_yaml  # the help does not wait for it
+def load_cluster(name: str, overrides: Mapping[str, Any]) -> ClusterConfig:
+    """Load a cluster configuration by name or path, and apply overrides.
 
-    path = Path(name) if Path(name).is_file() else known_clusters().get(name)
+    `parameters` and `setup` are added to those of the file; any other override replaces the file's value.
+    Raises UserError if the file does not exist, or if a key or value is not allowed.
+    """
+    from featgan.config.error_messages import format_validation_error
+    from featgan.config.loading import read_yaml
+
+    path = Path(name) if Path(name).is_file() else find_cluster_files().get(name)
     if path is None:
-        raise UserError(f"--cluster {name}: no such file, and none of {', '.join(sorted(known_clusters()))}")
-    given = {key: value for key, value in overrides.items() if value not in (None, (), {})}
-    tree = read_yaml(path)
-    if isinstance(tree.get("parameters"), dict) and "parameters" in given:
-        given["parameters"] = tree["parameters"] | given["parameters"]  # the site's others still hold
-    if isinstance(tree.get("setup"), list) and "setup" in given:
-        given["setup"] = (*tree["setup"], *given["setup"])
-    tree |= given
+        known = ", ".join(sorted(find_cluster_files()))
+        raise UserError(f"--cluster {name}: no such file, and no cluster of that name; the clusters are {known}")
+    options = {key: value for key, value in overrides.items() if value not in (None, (), {})}
+    settings = read_yaml(path)
+    if isinstance(settings.get("parameters"), dict) and "parameters" in options:
+        options["parameters"] = settings["parameters"] | options["parameters"]
+    if isinstance(settings.get("setup"), list) and "setup" in options:
+        options["setup"] = (*settings["setup"], *options["setup"])
+    settings |= options
     try:
-        return Cluster.model_validate(tree)
+        return ClusterConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{path}: unknown key {key!r}; known are {', '.join(Cluster.model_fields)}") from None
-        if first["type"] == "value_error":
-            raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
-        raise UserError(f"{path}: {key}: {first['msg']} (got {first['input']!r:.80})") from None
+        raise UserError(format_validation_error(error, ClusterConfig, str(path), option_texts(options))) from None
+
+
+def option_texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options as they are written on the command line, by field."""
+    return {name: f"--{name.replace('_', '-')} {value}" for name, value in options.items()}

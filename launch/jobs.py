@@ -1,207 +1,231 @@
-"""What runs inside a job: one call of a featgan command, that leaves with a code the job's script understands."""
+"""What runs inside a job: one featgan command. It exits with a code that the job script passes to `launch.requeue`."""
 
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-AGAIN = 75
-"""Exit code of a job that saved itself and wants to be started again (EX_TEMPFAIL of sysexits.h)."""
+logger = logging.getLogger(__name__)
 
-MISTAKE = 2
-"""Exit code of a mistake that starting again cannot mend."""
+EXIT_REQUEUE = 75
+"""Exit code of a job that has saved a checkpoint and must be restarted (EX_TEMPFAIL of sysexits.h)."""
 
-ENDED = "ended"
-"""File in the job's folder that holds such a code."""
+EXIT_USER_ERROR = 2
+"""Exit code of an error that a restart cannot fix."""
 
+EXIT_CODE_FILE = "exit_code"
+"""File in the job folder that holds one of these codes."""
 
-BETWEEN_LOOKS = 10.0
-"""Seconds between two looks at an evaluation that is waited for."""
+POLL_SECONDS = 10.0
+"""Seconds between two checks whether another process has completed an evaluation."""
 
 
 class Job(ABC):
-    """A function of its fields, called in every process of the job."""
+    """The work of a job, called in every process of the job. The fields are its arguments."""
 
     def __call__(self) -> None:
-        from featgan.errors import Stopped, UserError
+        from featgan.cli.log_handler import install_log_handler
+        from featgan.errors import TrainingInterrupted, UserError
 
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, lambda *received: leave(AGAIN))  # nothing to save: begin anew
+        install_log_handler()
+        for signal_number in (signal.SIGUSR2, signal.SIGTERM):
+            # By default there is nothing to save, so the job is restarted from the beginning.
+            signal.signal(signal_number, lambda number, frame: exit_with_code(EXIT_REQUEUE))
         try:
-            self.run()
-        except Stopped as stopped:
-            if not is_first():
+            self.execute()
+        except TrainingInterrupted as interruption:
+            if not is_rank_zero():
                 sys.exit(0)
-            print(f"featgan: {stopped}", file=sys.stderr)
-            leave(AGAIN)
+            logger.info(str(interruption))
+            exit_with_code(EXIT_REQUEUE)
         except UserError as error:
-            print(f"featgan: {error}", file=sys.stderr)
-            leave(MISTAKE)
+            logger.error(str(error))
+            exit_with_code(EXIT_USER_ERROR)
         except Exception:
-            # Else submitit would write a result: where there is one, the job has succeeded.
+            # Exit here: submitit would write a result file, which marks a job as successful.
             traceback.print_exc()
             sys.exit(1)
 
     @abstractmethod
-    def run(self) -> None:
-        """The work."""
+    def execute(self) -> None:
+        """Do the work of the job."""
 
-    def documents(self) -> dict[str, str]:
-        """Files that show people what was submitted, by name."""
+    def files_to_write(self) -> dict[str, str]:
+        """Return files (name => text) for the job folder that show what was submitted."""
         return {}
 
     def checkpoint(self) -> Any:
-        """For a signal before the call above is reached: submitit's wish for the same job again."""
+        """Submit the same job again; submitit calls this if a signal arrives before `__call__`."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def leave(code: int) -> NoReturn:
-    """End with a code that `launch.requeue` understands.
+def exit_with_code(code: int) -> NoReturn:
+    """Exit with a code for `launch.requeue`, and write it to the job folder.
 
-    Processes that are a moment slower are ended by srun, whose code then speaks of them; so it is left in writing.
+    srun kills the processes that end later, and then returns their exit code instead of this one.
     """
-    (Path(os.environ["SUBMITIT_FOLDER"]) / ENDED).write_text(str(code))
+    (Path(os.environ["SUBMITIT_FOLDER"]) / EXIT_CODE_FILE).write_text(str(code))
     sys.exit(code)
 
 
-def is_first() -> bool:
-    """Whether this is the job's process of rank 0."""
+def is_rank_zero() -> bool:
+    """Return whether this is the process of rank 0."""
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "SUBMITIT_LOCAL_GLOBALID"))
 
 
 @dataclass(frozen=True)
 class TrainJob(Job):
-    """`featgan train` of a configuration by value; a signal saves and leaves."""
+    """`featgan train` with a resolved configuration; after a signal it saves a checkpoint and exits."""
 
     config: dict[str, Any]
     resume_from: str | None = None
-    fresh_optimizer: bool = False
+    reset_optimizer: bool = False
 
-    def run(self) -> None:
-        from featgan.system.signals import StopRequest
+    def execute(self) -> None:
+        from featgan.system.signals import StopSignal
 
-        with StopRequest() as request:
-            from featgan.config.loading import validate
+        with StopSignal() as stop_signal:
+            from featgan.config.loading import parse_config
             from featgan.training.train import train
 
-            origin = Path(self.resume_from) if self.resume_from else None
-            train(validate(self.config, "the job's configuration"), origin, request, self.fresh_optimizer)
+            checkpoint = Path(self.resume_from) if self.resume_from else None
+            train(parse_config(self.config, "the job's configuration"), checkpoint, stop_signal, self.reset_optimizer)
 
-    def documents(self) -> dict[str, str]:
-        from featgan.config.loading import to_yaml, validate
+    def files_to_write(self) -> dict[str, str]:
+        from featgan.config.loading import parse_config, to_yaml
 
-        return {"config.yaml": to_yaml(validate(self.config, "the job's configuration"))}
+        return {"config.yaml": to_yaml(parse_config(self.config, "the job's configuration"))}
 
 
 @dataclass(frozen=True)
 class EvaluateJob(Job):
-    """`featgan evaluate`; with a token its checkpoint is claimed, by the watch (`scheduled`) or for a person."""
+    """`featgan evaluate`.
 
-    run_folder: str
+    With a token, the checkpoint was claimed at submission: by the watch (`scheduled`), or by a user.
+    """
+
+    run_dir: str
     step: int | None = None
     suite: str = "standard"
-    blackboxes: tuple[str, ...] = ()
-    probe: str | None = None
-    witness: str | None = None
+    classifiers: tuple[str, ...] = ()
+    factor_probe: str | None = None
+    second_classifier: str | None = None
     inception: str | None = None
     lpips: str | None = None
-    count: int | None = None
+    max_pairs: int | None = None
     num_components: int = 10
     token: str = ""
     scheduled: bool = False
 
-    def run(self) -> None:
-        from featgan.run.evaluation_claims import Claim
+    def execute(self) -> None:
+        from featgan.run.evaluation_claims import EvaluationClaim
         from launch.claimed_evaluation import evaluate_claimed
 
-        folder = Path(self.run_folder)
-        names = ("blackboxes", "probe", "witness", "inception", "lpips", "count", "num_components")
-        options = {name: getattr(self, name) for name in names}
+        run_dir = Path(self.run_dir)
+        options = {
+            "classifiers": self.classifiers,
+            "factor_probe": self.factor_probe,
+            "second_classifier": self.second_classifier,
+            "inception": Path(self.inception) if self.inception else None,
+            "lpips": Path(self.lpips) if self.lpips else None,
+            "max_pairs": self.max_pairs,
+            "num_components": self.num_components,
+        }
         if self.token:
             assert self.step is not None
             try:
-                evaluate_claimed(Claim(folder, self.step, self.suite, self.token), options, self.scheduled)
+                evaluate_claimed(EvaluationClaim(run_dir, self.step, self.suite, self.token), options, self.scheduled)
             except Exception:
                 if not self.scheduled:
                     raise
                 traceback.print_exc()
-                leave(MISTAKE)  # the watch tries again, so the scheduler must not
+                exit_with_code(EXIT_USER_ERROR)  # the watch retries the checkpoint, so the scheduler must not
         else:
-            self.evaluate(folder, options)
+            self.evaluate_or_wait(run_dir, options)
 
-    def evaluate(self, folder: Path, options: dict[str, Any]) -> None:
-        """Evaluate, unless a watch is at the same: then its result is waited for, so that what follows can start."""
+    def evaluate_or_wait(self, run_dir: Path, options: dict[str, Any]) -> None:
+        """Evaluate the checkpoint, or wait for a watch that is evaluating it, so that dependent jobs can start."""
         from featgan.evaluation.evaluate import evaluate_run, find_evaluation
         from featgan.run.checkpoint import newest_step
-        from featgan.run.evaluation_claims import BusyError, claimed
-        from featgan.run.schedule import with_judges
+        from featgan.run.evaluation_claims import AlreadyEvaluatingError, claim_checkpoint
+        from featgan.run.schedule import with_default_evaluators
 
-        waited = False
+        has_waited = False
         while True:
             try:
-                wanted = newest_step(folder) if self.step is None else self.step
-                with claimed(folder, wanted, self.suite) as step:
-                    if not (waited and step is not None and find_evaluation(folder, step, self.suite, self.count)):
-                        evaluate_run(folder, step, self.suite, **with_judges(folder, options))
+                chosen_step = newest_step(run_dir) if self.step is None else self.step
+                with claim_checkpoint(run_dir, chosen_step, self.suite) as step:
+                    if not (
+                        has_waited and step is not None and find_evaluation(run_dir, step, self.suite, self.max_pairs)
+                    ):
+                        evaluate_run(run_dir, step, self.suite, **with_default_evaluators(run_dir, options))
                 return
-            except BusyError as busy:
-                if not waited:
-                    print(f"featgan: {busy}", file=sys.stderr)
-                waited = True
-                time.sleep(BETWEEN_LOOKS)
+            except AlreadyEvaluatingError as error:
+                if not has_waited:
+                    logger.info(str(error))
+                has_waited = True
+                time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)
 class RenderJob(Job):
     """`featgan render`."""
 
-    run_folder: str
+    run_dir: str
     step: int | None = None
     images: str | None = None
     directions: tuple[str, ...] = ()
     num_images: int = 6
     num_components: int = 10
-    names: tuple[str, ...] = ()
+    component_names: tuple[str, ...] = ()
     video: tuple[str, ...] = ()
 
-    def run(self) -> None:
-        from featgan.report.render import VIDEO, render_run
+    def execute(self) -> None:
+        from featgan.report.render import DEFAULT_VIDEO_KINDS, render_run
 
         images = Path(self.images) if self.images else None
-        kinds = [kind for kind in self.video or VIDEO if kind != "none"]
+        video_formats = [kind for kind in self.video or DEFAULT_VIDEO_KINDS if kind != "none"]
         render_run(
-            Path(self.run_folder),
+            Path(self.run_dir),
             self.step,
             images,
             list(self.directions),
             num_images=self.num_images,
             num_components=self.num_components,
-            names=self.names,
-            video=kinds,
+            component_names=self.component_names,
+            video=video_formats,
         )
 
 
 @dataclass(frozen=True)
 class ExtractJob(Job):
-    """`featgan extract`; started again, it goes on with the images that are left."""
+    """`featgan extract`; a restarted job resumes with the remaining images."""
 
     shards: str
     blackbox: str
-    name: str = "blackbox"
+    cache_name: str = "blackbox"
     layer: str | None = None
-    components: int | None = None
+    num_components: int | None = None
     output_kind: str | None = None
     batch_size: int = 64
 
-    def run(self) -> None:
-        from featgan.blackbox.extraction import extract
+    def execute(self) -> None:
+        from featgan.blackbox.extraction import extract_features
 
-        fields = asdict(self)
-        extract(Path(fields.pop("shards")), fields.pop("blackbox"), fields.pop("name"), **fields)
+        extract_features(
+            Path(self.shards),
+            self.blackbox,
+            self.cache_name,
+            layer=self.layer,
+            num_components=self.num_components,
+            batch_size=self.batch_size,
+            output_kind=self.output_kind,
+        )

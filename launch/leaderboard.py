@@ -1,4 +1,4 @@
-"""leaderboard.csv and leaderboard.html: every run's evaluations side by side, with a curve for each."""
+"""leaderboard.csv and leaderboard.html: the evaluations of all runs in one table, with a curve for each run."""
 
 import csv
 import io
@@ -11,19 +11,16 @@ from typing import Any
 
 import jinja2
 
+from featgan.config.metric_specs import LEADERBOARD_METRICS, METRICS, metric_label
 from featgan.config.schema import Config
 from featgan.run.paths import SUITES, committed_steps, evaluated_steps, evaluation_path
-from featgan.run.schedule import MOST_ATTEMPTS, best_step, failures, measured
-
-COLUMNS = ("shift_aggregate", "ccc", "label_agreement", "flip_success", "valence_ccc", "attribute_agreement",
-           "retrieval_top1", "monotonicity", "diagonal_dominance", "frechet_edited", "self_l1")  # fmt: skip
-"""Measures shown, where a run has them."""
+from featgan.run.schedule import MAX_ATTEMPTS, best_step, count_failures, read_metric
 
 CURVE_WIDTH, CURVE_HEIGHT = 160, 36
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """One evaluation of a run, or one that failed."""
 
     run: str
@@ -33,83 +30,90 @@ class Row:
     values: dict[str, float | None]
 
 
-def collect(runs: Sequence[tuple[Path, Config]]) -> list[Row]:
-    """Every evaluation, run by run, step by step; a run that cannot be read is left out."""
+def collect_rows(runs: Sequence[tuple[Path, Config]]) -> list[LeaderboardRow]:
+    """Return all evaluations by run and step; a run that cannot be read is left out."""
     rows = []
     for run, config in runs:
         with suppress(OSError):
-            rows += rows_of(run, config)
+            rows += run_rows(run, config)
     return rows
 
 
-def rows_of(run: Path, config: Config) -> list[Row]:
-    """A run's evaluations by suite and step, each suite's failures after them."""
-    rows, best = [], (best_step(run, config.evaluation), config.evaluation.suite)
+def run_rows(run: Path, config: Config) -> list[LeaderboardRow]:
+    """Return the evaluations of a run by suite and step, followed by the failures of each suite."""
+    rows, best_evaluation = [], (best_step(run, config.evaluation), config.evaluation.suite)
     for suite in SUITES:
         for step in evaluated_steps(run, suite):
             path = evaluation_path(run, step, suite)
-            values = {name: measured(path, name) for name in COLUMNS}
-            rows.append(Row(run.name, step, suite, "best" if (step, suite) == best else "done", values))
+            values = {name: read_metric(path, name) for name in LEADERBOARD_METRICS}
+            state = "best" if (step, suite) == best_evaluation else "done"
+            rows.append(LeaderboardRow(run.name, step, suite, state, values))
         for step in committed_steps(run):
-            if failures(run, step, suite) >= MOST_ATTEMPTS and step not in evaluated_steps(run, suite):
-                rows.append(Row(run.name, step, suite, "failed", {}))
+            if count_failures(run, step, suite) >= MAX_ATTEMPTS and step not in evaluated_steps(run, suite):
+                rows.append(LeaderboardRow(run.name, step, suite, "failed", {}))
     return rows
 
 
 def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None:
-    """Both files, each whole or as it was; a run's curve is of the measure that marks its best checkpoint."""
-    rows = collect(runs)
-    shown = [name for name in COLUMNS if any(row.values.get(name) is not None for row in rows)]
-    replace(folder / "leaderboard.csv", as_csv(rows, shown))
+    """Write both files, each atomically; the curve of a run shows the metric that selects its best checkpoint."""
+    rows = collect_rows(runs)
+    columns = [name for name in LEADERBOARD_METRICS if any(row.values.get(name) is not None for row in rows)]
+    write_atomically(folder / "leaderboard.csv", format_csv(rows, columns))
     curves = {}
     for run, config in runs:
         with suppress(OSError):
-            curves[run.name] = curve(run, config)
+            curves[run.name] = metric_curve(run, config)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.get_template("leaderboard.html.j2").render(rows=rows, columns=shown, curves=curves)
-    replace(folder / "leaderboard.html", page)
+    specs = [METRICS[name] for name in columns]
+    html = environment.get_template("leaderboard.html.j2").render(rows=rows, specs=specs, curves=curves)
+    write_atomically(folder / "leaderboard.html", html)
 
 
-def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A line an evaluation."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+def format_csv(rows: Sequence[LeaderboardRow], columns: Sequence[str]) -> str:
+    """Return the rows as CSV, one line per evaluation."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["run", "step", "suite", "state", *columns])
     for row in rows:
         values = [row.values.get(name) for name in columns]
         writer.writerow(
             [row.run, row.step, row.suite, row.state, *("" if value is None else value for value in values)]
         )
-    return out.getvalue()
+    return buffer.getvalue()
 
 
-def curve(run: Path, config: Config) -> dict[str, Any]:
-    """A small line's points over the steps, in pixels, with what it shows; of the schedule's suite, or the other."""
-    name = config.evaluation.best.removeprefix("-")
+def metric_curve(run: Path, config: Config) -> dict[str, Any]:
+    """Return the selection metric over the steps as the points of a polyline, in pixels.
+
+    The values are from the suite of the schedule, or from another suite if that one has no evaluation.
+    """
+    name = config.evaluation.selection_metric
     suites = sorted(SUITES, key=lambda suite: suite != config.evaluation.suite)
     suite = next((suite for suite in suites if evaluated_steps(run, suite)), suites[0])
-    found = [(step, measured(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)]
-    points = [(step, value) for step, value in found if value is not None]
-    shown = {"name": name, "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
+    measured_values = [
+        (step, read_metric(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)
+    ]
+    points = [(step, value) for step, value in measured_values if value is not None]
+    curve_data = {"label": metric_label(name), "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
     if not points:
-        return shown
+        return curve_data
     steps, values = zip(*points, strict=True)
-    wide, high = max(steps) - min(steps) or 1, max(values) - min(values) or 1
-    placed = [
+    step_range, value_range = max(steps) - min(steps) or 1, max(values) - min(values) or 1
+    pixels = [
         (
-            2 + (CURVE_WIDTH - 4) * (step - min(steps)) / wide,
-            CURVE_HEIGHT - 2 - (CURVE_HEIGHT - 4) * (value - min(values)) / high,
+            2 + (CURVE_WIDTH - 4) * (step - min(steps)) / step_range,
+            CURVE_HEIGHT - 2 - (CURVE_HEIGHT - 4) * (value - min(values)) / value_range,
         )
         for step, value in points
     ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    return shown | {"points": line, "end": placed[-1], "last": values[-1]}
+    polyline = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
+    return curve_data | {"points": polyline, "end": pixels[-1], "last": values[-1]}
 
 
-def replace(path: Path, text: str) -> None:
-    """Another watch may write at the same time: each writes a file of its own first."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that another watch may write at the same time: each writes to its own temporary file first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)

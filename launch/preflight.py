@@ -1,4 +1,4 @@
-"""What is looked at before a job is submitted, so that a mistake is told here and not hours later in a log."""
+"""Checks before a job is submitted, so that an error is reported at once and not hours later in a log."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,53 +7,65 @@ from featgan.errors import UserError
 
 if TYPE_CHECKING:
     from featgan.config.schema import Config
-    from launch.cluster import Cluster
+    from launch.cluster import ClusterConfig
 
 
-def check_training(config: "Config", cluster: "Cluster", waits: bool) -> None:
-    """UserError unless the processes can share the batch and nobody trains the run (unless it `waits` for that)."""
-    from featgan.run.paths import check_folder
+def check_training(config: "Config", cluster: "ClusterConfig", has_dependency: bool) -> None:
+    """Raise UserError unless the run can be trained by the job.
 
-    check_folder(config)
-    config.check_processes(cluster.nodes * cluster.tasks)
-    if not waits and not cluster.dependency:
-        check_queue(config.run)
+    The run folder must match the configuration, the processes must be able to split the batch, and no other job may be
+    training the run. The last check is skipped if the job starts after another one (`has_dependency`).
+    """
+    from featgan.run.paths import check_run_folder
+
+    check_run_folder(config)
+    config.check_batch_split(cluster.nodes * cluster.num_tasks_per_node)
+    if not has_dependency and not cluster.dependency:
+        check_not_training(config.run_dir)
 
 
-def check_queue(run: Path) -> None:
-    """UserError when a job or a process trains the run: two would undo each other's checkpoints."""
-    from featgan.run.paths import LOCK
-    from featgan.system.file_lease import Hold
-    from launch.snapshot import read_card
-    from launch.status import queue
+def check_not_training(run: Path) -> None:
+    """Raise UserError if a job or a process is training the run: two would overwrite each other's checkpoints."""
+    from featgan.run.paths import TRAINING_LOCK
+    from featgan.system.file_lease import FileLease
+    from launch.snapshot import read_job_info
+    from launch.status import query_queue
 
-    known = queue([str(read_card(folder).get("id")) for folder in run.glob("jobs/*-train")])
-    for job, place in (known or {}).items():
+    queue_entries = query_queue([str(read_job_info(folder).get("id")) for folder in run.glob("jobs/*-train")])
+    for job_id, entry in (queue_entries or {}).items():
         raise UserError(
-            f"{run}: job {job} ({place.state}) trains it already; wait until it is gone, or `scancel {job}` first"
+            f"{run}: is already being trained by job {job_id} ({entry.state});"
+            f" wait for it to finish, or cancel it with `scancel {job_id}`"
         )
-    trainer = Hold(run / LOCK).living()
-    if trainer:
-        raise UserError(f"{run}: {trainer} trains it already; wait until it is done, or end it first")
+    lock_owner = FileLease(run / TRAINING_LOCK).live_owner()
+    if lock_owner:
+        raise UserError(f"{run}: is already being trained by {lock_owner}; wait for it to finish, or stop it")
 
 
-def check_run(run: Path, step: int | None, cluster: "Cluster", after: str | None) -> None:
-    """UserError unless the run has the checkpoint (any by default), or the job waits for another that may make it."""
+def check_run(run: Path, step: int | None, cluster: "ClusterConfig", after_job: str | None) -> None:
+    """Raise UserError unless the run has a checkpoint of the step, or any checkpoint if `step` is None.
+
+    The check is skipped if the job starts after another one, which may write the checkpoint.
+    """
     from featgan.run.paths import committed_steps
 
-    if after or cluster.dependency:
+    if after_job or cluster.dependency:
         return
     if not (run / "config.yaml").is_file():
         raise UserError(
-            f"{run}: no run; `python -m launch train CONFIG run={run}` makes one (or wait for it: --after ID)"
+            f"{run}: no such run; train it with `python -m launch train CONFIG run_dir={run}`,"
+            " or name the job that trains it with --after-job"
         )
     steps = committed_steps(run)
-    if not steps or (step is not None and step not in steps):
-        wanted = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
-        raise UserError(f"{run}: {wanted}; it has {', '.join(map(str, steps)) or 'none'} (or wait for it: --after ID)")
+    if not steps:
+        raise UserError(f"{run}: no checkpoint yet; name the job that trains it with --after-job")
+    if step is not None and step not in steps:
+        raise UserError(f"{run}: no checkpoint of step {step}; its checkpoints are {', '.join(map(str, steps))}")
 
 
-def check_shards(shards: Path, cluster: "Cluster", after: str | None) -> None:
-    """UserError unless the shards are there, or the job waits for another that may make them."""
-    if not (after or cluster.dependency or (shards / "manifest.json").is_file()):
-        raise UserError(f"{shards}: no shards; `featgan pack` makes them (or wait for them: --after ID)")
+def check_shards(shards: Path, cluster: "ClusterConfig", after_job: str | None) -> None:
+    """Raise UserError unless the shards exist, or the job starts after another one, which may write them."""
+    if not (after_job or cluster.dependency or (shards / "manifest.json").is_file()):
+        raise UserError(
+            f"{shards}: no shards; write them with `featgan pack`, or name the job that writes them with --after-job"
+        )

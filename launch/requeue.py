@@ -1,13 +1,16 @@
-"""`python -m launch.requeue FOLDER CODE`: what follows when a job's processes ended with a code that is not 0.
+"""Decide whether a SLURM job is restarted after it ended.
 
-Saved at a signal, or broken down: the same job is queued again and goes on from its last checkpoint. A mistake that
-starting again cannot mend, or the same step reached too often, ends it with a verdict.
+`python -m launch.requeue FOLDER CODE` runs when the processes of a job have ended with an exit code other than 0. After
+a signal (the job has saved a checkpoint) or a crash, the job is requeued and resumes from its last checkpoint. After an
+error that a restart cannot fix, or after too many failures at the same step, it is not restarted; FOLDER/verdict.txt
+says why.
 
-`python -m launch.requeue FOLDER`, when a job starts again: starts that ended without coming here (their node died) are
-counted as failures; when these are too many, the verdict is written and the exit code is not 0.
+`python -m launch.requeue FOLDER` runs when a job is restarted. Attempts that ended without the call above (their node
+died) are recorded as failures. If there are too many, the verdict is written and the exit code is not 0.
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -15,108 +18,113 @@ import time
 from pathlib import Path
 from typing import Any
 
+from featgan.cli.log_handler import install_log_handler
 from featgan.run.paths import committed_steps
-from featgan.system.slurm import ask_slurm
-from launch.jobs import AGAIN, ENDED, MISTAKE
-from launch.snapshot import ATTEMPTS, read_attempts, read_card
+from featgan.system.slurm import run_slurm_command
+from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
+from launch.snapshot import ATTEMPTS_FILE, read_attempts, read_job_info
 
-PATIENCE = 10
-"""A signal without progress is no failure, but a job that gets no further in so many times the failures is stopped."""
+logger = logging.getLogger(__name__)
+
+MAX_SIGNALS_PER_FAILURE = 10
+"""A signal is not a failure, but a job that ends at the same step N * `max_failures` times is not restarted."""
+
+RETRY_DELAYS = (2, 5, 10, 20)
+"""Seconds between queries of a SLURM controller that does not respond; it may be restarting on another machine."""
+
+LOST_EXIT_CODE = 128 + 9
+"""Exit code that is recorded for an attempt that ended without one, as after `kill -9`."""
 
 
-PAUSES = (2, 5, 10, 20)
-"""Seconds between questions to a controller that does not answer: it may be moving to another machine."""
-
-
-LOST = 128 + 9
-"""The code of a start that ended without a word, as `kill -9` would have it."""
-
-
-def decide(attempts: list[dict[str, Any]], most: int) -> str | None:
-    """Why the job must not start again, given all its attempts with the one that has just ended; None: it may."""
-    last = attempts[-1]
-    if last["code"] == MISTAKE:
-        return "a mistake that starting again cannot mend (the log's last lines say which)"
-    here = [attempt for attempt in attempts if attempt["step"] == last["step"]]
-    failures = sum(attempt["code"] != AGAIN for attempt in here)
-    if failures >= most:
-        return f"failed {failures} times at step {last['step']} (code {last['code']})"
-    if len(here) >= PATIENCE * most:
-        return f"stopped by signals {len(here)} times at step {last['step']}: the time limit is too short for a step"
+def find_stop_reason(attempts: list[dict[str, Any]], max_failures: int) -> str | None:
+    """Return why the job must not be restarted after its last attempt; None if it may be restarted."""
+    last_attempt = attempts[-1]
+    code, step = last_attempt["code"], last_attempt["step"]
+    if code == EXIT_USER_ERROR:
+        return "a restart cannot fix this error (see the last lines of the log)"
+    same_step_attempts = [attempt for attempt in attempts if attempt["step"] == step]
+    num_failures = sum(attempt["code"] != EXIT_REQUEUE for attempt in same_step_attempts)
+    if num_failures >= max_failures:
+        return f"failed {num_failures} times at step {step} (exit code {code})"
+    if len(same_step_attempts) >= MAX_SIGNALS_PER_FAILURE * max_failures:
+        return f"signaled {len(same_step_attempts)} times at step {step}; the time limit is too short for one step"
     return None
 
 
-def record(folder: Path, code: int, restart: str) -> list[dict[str, Any]]:
-    """Add an attempt to FOLDER/attempts.jsonl; returns all of them."""
-    # Steps are a training's progress; another job's failures are not apart because a training goes on beside it.
+def record_attempt(folder: Path, code: int, restart: str) -> list[dict[str, Any]]:
+    """Append an attempt to FOLDER/attempts.jsonl and return all attempts."""
+    # The step measures the progress of a training job. Other jobs always record step 0: a training that runs at the
+    # same time would otherwise make their failures look like progress.
     step = max(committed_steps(folder.parent.parent), default=0) if folder.name.endswith("-train") else 0
     attempt = {"time": time.time(), "code": code, "step": step, "restart": restart}
-    with (folder / ATTEMPTS).open("a") as file:
+    with (folder / ATTEMPTS_FILE).open("a") as file:
         file.write(json.dumps(attempt) + "\n")
     return read_attempts(folder)
 
 
-def state_of(job: str) -> str:
-    """What SLURM says of a job: RUNNING, CANCELLED, ...; RUNNING as well without its answer.
+def query_job_state(job_id: str) -> str:
+    """Return the SLURM state of a job (RUNNING, CANCELLED, ...); RUNNING if SLURM does not respond.
 
-    While a job that SLURM ends still has processes, its state is COMPLETING; only the reason then tells the end of its
-    time from a cancellation.
+    A job whose processes are still ending is COMPLETING, whatever ended it. The reason then distinguishes the time
+    limit (returned as TIMEOUT) from a cancellation.
     """
-    shown = ask_slurm("scontrol", "show", "job", job, "--oneliner", pauses=PAUSES)
-    if shown is None:
+    result = run_slurm_command("scontrol", "show", "job", job_id, "--oneliner", retry_delays=RETRY_DELAYS)
+    if result is None:
         return "RUNNING"
-    found = {name: re.search(rf"\b{name}=(\w+)", shown.stdout) for name in ("JobState", "Reason")}
-    state, reason = (match[1] if match else "" for match in found.values())
+    matches = {name: re.search(rf"\b{name}=(\w+)", result.stdout) for name in ("JobState", "Reason")}
+    state, reason = (match[1] if match else "" for match in matches.values())
     return "TIMEOUT" if (state, reason) == ("COMPLETING", "TimeLimit") else state or "RUNNING"
 
 
-def give_up(folder: Path, verdict: str) -> None:
-    """Write FOLDER/verdict.txt, and say it in the job's log."""
-    logs = read_card(folder).get("log") or f"{folder}/{os.environ['SLURM_JOB_ID']}_*_log.err"
-    text = f"{folder.name}: given up: {verdict}; logs: {logs}"
+def write_verdict(folder: Path, stop_reason: str) -> None:
+    """Write FOLDER/verdict.txt and log it."""
+    logs = read_job_info(folder).get("log") or f"{folder}/{os.environ['SLURM_JOB_ID']}_*_log.err"
+    text = f"{folder.name}: not restarted: {stop_reason}; logs: {logs}"
     (folder / "verdict.txt").write_text(text + "\n")
-    print(f"launch: {text}", file=sys.stderr)
+    logger.error(text)
 
 
-def most_failures() -> int:
+def max_failures_from_env() -> int:
+    """Return the number of failures at one step after which a job is not restarted."""
     return int(os.environ.get("FEATGAN_MAX_FAILURES", "3"))
 
 
-def start_again(folder: Path) -> bool:
-    """Count starts of the job that nobody has counted; whether it may start once more."""
-    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    verdict = None
-    for lost in range(len(read_attempts(folder)), restart):
-        print(f"launch: start {lost} ended without a word: its node died, or SLURM ended it in haste", file=sys.stderr)
-        verdict = decide(record(folder, LOST, str(lost)), most_failures())
-    if verdict:
-        give_up(folder, verdict)
-    return verdict is None
+def count_lost_starts(folder: Path) -> bool:
+    """Record the attempts that ended without a record, and return whether the job may continue."""
+    restart_count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    stop_reason = None
+    for lost_start in range(len(read_attempts(folder)), restart_count):
+        logger.warning(f"attempt {lost_start} ended without a record: its node died, or SLURM killed the job script")
+        stop_reason = find_stop_reason(record_attempt(folder, LOST_EXIT_CODE, str(lost_start)), max_failures_from_env())
+    if stop_reason:
+        write_verdict(folder, stop_reason)
+    return stop_reason is None
 
 
 def main(folder: Path, code: int) -> None:
-    """Queue the job again, or write FOLDER/verdict.txt; both are said in the job's log."""
-    job, ended = os.environ["SLURM_JOB_ID"], folder / ENDED
-    if ended.exists():
-        code = int(ended.read_text() or code)
-        ended.unlink()
-    attempts = record(folder, code, os.environ.get("SLURM_RESTART_COUNT", "0"))
-    verdict = decide(attempts, most_failures())
-    # A job that was not ready at the end of its time goes on from its last checkpoint; a cancelled one stays so.
-    if verdict is None and (state := state_of(job)) not in ("RUNNING", "TIMEOUT"):
-        print(f"launch: job {job} is {state.lower()}: cancelled, or queued already", file=sys.stderr)
+    """Requeue the job, or write FOLDER/verdict.txt; the decision is logged."""
+    job_id, exit_code_path = os.environ["SLURM_JOB_ID"], folder / EXIT_CODE_FILE
+    if exit_code_path.exists():
+        code = int(exit_code_path.read_text() or code)
+        exit_code_path.unlink()
+    attempts = record_attempt(folder, code, os.environ.get("SLURM_RESTART_COUNT", "0"))
+    stop_reason = find_stop_reason(attempts, max_failures_from_env())
+    # A job that reached its time limit before it had saved is restarted too; a cancelled job is not.
+    if stop_reason is None and (state := query_job_state(job_id)) not in ("RUNNING", "TIMEOUT"):
+        logger.info(f"job {job_id} is {state.lower()}: it was cancelled, or is already in the queue")
         return
-    if verdict is None:
-        print(f"launch: code {code} at step {attempts[-1]['step']}: job {job} is queued again", file=sys.stderr)
-        asked = ask_slurm("scontrol", "requeue", job, pauses=PAUSES)
-        if asked is None or asked.returncode:
-            reason = "its controller does not answer" if asked is None else asked.stderr.strip()
-            verdict = f"SLURM does not queue it again ({reason}); the same command goes on"
-    if verdict:
-        give_up(folder, verdict)
+    if stop_reason is None:
+        logger.info(f"job {job_id} ended with exit code {code} at step {attempts[-1]['step']}; it is requeued")
+        requeue_result = run_slurm_command("scontrol", "requeue", job_id, retry_delays=RETRY_DELAYS)
+        if requeue_result is None or requeue_result.returncode:
+            reason = "its controller does not respond" if requeue_result is None else requeue_result.stderr.strip()
+            stop_reason = f"SLURM cannot requeue the job ({reason}); run the same command again to resume"
+    if stop_reason:
+        write_verdict(folder, stop_reason)
 
 
 if __name__ == "__main__":
+    install_log_handler()
     if len(sys.argv) == 2:
-        sys.exit(0 if start_again(Path(sys.argv[1])) else MISTAKE)
+        sys.exit(0 if count_lost_starts(Path(sys.argv[1])) else EXIT_USER_ERROR)
     main(Path(sys.argv[1]), int(sys.argv[2]))

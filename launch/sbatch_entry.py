@@ -1,7 +1,7 @@
-"""A training that was submitted by hand (slurm/train.sbatch), looked after as one that the launcher submits.
+"""Train in a job submitted with sbatch (slurm/train.sbatch), with the same bookkeeping as a job of the launcher.
 
-`python -m launch.sbatch_entry CONFIG [KEY=VALUE]...` prints its job folder, RUN/jobs/NNN-train.
-`python -m launch.sbatch_entry --run FOLDER` trains what is written there, in every process.
+`python -m launch.sbatch_entry CONFIG [KEY=VALUE]...` creates the job folder RUN/jobs/NNN-train and prints it.
+`python -m launch.sbatch_entry --run FOLDER` trains what the job folder describes; every process calls it.
 """
 
 import os
@@ -9,62 +9,82 @@ import sys
 import time
 from pathlib import Path
 
-from featgan.cli.main import explain, train
+import click
+
+from featgan.cli.click_helpers import CONTEXT_SETTINGS, PATH_TYPE, resume_options, run_command
 from featgan.config.loading import load_config
 from featgan.errors import UserError
-from featgan.run.paths import check_folder
-from launch.jobs import ENDED, TrainJob, is_first
-from launch.snapshot import DONE, make_job_folder, read_card, write_card
+from featgan.run.paths import check_run_folder
+from launch.jobs import EXIT_CODE_FILE, TrainJob, is_rank_zero
+from launch.snapshot import DONE_FILE, make_job_folder, read_job_info, write_job_info
 
 
-def find_folder(arguments: list[str]) -> Path:
-    """The folder of this SLURM job, with the configuration of its first start."""
-    given = train.make_context("train.sbatch", list(arguments)).params
-    unfit = [name for name in ("dry_run", "profile") if given[name]]
-    if unfit:
-        raise UserError(f"--{unfit[0].replace('_', '-')}: not in a job; `featgan train` does that")
-    config = load_config(given["config"], given["overrides"])
-    job, jobs = os.environ["SLURM_JOB_ID"], (config.run / "jobs").absolute()
-    for folder in jobs.glob("*-train"):
-        if str(read_card(folder).get("id")) == job:
-            return folder  # goes on as it was submitted, whatever the file says by now
-    check_folder(config)
-    folder, origin = make_job_folder(jobs, "train"), given["resume_from"]
-    wishes = {"resume_from": str(origin.absolute()) if origin else None, "fresh_optimizer": given["fresh_optimizer"]}
-    work = TrainJob(config.model_dump(mode="json"), **wishes)
-    for document, text in work.documents().items():
-        (folder / document).write_text(text)
-    log = Path.cwd() / f"{os.environ.get('SLURM_JOB_NAME', 'featgan-train')}-{job}.log"
-    card = {"id": job, "kind": "train", "name": "by hand", "submitted": time.time(), "log": str(log), **wishes}
-    write_card(folder, card | {"cluster": {"executor": "slurm"}, "command": arguments})
+@click.command(context_settings=CONTEXT_SETTINGS)
+@click.argument("config", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@resume_options
+@click.option("--run", "job_folder", type=PATH_TYPE, help="Job folder to train; without it, the folder is created.")
+def cli(
+    config: str | None,
+    overrides: tuple[str, ...],
+    resume_from: Path | None,
+    reset_optimizer: bool,
+    job_folder: Path | None,
+) -> None:
+    """Train in a job submitted with sbatch, with the same bookkeeping as a job of the launcher.
+
+    Without --run, the arguments are those of `featgan train`; the job folder is created and printed.
+    """
+    if job_folder is not None:
+        run_train_job(job_folder)
+        return
+    if config is None:
+        raise UserError("sbatch_entry: no configuration; give a YAML file or the name of a preset")
+    folder = find_or_create_job_folder(config, overrides, resume_from, reset_optimizer)
+    (folder / EXIT_CODE_FILE).unlink(missing_ok=True)
+    click.echo(folder)
+
+
+def find_or_create_job_folder(
+    config_name: str, overrides: tuple[str, ...] = (), resume_from: Path | None = None, reset_optimizer: bool = False
+) -> Path:
+    """Return the folder of this SLURM job. The first start of the job creates it and stores the configuration."""
+    config = load_config(config_name, overrides)
+    job_id, jobs_folder = os.environ["SLURM_JOB_ID"], (config.run_dir / "jobs").absolute()
+    for folder in jobs_folder.glob("*-train"):
+        if str(read_job_info(folder).get("id")) == job_id:
+            return folder  # a restarted job uses the stored configuration, even if the file has changed
+    check_run_folder(config)
+    folder = make_job_folder(jobs_folder, "train")
+    checkpoint = str(resume_from.absolute()) if resume_from else None
+    train_job = TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
+    for file_name, text in train_job.files_to_write().items():
+        (folder / file_name).write_text(text)
+    log_path = Path.cwd() / f"{os.environ.get('SLURM_JOB_NAME', 'featgan-train')}-{job_id}.log"
+    job_info = {
+        "id": job_id,
+        "kind": "train",
+        "name": "sbatch",
+        "submitted": time.time(),
+        "log": str(log_path),
+        "resume_from": checkpoint,
+        "reset_optimizer": reset_optimizer,
+        "cluster": {"executor": "slurm"},
+        "command": sys.argv,
+    }
+    write_job_info(folder, job_info)
     return folder
 
 
-def run(folder: Path) -> None:
-    """Train as the folder says; leaves with a code that `launch.requeue` understands."""
+def run_train_job(folder: Path) -> None:
+    """Train what the job folder describes, and exit with a code for `launch.requeue`."""
     os.environ["SUBMITIT_FOLDER"] = str(folder)
-    card = read_card(folder)
+    job_info = read_job_info(folder)
     config = load_config(str(folder / "config.yaml")).model_dump(mode="json")
-    TrainJob(config, card.get("resume_from"), bool(card.get("fresh_optimizer")))()
-    if is_first():
-        (folder / DONE).touch()
-
-
-def main(arguments: list[str]) -> None:
-    if arguments[:1] == ["--run"]:
-        run(Path(arguments[1]))
-        return
-    try:
-        folder = find_folder(arguments)
-        (folder / ENDED).unlink(missing_ok=True)
-        print(folder)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(f"featgan: {line}", file=sys.stderr)
-        sys.exit(2)
+    TrainJob(config, job_info.get("resume_from"), bool(job_info.get("reset_optimizer")))()
+    if is_rank_zero():
+        (folder / DONE_FILE).touch()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(cli, "python -m launch.sbatch_entry", sys.argv[1:])

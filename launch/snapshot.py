@@ -1,4 +1,4 @@
-"""A job's folder: the code and configuration as they were when it was submitted, so that later edits change nothing."""
+"""The job folder: a copy of the code and the configuration at submission, so that later edits do not affect the job."""
 
 import json
 import re
@@ -11,20 +11,21 @@ from featgan.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
-KINDS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js")
-ATTEMPTS = "attempts.jsonl"
-"""How each start of a job ended, in its folder."""
+FILE_PATTERNS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js")
 
-DONE = "done"
-"""Left by a job that was submitted by hand and has succeeded; submitit leaves a result."""
+ATTEMPTS_FILE = "attempts.jsonl"
+"""File in the job folder with one line for each attempt (start of the job) that has ended."""
 
-NUMBERED = re.compile(r"(\d{3,})-(\w+)")
+DONE_FILE = "done"
+"""File that marks the success of a job submitted with sbatch. For jobs of the launcher, submitit writes a result."""
+
+JOB_FOLDER_PATTERN = re.compile(r"(\d{3,})-(\w+)")
 
 
 def make_job_folder(jobs: Path, kind: str) -> Path:
-    """The next free JOBS/NNN-KIND, made; two that submit at once get different ones."""
+    """Create the next free folder JOBS/NNN-KIND; concurrent submissions get different folders."""
     jobs.mkdir(parents=True, exist_ok=True)
-    numbers = [int(match[1]) for path in jobs.iterdir() if (match := NUMBERED.fullmatch(path.name))]
+    numbers = [int(match[1]) for path in jobs.iterdir() if (match := JOB_FOLDER_PATTERN.fullmatch(path.name))]
     for number in range(max(numbers, default=0) + 1, 1_000_000):
         folder = jobs / f"{number:03d}-{kind}"
         try:
@@ -32,15 +33,15 @@ def make_job_folder(jobs: Path, kind: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{jobs}: has no free number left; remove old jobs")
+    raise UserError(f"{jobs}: no free job number; remove old job folders")
 
 
 def copy_code(folder: Path) -> Path:
-    """The packages and presets under FOLDER/code, which the job has on its PYTHONPATH."""
+    """Copy the packages and presets to FOLDER/code, which is on the PYTHONPATH of the job."""
     code = folder / "code"
     for package in PACKAGES:
-        for kind in KINDS:
-            for source in (ROOT / package).rglob(kind):
+        for pattern in FILE_PATTERNS:
+            for source in (ROOT / package).rglob(pattern):
                 copy_file(source, code / source.relative_to(ROOT))
     for source in (ROOT / "configs").rglob("*.yaml"):
         copy_file(source, code / source.relative_to(ROOT))
@@ -48,28 +49,29 @@ def copy_code(folder: Path) -> Path:
 
 
 def copy_file(source: Path, target: Path) -> None:
+    """Copy a file and create the folder of the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """job.json: what was submitted, for status and for people."""
-    (folder / "job.json").write_text(json.dumps(card, indent=1) + "\n")
+def write_job_info(folder: Path, job_info: dict[str, Any]) -> None:
+    """Write job.json, which describes what was submitted."""
+    (folder / "job.json").write_text(json.dumps(job_info, indent=1) + "\n")
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """job.json; empty where it is not there yet or cannot be read."""
+def read_job_info(folder: Path) -> dict[str, Any]:
+    """Read job.json; empty if it is missing or cannot be read."""
     try:
-        card = json.loads((folder / "job.json").read_text())
+        job_info = json.loads((folder / "job.json").read_text())
     except (OSError, ValueError):
         return {}
-    return card if isinstance(card, dict) else {}
+    return job_info if isinstance(job_info, dict) else {}
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """Every start of a job that has ended; lines that a kill cut off are left out."""
-    path, found = folder / ATTEMPTS, []
+    """Return the attempts of a job that have ended, skipping incomplete lines."""
+    path, attempts = folder / ATTEMPTS_FILE, []
     for line in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            attempts.append(json.loads(line))
+    return attempts

@@ -1,4 +1,4 @@
-"""What the jobs of a run are doing, from the run's own files and, where there is one, SLURM's queue."""
+"""Report the state of a run's jobs, from the files of the run and, if available, the SLURM queue."""
 
 import json
 import os
@@ -13,20 +13,31 @@ from rich.table import Table
 from featgan.config.loading import read_yaml
 from featgan.errors import UserError
 from featgan.run.paths import SUITES, committed_steps, evaluated_steps
-from featgan.system.slurm import ask_slurm
-from launch.jobs import AGAIN, ENDED
-from launch.snapshot import ATTEMPTS, DONE, read_attempts, read_card
+from featgan.system.slurm import run_slurm_command
+from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE
+from launch.snapshot import ATTEMPTS_FILE, DONE_FILE, read_attempts, read_job_info
 
-TAIL = 1 << 18
-"""Bytes looked at from the end of metrics.jsonl."""
+TAIL_BYTES = 1 << 18
+"""Bytes that are read from the end of metrics.jsonl."""
 
+SPEED_KEY = "speed/images_per_second"
 
-SPEED = "speed/images_per_second"
+COLUMN_WIDTHS = {
+    "job": None,
+    "id": None,
+    "state": 10,
+    "node": None,
+    "time left": 10,
+    "step": 7,
+    "images/s": 8,
+    "ETA": 7,
+}
+"""Columns of the table, with minimum widths that keep words on one line; together they fit 80 characters."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
+class RunProgress:
+    """Training progress of a run; None where it is unknown."""
 
     step: int | None
     steps: int | None
@@ -35,84 +46,87 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last step at the present speed."""
+        """Estimated time to the last step at the current speed, in seconds."""
         if self.step is None or not self.steps or not self.images_per_second or not self.batch_size:
             return None
         return (self.steps - self.step) * self.batch_size / self.images_per_second
 
 
-def read_progress(run: Path) -> Progress:
-    """From config.yaml and the last line of metrics.jsonl that tells the speed; evaluations write lines as well."""
+def read_progress(run: Path) -> RunProgress:
+    """Read config.yaml and the last line of metrics.jsonl that holds the speed; evaluations write lines as well."""
     training: dict[str, Any] = {}
     if (run / "config.yaml").is_file():
         training = read_yaml(run / "config.yaml").get("training", {})
-    last = last_line(run / "metrics.jsonl", SPEED)
-    speed = last.get(SPEED)
-    return Progress(last.get("step"), training.get("steps"), speed, training.get("batch_size"))
+    last_entry = last_entry_with_key(run / "metrics.jsonl", SPEED_KEY)
+    speed = last_entry.get(SPEED_KEY)
+    return RunProgress(last_entry.get("step"), training.get("steps"), speed, training.get("batch_size"))
 
 
-def last_line(path: Path, key: str) -> dict[str, Any]:
-    """The last line that is whole JSON and has the key; empty where there is none."""
+def last_entry_with_key(path: Path, key: str) -> dict[str, Any]:
+    """Return the last line that is complete JSON and has the key; empty if there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - TAIL, 0))
+            file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return {}
     for line in reversed(lines):
         try:
-            found = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and key in found:
-            return found
+        if isinstance(entry, dict) and key in entry:
+            return entry
     return {}
 
 
 @dataclass(frozen=True)
-class Place:
-    """What SLURM's queue says of a job: its state, its node or why it waits, the time limit's left."""
+class QueueEntry:
+    """A job in the SLURM queue: its state, its nodes or the reason why it is pending, and its remaining time."""
 
     state: str
     node: str
-    left: str
+    time_left: str
 
 
-def queue(jobs: Sequence[str]) -> dict[str, Place] | None:
-    """Each job that SLURM still knows; None where SLURM does not answer."""
-    # squeue refuses a whole list for one unknown job, so it is asked for all of them.
-    shown = ask_slurm("squeue", "--noheader", "--format=%i|%T|%L|%R")
-    if shown is None or shown.returncode:
+def query_queue(job_ids: Sequence[str]) -> dict[str, QueueEntry] | None:
+    """Return the jobs that are in the SLURM queue, by ID; None if SLURM does not respond."""
+    # squeue rejects a list of IDs if one of them is unknown, so the complete queue is requested.
+    result = run_slurm_command("squeue", "--noheader", "--format=%i|%T|%L|%R")
+    if result is None or result.returncode:
         return None
-    rows = (line.split("|", 3) for line in shown.stdout.splitlines())
-    return {row[0]: Place(row[1].lower(), row[3], row[2]) for row in rows if len(row) == 4 and row[0] in jobs}
+    rows = (line.split("|", 3) for line in result.stdout.splitlines())
+    return {row[0]: QueueEntry(row[1].lower(), row[3], row[2]) for row in rows if len(row) == 4 and row[0] in job_ids}
 
 
-def settled_state(folder: Path, card: dict[str, Any], answered: bool) -> str:
-    """What became of a job that the queue does not hold, by the files that it left; `answered`: there is a queue."""
+def finished_state(folder: Path, job_info: dict[str, Any], has_queue: bool) -> str:
+    """Return the state of a job that is not in the queue, from the files in its folder.
+
+    `has_queue` is whether SLURM responded.
+    """
     if (folder / "verdict.txt").is_file():
-        return "given up"
-    # submitit's result is written after success only: a failed process of ours leaves by its exit code.
-    if (folder / f"{card.get('id')}_0_result.pkl").is_file() or (folder / DONE).is_file():
+        return "not restarted"
+    # submitit writes a result after success only: a failed process exits before that.
+    if (folder / f"{job_info.get('id')}_0_result.pkl").is_file() or (folder / DONE_FILE).is_file():
         return "done"
-    if (folder / ATTEMPTS).is_file():
+    if (folder / ATTEMPTS_FILE).is_file():
         return "failed or cancelled"
-    if (folder / ENDED).is_file():
-        # Its script was not left to look at that, or there is none: it saved itself at a signal, or it failed.
-        return "cancelled" if (folder / ENDED).read_text().strip() == str(AGAIN) else "failed"
-    on_slurm = card.get("cluster", {}).get("executor") == "slurm"
-    if not on_slurm and not is_alive(card.get("id")):
+    if (folder / EXIT_CODE_FILE).is_file():
+        # The job script, which reads this file, was killed, or the job has none (executor: local).
+        return "cancelled" if (folder / EXIT_CODE_FILE).read_text().strip() == str(EXIT_REQUEUE) else "failed"
+    on_slurm = job_info.get("cluster", {}).get("executor") == "slurm"
+    if not on_slurm and not is_process_alive(job_info.get("id")):
         return "failed or lost"
-    answered = answered and on_slurm
+    has_queue = has_queue and on_slurm
     if any(folder.glob("*_log.out")):
-        return "cancelled, out of time or lost" if answered else "running or lost"
-    return "cancelled" if answered else "not started"
+        return "cancelled, timed out or lost" if has_queue else "running or lost"
+    return "cancelled" if has_queue else "not started"
 
 
-def is_alive(number: object) -> bool:
-    """Whether a process of this machine has the number."""
+def is_process_alive(process_id: object) -> bool:
+    """Return whether this machine has a process with the ID."""
     try:
-        os.kill(int(str(number)), 0)
+        os.kill(int(str(process_id)), 0)
     except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:
@@ -120,49 +134,61 @@ def is_alive(number: object) -> bool:
     return True
 
 
-def status_table(run: Path) -> Table:
-    """A row a job of a run; UserError where there are none."""
+def find_job_folders(run: Path) -> list[Path]:
+    """Return the job folders of a run in the order of submission. Raises UserError if there are none."""
     folders = sorted(path for path in (run / "jobs").glob("*-*") if (path / "job.json").is_file())
     if not folders:
-        raise UserError(f"{run}: no jobs; `python -m launch train CONFIG run={run}` submits one")
-    cards = {folder: read_card(folder) for folder in folders}
-    known = queue([str(card.get("id")) for card in cards.values()])
-    trainings = [folder for folder, card in cards.items() if card.get("kind") == "train"]
-    table = Table(title=str(run), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for heading in ("job", "id", "state", "node", "limit", "step", "images/s", "left", "log"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("job", "id", "step"))
-    for folder, card in cards.items():
-        settled = Place(settled_state(folder, card, known is not None), "", "")
-        place = (known or {}).get(str(card.get("id")), settled)
-        figures = ("", "", "")
-        if folder in trainings:  # what the run shows of itself is of the newest one
-            figures = training_figures(read_progress(run)) if folder == trainings[-1] else former_figures(folder)
-        table.add_row(folder.name, str(card.get("id")), place.state, place.node, place.left, *figures, log_of(folder))
-    steps, suites = committed_steps(run), {suite: evaluated_steps(run, suite) for suite in SUITES}
-    said = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
-    said += [f"last {suite} evaluation: {max(done)}" for suite, done in suites.items() if done]
-    said += [path.read_text().strip() for folder in folders for path in folder.glob("verdict.txt")]
-    table.caption, table.caption_justify = "\n".join(said), "left"
+        raise UserError(f"{run}: no jobs; submit one with `python -m launch train CONFIG run_dir={run}`")
+    return folders
+
+
+def status_table(run: Path) -> Table:
+    """Return a table with one row per job of a run."""
+    job_infos = {folder: read_job_info(folder) for folder in find_job_folders(run)}
+    queue_entries = query_queue([str(job_info.get("id")) for job_info in job_infos.values()])
+    trainings = [folder for folder, job_info in job_infos.items() if job_info.get("kind") == "train"]
+    table = Table(title=str(run), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0))
+    for heading, min_width in COLUMN_WIDTHS.items():
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("job", "id"), min_width=min_width)
+    for folder, job_info in job_infos.items():
+        finished_entry = QueueEntry(finished_state(folder, job_info, queue_entries is not None), "", "")
+        entry = (queue_entries or {}).get(str(job_info.get("id")), finished_entry)
+        progress_cells = ("", "", "")
+        if folder in trainings:  # metrics.jsonl describes the latest training job only
+            progress_cells = (
+                format_progress(read_progress(run)) if folder == trainings[-1] else format_last_attempt(folder)
+            )
+        table.add_row(folder.name, str(job_info.get("id")), entry.state, entry.node, entry.time_left, *progress_cells)
     return table
 
 
-def training_figures(progress: Progress) -> tuple[str, str, str]:
-    """Step, speed and time left, as shown."""
+def status_lines(run: Path) -> list[str]:
+    """Return lines to print below the table: last checkpoint, last evaluations, verdicts and logs."""
+    folders, steps = find_job_folders(run), committed_steps(run)
+    evaluations = {suite: evaluated_steps(run, suite) for suite in SUITES}
+    lines = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
+    lines += [f"last {suite} evaluation: {max(done)}" for suite, done in evaluations.items() if done]
+    lines += [path.read_text().strip() for folder in folders for path in folder.glob("verdict.txt")]
+    return lines + [f"log of {folder.name}: {log}" for folder in folders if (log := latest_log(folder))]
+
+
+def format_progress(progress: RunProgress) -> tuple[str, str, str]:
+    """Return the cells for step, speed and estimated time to the last step."""
     if progress.step is None:
         return "-", "-", "-"
-    left = progress.seconds_left
-    hours = "-" if left is None else f"{int(left) // 3600}:{int(left) % 3600 // 60:02d} h"
+    seconds_left = progress.seconds_left
+    hours = "-" if seconds_left is None else f"{int(seconds_left) // 3600}:{int(seconds_left) % 3600 // 60:02d} h"
     speed = "-" if progress.images_per_second is None else f"{progress.images_per_second:.0f}"
     return f"{progress.step} of {progress.steps}", speed, hours
 
 
-def former_figures(folder: Path) -> tuple[str, str, str]:
-    """The step that a training which is not the newest had saved when it ended last."""
+def format_last_attempt(folder: Path) -> tuple[str, str, str]:
+    """Return the same cells for an earlier training job: the step at which its last attempt ended."""
     attempts = read_attempts(folder)
     return (str(attempts[-1].get("step", "-")) if attempts else "-"), "", ""
 
 
-def log_of(folder: Path) -> str:
-    """The log of a job that was written to last, below the run's folder, or where a job by hand writes."""
+def latest_log(folder: Path) -> str:
+    """Return the most recent log of a job: relative to the run folder, or the log file of sbatch; empty if none."""
     logs = sorted(folder.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
-    return str(logs[-1].relative_to(folder.parent.parent)) if logs else str(read_card(folder).get("log", "-"))
+    return str(logs[-1].relative_to(folder.parent.parent)) if logs else str(read_job_info(folder).get("log", ""))

@@ -1,4 +1,4 @@
-"""From a job and a cluster to sbatch: the script, the job's folder, the submission."""
+"""Submit a job: write the job folder and the sbatch script, and pass the script to SLURM or to this machine."""
 
 import shlex
 import shutil
@@ -12,62 +12,63 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
-from launch.cluster import Cluster, minutes
-from launch.jobs import ENDED, Job
-from launch.snapshot import copy_code, make_job_folder, write_card
+from launch.cluster import ClusterConfig, parse_minutes
+from launch.jobs import EXIT_CODE_FILE, Job
+from launch.snapshot import copy_code, make_job_folder, write_job_info
 
-BEFORE = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.requeue {folder} || exit'
-"""A job that starts again first looks at how its former start ended."""
+RESTART_CHECK = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.requeue {folder} || exit'
+"""Run first by a restarted job: check how its previous attempt ended."""
 
-AFTER = """\
-featgan_after() {{
+REQUEUE_TRAP = """\
+featgan_requeue() {{
   code=$?
   trap - EXIT
   [ "$code" -eq 0 ] || {python} -m launch.requeue {folder} "$code"
   exit "$code"
 }}
-trap featgan_after EXIT"""
-"""Looks at how srun ended; the script's own exit code stays what it was."""
+trap featgan_requeue EXIT"""
+"""Run after srun: requeue the job if it failed. The exit code of the script is unchanged."""
 
 
-def setup_lines(cluster: Cluster, folder: Path) -> list[str]:
-    """Shell lines before the command: the site's, then the snapshot's code, then what follows the end."""
+def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
+    """Return the shell lines before the command: the site's setup, the path of the copied code, the requeue trap."""
     code = shlex.quote(str(folder / "code"))
     lines = [
         *cluster.setup,
-        # The folder that the job starts in may hold newer code, so it stays off Python's path.
+        # PYTHONSAFEPATH excludes the working directory, which may contain newer code.
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
     ]
     if cluster.executor == "slurm":
-        # Left by a former start that was ended before anybody read it.
-        lines.append(f"rm -f {shlex.quote(str(folder / ENDED))}")
+        # A previous attempt may have been killed before its exit code was read.
+        lines.append(f"rm -f {shlex.quote(str(folder / EXIT_CODE_FILE))}")
         lines.append(f"export FEATGAN_MAX_FAILURES={cluster.max_failures}")
-        lines.append(BEFORE.format(python=interpreter(cluster), folder=shlex.quote(str(folder))))
-        lines.append(AFTER.format(python=interpreter(cluster), folder=shlex.quote(str(folder))))
+        lines.append(RESTART_CHECK.format(python=python_command(cluster), folder=shlex.quote(str(folder))))
+        lines.append(REQUEUE_TRAP.format(python=python_command(cluster), folder=shlex.quote(str(folder))))
     return lines
 
 
-def interpreter(cluster: Cluster) -> str:
+def python_command(cluster: ClusterConfig) -> str:
+    """Return the Python interpreter of the job."""
     return cluster.python or shlex.quote(sys.executable)
 
 
-def sbatch_parameters(cluster: Cluster, folder: Path, name: str, dependency: str | None) -> dict[str, Any]:
-    """What submitit is told; what the cluster leaves out is not mentioned."""
-    extra: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True, **cluster.parameters}
-    dependency = ",".join(wish for wish in (dependency, cluster.dependency) if wish) or None
+def sbatch_parameters(cluster: ClusterConfig, folder: Path, name: str, dependency: str | None) -> dict[str, Any]:
+    """Return the parameters for submitit; options that are not set are left out."""
+    extra_parameters: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True, **cluster.parameters}
+    dependency = ",".join(condition for condition in (dependency, cluster.dependency) if condition) or None
     if cluster.reservation:
-        extra["reservation"] = cluster.reservation
+        extra_parameters["reservation"] = cluster.reservation
     if dependency:
-        # A job whose predecessor failed can never start: it must not wait in the queue for ever.
-        extra["kill-on-invalid-dep"] = "yes"
-    given = {
+        # Without this, a job would stay in the queue forever after the job before it has failed.
+        extra_parameters["kill-on-invalid-dep"] = "yes"
+    parameters = {
         "job_name": name,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "time": cluster.time,
         "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.tasks,
+        "ntasks_per_node": cluster.num_tasks_per_node,
         "gpus_per_node": cluster.gpus_per_node or None,
         "cpus_per_task": cluster.cpus_per_task,
         "mem": cluster.mem,
@@ -76,53 +77,64 @@ def sbatch_parameters(cluster: Cluster, folder: Path, name: str, dependency: str
         "dependency": dependency,
         "signal_delay_s": cluster.signal_delay,
         "setup": setup_lines(cluster, folder),
-        # A step does not inherit the cores of the job's tasks, and one dead process ends the step.
+        # srun does not inherit --cpus-per-task. One process that fails must end the others.
         "srun_args": [f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "additional_parameters": extra,
+        "additional_parameters": extra_parameters,
     }
-    return {key: value for key, value in given.items() if value is not None} | {"wckey": cluster.wckey}
+    return {key: value for key, value in parameters.items() if value is not None} | {"wckey": cluster.wckey}
 
 
-def sbatch_script(cluster: Cluster, folder: Path, name: str, dependency: str | None = None) -> str:
-    """The script that `submit` would hand to sbatch."""
-    command = f"{interpreter(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+def sbatch_script(cluster: ClusterConfig, folder: Path, name: str, dependency: str | None = None) -> str:
+    """Return the script that `submit_job` passes to sbatch."""
+    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return _make_sbatch_string(command=command, folder=folder, **sbatch_parameters(cluster, folder, name, dependency))
 
 
-def local_script(cluster: Cluster, folder: Path) -> str:
-    """What `submit` would run on this machine."""
-    command = f"{interpreter(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return "\n".join([f"# {cluster.tasks} times at once, in the background:", *setup_lines(cluster, folder), command])
+def local_script(cluster: ClusterConfig, folder: Path) -> str:
+    """Return what `submit_job` runs on this machine, as a shell script."""
+    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return "\n".join(
+        [f"# In the background, {cluster.num_tasks_per_node} processes:", *setup_lines(cluster, folder), command]
+    )
 
 
-def submit(job: Job, cluster: Cluster, jobs: Path, kind: str, name: str, after: str | None = None) -> tuple[str, Path]:
-    """Submit; returns the job's id and its folder JOBS/NNN-KIND. `after` is the id of a job that must succeed first.
+def submit_job(
+    job: Job, cluster: ClusterConfig, jobs_folder: Path, kind: str, name: str, after_job: str | None = None
+) -> tuple[str, Path]:
+    """Submit a job and return its ID and its folder JOBS/NNN-KIND.
 
-    UserError where the cluster's scheduler is not here or refuses.
+    `after_job` is the ID of a job that must succeed first.
+    Raises UserError if the scheduler is not available or rejects the job.
     """
-    if cluster.executor == "local" and (cluster.nodes > 1 or after):
-        raise UserError("local: jobs run on this machine alone and wait for no others; use --cluster slurm")
-    folder = make_job_folder(jobs.absolute(), kind)
+    if cluster.executor == "local" and (cluster.nodes > 1 or after_job):
+        raise UserError("local: jobs run on one machine and cannot wait for other jobs; use --cluster slurm")
+    folder = make_job_folder(jobs_folder.absolute(), kind)
     copy_code(folder)
-    dependency = f"afterok:{after}" if after else None
+    dependency = f"afterok:{after_job}" if after_job else None
     try:
         executor = make_executor(cluster, folder, name, dependency)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # submitit misses sacct where there is no accounting
-            submitted = executor.submit(job)
+            warnings.simplefilter("ignore")  # submitit warns if sacct is missing, which featgan does not need
+            submitted_job = executor.submit(job)
     except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
-        clear_away(folder)
+        remove_job_folder(folder)
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{cluster.executor}: cannot submit ({reason}); see the script with --dry-run") from error
-    card = {"id": str(submitted.job_id), "kind": kind, "name": name, "submitted": time.time(), "after": after}
-    for document, text in job.documents().items():
-        (folder / document).write_text(text)
-    write_card(folder, card | {"cluster": cluster.model_dump(mode="json"), "command": sys.argv})
-    return str(submitted.job_id), folder
+        raise UserError(f"{cluster.executor}: cannot submit ({reason}); print the script with --dry-run") from error
+    job_info = {
+        "id": str(submitted_job.job_id),
+        "kind": kind,
+        "name": name,
+        "submitted": time.time(),
+        "after_job": after_job,
+    }
+    for file_name, text in job.files_to_write().items():
+        (folder / file_name).write_text(text)
+    write_job_info(folder, job_info | {"cluster": cluster.model_dump(mode="json"), "command": sys.argv})
+    return str(submitted_job.job_id), folder
 
 
-def clear_away(folder: Path) -> None:
-    """Remove a job's folder, and what was made for it."""
+def remove_job_folder(folder: Path) -> None:
+    """Remove a job folder, and the parent folders that were created for it."""
     shutil.rmtree(folder)
     for parent in folder.parents[:2]:
         if not any(parent.iterdir()):
@@ -130,19 +142,19 @@ def clear_away(folder: Path) -> None:
 
 
 def make_executor(
-    cluster: Cluster, folder: Path, name: str, dependency: str | None
+    cluster: ClusterConfig, folder: Path, name: str, dependency: str | None
 ) -> submitit.core.core.PicklingExecutor:
-    """submitit's executor for the cluster."""
+    """Return the submitit executor for the cluster."""
     if cluster.executor == "local":
-        local = submitit.LocalExecutor(folder, python=interpreter(cluster))
-        local.update_parameters(
-            tasks_per_node=cluster.tasks,
+        local_executor = submitit.LocalExecutor(folder, python=python_command(cluster))
+        local_executor.update_parameters(
+            tasks_per_node=cluster.num_tasks_per_node,
             gpus_per_node=cluster.gpus_per_node,
-            timeout_min=minutes(cluster.time),
+            timeout_min=parse_minutes(cluster.time),
             signal_delay_s=cluster.signal_delay,
             setup=setup_lines(cluster, folder),
         )
-        return local
-    slurm = submitit.SlurmExecutor(folder, python=interpreter(cluster))
-    slurm.update_parameters(**sbatch_parameters(cluster, folder, name, dependency))
-    return slurm
+        return local_executor
+    slurm_executor = submitit.SlurmExecutor(folder, python=python_command(cluster))
+    slurm_executor.update_parameters(**sbatch_parameters(cluster, folder, name, dependency))
+    return slurm_executor

@@ -1,83 +1,85 @@
-"""One look at all runs: what is due is claimed and evaluated here, or submitted; then the leaderboard is written."""
+"""Scheduled evaluation: check all runs, claim and evaluate the checkpoints that are due, write the leaderboard."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featgan.config.loading import read_yaml, validate
+from featgan.config.loading import parse_config, read_yaml
 from featgan.config.schema import Config
 from featgan.errors import UserError
-from featgan.run.evaluation_claims import Claim
-from featgan.run.paths import SUITES, steps_with
+from featgan.run.evaluation_claims import EvaluationClaim
+from featgan.run.paths import SUITES, list_result_steps
 from featgan.run.schedule import due_evaluations
-from featgan.system.progress import console
 from launch.leaderboard import write_leaderboard
 
-Start = Callable[[Claim], None]
-"""Has a claimed checkpoint evaluated."""
+logger = logging.getLogger(__name__)
+
+StartEvaluation = Callable[[EvaluationClaim], None]
+"""Evaluates a claimed checkpoint, or submits a job that does."""
 
 
 def find_runs(folder: Path) -> Iterator[tuple[Path, Config]]:
-    """Runs in a folder, or the folder itself, with their configurations; broken ones are named and passed over."""
+    """Yield the runs in a folder, or the folder itself, with their configurations; invalid runs are skipped."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of runs")
+        raise UserError(f"{folder}: no such folder; give a run folder or a folder of runs")
     for path in [folder, *sorted(folder.iterdir())]:
         try:
             if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
-                yield path, validate(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+                yield path, parse_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
         except (UserError, OSError) as error:
-            complain(f"passed over: {error}")
+            logger.warning(f"skipped: {error}")
 
 
-def complain(text: str) -> None:
-    console.print(text, style="yellow", markup=False)
-
-
-def tick(folder: Path, start: Start, most: int = 100) -> int:
-    """Look once at every run; returns the number of checkpoints that were claimed, at most `most`."""
-    claimed = 0
+def poll_once(folder: Path, start_evaluation: StartEvaluation, max_evaluations: int = 100) -> int:
+    """Check every run once and return the number of claimed checkpoints, which is at most `max_evaluations`."""
+    num_claimed = 0
     for run, config in find_runs(folder):
         try:
-            clear_claims(run)
+            release_dead_claims(run)
             for step, suite in due_evaluations(run, config.evaluation):
-                claimed += claimed < most and look(Claim(run, step, suite), start)
+                num_claimed += num_claimed < max_evaluations and try_claim(
+                    EvaluationClaim(run, step, suite), start_evaluation
+                )
         except OSError as error:
-            complain(f"{run}: passed over: {error}")
+            logger.warning(f"{run}: skipped: {error}")
     write_leaderboard(folder, list(find_runs(folder)))
-    console.print(f"{folder / 'leaderboard.html'}: {claimed} begun now", markup=False)
-    return claimed
+    logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} evaluations started")
+    return num_claimed
 
 
-def clear_claims(run: Path) -> None:
-    """Give back what nobody holds any more of suites that may never be due: a claim keeps its checkpoint."""
+def release_dead_claims(run: Path) -> None:
+    """Release the claims whose owner has died, also for suites that are never due: a claim keeps its checkpoint."""
     for suite in SUITES:
-        for step in steps_with(run, suite, "claim"):
-            claim = Claim(run, step, suite)
-            if claim.hold.clear() and not claim.result.exists():
-                claim.count_failure("its process or job ended without a result")
+        for step in list_result_steps(run, suite, "claim"):
+            claim = EvaluationClaim(run, step, suite)
+            if claim.lease.remove_if_stale() and not claim.result_path.exists():
+                claim.record_failure("its process or job ended without a result")
 
 
-def look(claim: Claim, start: Start) -> bool:
-    """Have what is due evaluated, unless it is in other hands; whether it was claimed."""
-    if not claim.take():
+def try_claim(claim: EvaluationClaim, start_evaluation: StartEvaluation) -> bool:
+    """Claim a checkpoint and start its evaluation. Returns False if another process has claimed it."""
+    if not claim.acquire():
         return False
-    console.print(f"{claim.run}: evaluating step {claim.step} ({claim.suite})", markup=False)
+    logger.info(f"{claim.run}: evaluating step {claim.step} ({claim.suite})")
     try:
-        start(claim)
+        start_evaluation(claim)
     except (UserError, OSError, subprocess.SubprocessError) as error:
-        complain(f"{claim.run}: step {claim.step}: {error}")
+        logger.warning(f"{claim.run}: step {claim.step}: {error}")
     return True
 
 
-def evaluate_here(claim: Claim) -> None:
-    """In a process of its own: what breaks it, also a crash of the interpreter, leaves the watch alone."""
-    named = (str(claim.run), str(claim.step), claim.suite, claim.token)
-    failures = claim.attempts()
-    ended = subprocess.run([sys.executable, "-m", "launch.claimed_evaluation", *named], capture_output=True, text=True)
-    if ended.returncode:
-        if claim.attempts() == failures:  # it had no time to note its own end
-            claim.count_failure(f"the process ended with code {ended.returncode}: {ended.stderr[-2000:]}")
-        claim.give_back()
-        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        complain(f"{claim.run}: step {claim.step} failed: {last}")
+def evaluate_in_subprocess(claim: EvaluationClaim) -> None:
+    """Evaluate in a separate process, so that a failure, even a crash of the interpreter, does not stop the watch."""
+    arguments = (str(claim.run), str(claim.step), claim.suite, claim.token)
+    failures = claim.num_failures()
+    result = subprocess.run(
+        [sys.executable, "-m", "launch.claimed_evaluation", *arguments], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        if claim.num_failures() == failures:  # the process was killed before it could record the failure
+            claim.record_failure(f"the process ended with exit code {result.returncode}: {result.stderr[-2000:]}")
+        claim.release()
+        last_message = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        logger.warning(f"{claim.run}: step {claim.step} failed: {last_message}")

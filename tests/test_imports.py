@@ -1,4 +1,4 @@
-"""Imports point down the layers, one module imports accelerate, and the command line starts without heavy imports."""
+"""Imports follow the layers, one module imports accelerate, and the command line starts without heavy imports."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ LAYERS = (
     "features",
     "errors",
 )
-"""Packages and modules of featgan from the top down: each imports from itself and from the layers below it only."""
+"""Packages and modules of featgan, from top to bottom; each imports only from itself and from layers below it."""
 
 INDEPENDENT = (
     ("training", "inference"),
@@ -47,7 +47,7 @@ LAZY_PACKAGES = ("cli", "explore", "bench")
 
 
 def layer_of(module: str) -> int:
-    """The index of the layer that holds `featgan.X.Y`."""
+    """Return the index of the layer of the module `featgan.X.Y`."""
     return LAYERS.index(module.split(".")[1])
 
 
@@ -55,14 +55,15 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init_
 
 
 def module_name(path: Path) -> str:
+    """Return the dotted name of a file's module."""
     return "featgan." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 MODULES = {module_name(path) for path in FILES}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, at the top or inside functions."""
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of featgan that a file imports, at the top or inside functions."""
     imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -75,21 +76,21 @@ def imports_of(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     module = module_name(path)
-    above = {name for name in imports_of(path) if layer_of(name) < layer_of(module)}
+    above = {name for name in imported_modules(path) if layer_of(name) < layer_of(module)}
     assert not above, f"{module} imports from a layer above it: {above}"
 
 
 def test_independent_packages_do_not_import_each_other() -> None:
     for path in FILES:
         package = module_name(path).split(".")[1]
-        imported = {name.split(".")[1] for name in imports_of(path)}
+        imported = {name.split(".")[1] for name in imported_modules(path)}
         for first, second in INDEPENDENT:
             assert not (package == first and second in imported), f"{path} imports {second}"
             assert not (package == second and first in imported), f"{path} imports {first}"
 
 
 def test_modules_have_no_import_cycles() -> None:
-    modules = {module_name(path): imports_of(path) for path in FILES}
+    modules = {module_name(path): imported_modules(path) for path in FILES}
     try:
         tuple(TopologicalSorter(modules).static_order())
     except CycleError as error:
@@ -110,18 +111,18 @@ def test_only_entry_points_import_featgan_inside_functions() -> None:
         assert not nested, f"{path}: imports inside a function, line {nested[0]}"
 
 
-def test_the_root_has_few_modules() -> None:
+def test_package_root_has_at_most_six_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
-def test_nothing_knows_its_launcher_and_one_file_knows_deepspeed() -> None:
+def test_featgan_does_not_import_launch_and_one_module_imports_deepspeed() -> None:
     imported = {path.name: path.read_text() for path in FILES}
     assert not [name for name, text in imported.items() if re.search(r"^\s*(from|import) launch\b", text, re.M)]
     users = [name for name, text in imported.items() if re.search(r"^\s*(from|import) deepspeed\b", text, re.M)]
     assert users == ["deepspeed.py"]
 
 
-def test_only_the_engine_knows_accelerate() -> None:
+def test_only_the_distributed_context_imports_accelerate() -> None:
     users = [
         path.name for path in FILES if "import accelerate" in path.read_text() or "from accelerate" in path.read_text()
     ]
@@ -136,7 +137,7 @@ def test_configuration_and_command_line_import_no_torch() -> None:
 
 
 @pytest.mark.parametrize("module", ["featgan", "launch"])
-def test_the_list_of_commands_waits_for_nothing_heavy(module: str) -> None:
+def test_help_imports_no_heavy_packages(module: str) -> None:
     code = f"""
 import runpy, sys
 sys.argv = ["{module}", "--help"]
@@ -145,12 +146,12 @@ try:
 finally:
     print([name for name in ("torch", "numpy", "pydantic", "yaml", "rich", "submitit") if name in sys.modules])
 """
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent).stdout
-    assert "Commands:" in shown and shown.rstrip().endswith("[]")
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent).stdout
+    assert "Commands:" in output and output.rstrip().endswith("[]")
 
 
-def test_nothing_unpickles() -> None:
+def test_no_module_unpickles() -> None:
     for path in FILES:
         text = path.read_text()
-        for danger in ("pickle.load", "Unpickler", "allow_pickle=True", "weights_only=False", "yaml.load("):
-            assert danger not in text, f"{path.name}: {danger}"
+        for unsafe_call in ("pickle.load", "Unpickler", "allow_pickle=True", "weights_only=False", "yaml.load("):
+            assert unsafe_call not in text, f"{path.name}: {unsafe_call}"

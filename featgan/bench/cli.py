@@ -1,129 +1,249 @@
-"""`featgan bench`: one sub-command a bench; what it measures is imported only when it runs."""
+"""`featgan bench`: one sub-command for each benchmark, which imports its module only when it runs."""
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+if TYPE_CHECKING:
+    from featgan.bench.results import BenchmarkResults
+
 Command = TypeVar("Command", bound=Callable[..., Any])
-positive = click.IntRange(1)
+positive_int = click.IntRange(1)
+
+image_size_option = click.option(
+    "--image-size",
+    default=112,
+    show_default=True,
+    type=click.IntRange(16, 1024),
+    help="Width and height of the images in pixels.",
+)
+dim_option = click.option(
+    "--dim", default=64, show_default=True, type=positive_int, help="Number of channels in the first layer of G."
+)
 
 
 @click.group()
 def bench() -> None:
-    """Measure the fast paths beside the plain ones on this machine."""
+    """Benchmark featgan on this machine.
+
+    Each benchmark compares featgan's code with a naive implementation, an upper bound of the machine, or both.
+    """
 
 
-def common_options(command: Command) -> Command:
-    """How often, and where to."""
+def add_common_options(command: Command) -> Command:
+    """Add the options shared by all benchmarks."""
     for option in (
-        click.option("--markdown", is_flag=True, help="Print Markdown rows, as in docs/performance.md."),
-        click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write everything as JSON."),
-        click.option("--repeats", default=7, show_default=True, type=positive, help="Turns that count."),
+        click.option(
+            "--markdown", is_flag=True, help="Print the results as Markdown table rows, as in docs/performance.md."
+        ),
+        click.option(
+            "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write all results to."
+        ),
+        click.option("--repeats", default=7, show_default=True, type=positive_int, help="Number of timed repetitions."),
     ):
         command = option(command)
     return command
 
 
-def run_bench(name: str, repeats: int, out: Path | None, markdown: bool, **options: Any) -> None:
-    """Run `featgan.bench.NAME`, print what it found, write it where that is asked."""
+def run_and_report(run_benchmark: "Callable[[], BenchmarkResults]", out: Path | None, markdown: bool) -> None:
+    """Run a benchmark, print its results, and write them to `out` if given."""
     from rich.console import Console
 
     from featgan.bench import results
 
-    load, command = os.getloadavg()[0], command_line()
-    found = importlib.import_module(f"featgan.bench.{name}").run(repeats=repeats, **options)
+    load, command = os.getloadavg()[0], format_command_line()
+    benchmark = run_benchmark()
     if out is not None:
-        results.write_json(found, command, load, out)
+        results.write_json(benchmark, command, load, out)
     if markdown:
-        click.echo(results.markdown(found, command))
-        for remark in (*found.remarks, results.machine_line(load)):
-            click.echo(remark, err=True)
+        click.echo(results.to_markdown(benchmark, command))
+        for note in (*benchmark.notes, results.format_machine(load)):
+            click.echo(note, err=True)
     else:
-        results.print_bench(found, load, Console())
+        results.print_results(benchmark, load, Console())
 
 
-def command_line() -> str:
-    """What was typed, without where the results go."""
+def format_command_line() -> str:
+    """Return the command line, without the options that only choose the form of the output."""
     context = click.get_current_context()
-    words = ["featgan", "bench", str(context.info_name)]
+    arguments = ["featgan", "bench", str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in ("out", "markdown"):
             value = context.params[name]
-            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-    return " ".join(words)
+            arguments += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return " ".join(arguments)
 
 
 @bench.command()
-@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
-@click.option("--dim", default=64, show_default=True, type=positive, help="Channels of G's and D's first layer.")
-@click.option("--batch-size", default=16, show_default=True, type=positive, help="Images of a step.")
+@image_size_option
+@click.option(
+    "--dim",
+    default=64,
+    show_default=True,
+    type=positive_int,
+    help="Number of channels in the first layer of G and D.",
+)
+@click.option("--batch-size", default=16, show_default=True, type=positive_int, help="Number of images per step.")
 @click.option(
     "--conditioning",
     default="concat",
     show_default=True,
-    type=click.Choice(["concat", "tile", "modulation"]),
+    type=click.Choice(["concat", "tile", "adain"]),
     help="How the condition enters G.",
 )
-@click.option("--scaling", is_flag=True, help="Also how the cost grows with each size.")
-@common_options
-def step(**options: Any) -> None:
-    """The training step: fp32 and eager, against what a training uses."""
-    run_bench("training_step", **options)
+@click.option("--scaling", is_flag=True, help="Also measure how the cost grows with each size.")
+@add_common_options
+def step(
+    image_size: int,
+    dim: int,
+    batch_size: int,
+    conditioning: str,
+    scaling: bool,
+    repeats: int,
+    out: Path | None,
+    markdown: bool,
+) -> None:
+    """Benchmark the training step.
+
+    Compares the code used in training with the reference step in eager fp32.
+    """
+    from featgan.bench.training_step import run_benchmark
+
+    run_and_report(
+        lambda: run_benchmark(image_size, dim, batch_size, conditioning, repeats, scaling=scaling), out, markdown
+    )
 
 
 @bench.command()
-@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
-@click.option("--num-images", default=2000, show_default=True, type=positive, help="JPEG files.")
-@click.option("--batch-size", default=16, show_default=True, type=positive, help="Images of a batch.")
-@click.option("--training-steps", default=20, show_default=True, type=click.IntRange(0), help="Of the short training.")
-@common_options
-def data(**options: Any) -> None:
-    """Shards to a batch of floats, against PIL's transforms on the same files."""
-    run_bench("data_loading", **options)
+@image_size_option
+@click.option("--num-images", default=2000, show_default=True, type=positive_int, help="Number of JPEG files.")
+@click.option("--batch-size", default=16, show_default=True, type=positive_int, help="Number of images per batch.")
+@click.option(
+    "--training-steps",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of steps of the short training run.",
+)
+@add_common_options
+def data(
+    image_size: int,
+    num_images: int,
+    batch_size: int,
+    training_steps: int,
+    repeats: int,
+    out: Path | None,
+    markdown: bool,
+) -> None:
+    """Benchmark data loading.
+
+    Compares the loading of float batches from shards with PIL transforms on the same files.
+    """
+    from featgan.bench.data_loading import run_benchmark
+
+    run_and_report(lambda: run_benchmark(image_size, num_images, batch_size, training_steps, repeats), out, markdown)
 
 
 @bench.command()
-@click.option("--num-images", default=300_000, show_default=True, type=positive, help="Rows of the feature cache.")
-@click.option("--feature-dim", default=64, show_default=True, type=positive, help="Features of an image.")
-@common_options
-def start(**options: Any) -> None:
-    """From nothing to the first batch's numbers, against text files; the start of a process."""
-    run_bench("startup", **options)
+@click.option(
+    "--num-images", default=300_000, show_default=True, type=positive_int, help="Number of rows in the feature cache."
+)
+@click.option("--feature-dim", default=64, show_default=True, type=positive_int, help="Number of features per image.")
+@add_common_options
+def start(num_images: int, feature_dim: int, repeats: int, out: Path | None, markdown: bool) -> None:
+    """Benchmark start-up.
+
+    Compares the time from a new process to the first batch with reading text files.
+    """
+    from featgan.bench.startup import run_benchmark
+
+    run_and_report(lambda: run_benchmark(num_images, feature_dim, repeats), out, markdown)
 
 
 @bench.command()
-@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
-@click.option("--num-images", default=1000, show_default=True, type=positive, help="Images to extract from.")
-@click.option("--blackbox", help="SPEC of a box; a network with a 64-d hidden layer and random weights by default.")
-@click.option("--dim", default=64, show_default=True, type=positive, help="Channels of G's first layer.")
-@click.option("--pairs", default=64, show_default=True, type=click.IntRange(0), help="Pairs of the evaluation, if any.")
-@common_options
-def extract(**options: Any) -> None:
-    """Feature extraction and evaluation, against the networks' own forward passes."""
-    run_bench("extract", **options)
+@image_size_option
+@click.option(
+    "--num-images",
+    default=1000,
+    show_default=True,
+    type=positive_int,
+    help="Number of images to extract features from.",
+)
+@click.option(
+    "--blackbox",
+    metavar="SPEC",
+    help="SPEC of a classifier; by default a network with a 64-dimensional hidden layer and random weights.",
+)
+@dim_option
+@click.option(
+    "--num-pairs",
+    default=64,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Number of evaluation pairs; 0 skips the evaluation.",
+)
+@add_common_options
+def extract(
+    image_size: int,
+    num_images: int,
+    blackbox: str | None,
+    dim: int,
+    num_pairs: int,
+    repeats: int,
+    out: Path | None,
+    markdown: bool,
+) -> None:
+    """Benchmark feature extraction and evaluation.
+
+    Compares them with the forward passes of the networks alone.
+    """
+    from featgan.bench.extract import run_benchmark
+
+    run_and_report(lambda: run_benchmark(image_size, num_images, blackbox, dim, num_pairs, repeats), out, markdown)
 
 
 @bench.command()
-@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
-@click.option("--num-images", default=16, show_default=True, type=click.IntRange(1, 64), help="Source images.")
-@click.option("--components", "num_components", default=10, show_default=True, type=positive, help="Swept.")
-@click.option("--dim", default=64, show_default=True, type=positive, help="Channels of G's first layer.")
-@common_options
-def render(**options: Any) -> None:
-    """A report, against its forward passes alone."""
-    run_bench("render", **options)
+@image_size_option
+@click.option(
+    "--num-images", default=16, show_default=True, type=click.IntRange(1, 64), help="Number of source images to show."
+)
+@click.option(
+    "--num-components", default=10, show_default=True, type=positive_int, help="Number of components to sweep."
+)
+@dim_option
+@add_common_options
+def render(
+    image_size: int,
+    num_images: int,
+    num_components: int,
+    dim: int,
+    repeats: int,
+    out: Path | None,
+    markdown: bool,
+) -> None:
+    """Benchmark the rendering of a report.
+
+    Compares it with its forward passes alone.
+    """
+    from featgan.bench.render import run_benchmark
+
+    run_and_report(lambda: run_benchmark(image_size, num_images, num_components, dim, repeats), out, markdown)
 
 
 @bench.command()
-@click.option("--image-size", default=112, show_default=True, type=click.IntRange(16, 1024), help="Pixels a side.")
-@click.option("--dim", default=64, show_default=True, type=positive, help="Channels of G's first layer.")
-@common_options
-def explore(**options: Any) -> None:
-    """A step of a slider of the live page, against its forward passes alone."""
-    run_bench("explore", **options)
+@image_size_option
+@dim_option
+@add_common_options
+def explore(image_size: int, dim: int, repeats: int, out: Path | None, markdown: bool) -> None:
+    """Benchmark one slider update of the interactive page.
+
+    Compares it with its forward passes alone.
+    """
+    from featgan.bench.explore import run_benchmark
+
+    run_and_report(lambda: run_benchmark(image_size, dim, repeats), out, markdown)

@@ -1,4 +1,4 @@
-"""`featgan bench data`: shards to a batch of floats, beside PIL's transforms; the wait for data."""
+"""`featgan bench data`: data loading from shards to float batches against PIL transforms, and the wait for data."""
 
 import json
 import tempfile
@@ -15,139 +15,157 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from featgan.bench.fixtures import NAME, draw_faces, write_features, write_files, write_shards
-from featgan.bench.results import Bench, Goal, Row, Table
-from featgan.bench.timing import Costs, in_turn
-from featgan.config.loading import validate
+from featgan.bench.fixtures import (
+    FIXTURE_CACHE_NAME,
+    make_synthetic_faces,
+    write_features,
+    write_image_files,
+    write_shards,
+)
+from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal, ResultTable
+from featgan.bench.timing import CostSamples, time_interleaved
+from featgan.config.loading import parse_config
 from featgan.config.schema import Config
 from featgan.data.conditions import build_condition
-from featgan.data.image_cache import MOST_SHARE, DecodedImages
-from featgan.data.loader import BatchStream, Source
+from featgan.data.image_cache import MAX_MEMORY_SHARE, DecodedImageCache
+from featgan.data.loader import BatchDataset, TrainingSet
 from featgan.data.shards.shard_set import ShardSet
 from featgan.system.images import to_float
 from featgan.system.memory import keep_freed_memory
 from featgan.training.train import train
 
 FEATURE_DIM = 64
-DECODING = "decode (the ceiling)"
+DECODE_STAGE = "decode (upper bound)"
 
-KEPT = (
-    f"from the second epoch on: images out of memory, where all of them take at most {MOST_SHARE:.0%} of what is free"
+CACHED_NOTE = (
+    "cached images: from the second epoch on, images are read from memory if all of them fit into "
+    f"{MAX_MEMORY_SHARE:.0%} of the free memory"
 )
 
 
-def run(image_size: int, num_images: int, batch_size: int, training_steps: int, repeats: int) -> Bench:
-    """The pipelines on one core, then a short training with one worker."""
-    keep_freed_memory()  # as the process of a training, whose workers are forked from it
+def run_benchmark(
+    image_size: int, num_images: int, batch_size: int, training_steps: int, repeats: int
+) -> BenchmarkResults:
+    """Measure the pipelines on one core, and the wait for data in a short training run with one worker."""
+    keep_freed_memory()  # as in training, whose data workers are forked from the training process
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
         root = Path(folder)
-        jpegs, items = draw_faces(num_images, image_size)
-        paths = write_files(root / "files", jpegs, items)
+        jpegs, items = make_synthetic_faces(num_images, image_size)
+        paths = write_image_files(root / "files", jpegs, items)
         shards = write_shards(root / "shards", jpegs, items, image_size)
         write_features(shards, FEATURE_DIM)
         config = build_config(root, batch_size, training_steps)
         rows, table = compare_pipelines(config, shards, paths, repeats)
         if training_steps:
-            rows.append(measure_wait(config))
+            rows.append(measure_data_wait(config))
     settings = {"image_size": image_size, "num_images": num_images, "batch_size": batch_size}
     settings |= {"jpeg_bytes": round(float(np.mean([len(jpeg) for jpeg in jpegs]))), "training_steps": training_steps}
-    return Bench("data", rows, settings, [table], [KEPT])
+    return BenchmarkResults("data", rows, settings, [table], [CACHED_NOTE])
 
 
 def build_config(root: Path, batch_size: int, steps: int) -> Config:
-    """A training of the usual networks on the made-up features, with one worker."""
+    """Return the configuration of a training run on the synthetic features, with one worker."""
     tree = {
-        "run": str(root / "run"),
-        "dataset": {"shards": str(root / "shards"), "features": NAME},
-        "training": {"steps": max(1, steps), "batch_size": batch_size, "report_every": max(1, steps), "num_workers": 1},
+        "run_dir": str(root / "run"),
+        "dataset": {"shards": str(root / "shards"), "feature_cache": FIXTURE_CACHE_NAME},
+        "training": {"steps": max(1, steps), "batch_size": batch_size, "log_every": max(1, steps), "num_workers": 1},
     }
-    return validate(tree, "featgan bench data")
+    return parse_config(tree, "featgan bench data")
 
 
-def compare_pipelines(config: Config, shards: ShardSet, paths: Sequence[Path], repeats: int) -> tuple[list[Row], Table]:
-    """Every image once, in batches, by seconds of one core; decoded, and out of memory as from the second epoch on."""
-    split, stream, plain = shards.split("train"), build_stream(config, shards), PlainImages(shards.image_size)
+def compare_pipelines(
+    config: Config, shards: ShardSet, paths: Sequence[Path], repeats: int
+) -> tuple[list[BenchmarkRow], ResultTable]:
+    """Measure one epoch of every pipeline in CPU seconds of one core, decoding images or reading cached ones."""
+    split, stream, naive = shards.get_split("train"), build_stream(config, shards), NaivePipeline(shards.image_size)
     num_batches = max(1, len(split) // config.training.batch_size)
     rows = [stream.global_rows(0, step)[0] for step in range(num_batches)]
-    files = [[torch.frombuffer(split.read(int(row)), dtype=torch.uint8) for row in some] for some in rows]
-    images, kept = stream[0].images, build_stream(config, shards)
-    kept.images = [DecodedImages(split)]  # filled by the turn that does not count
-    steps: dict[str, Callable[[int], object]] = {
-        "plain": lambda step: plain.batch([paths[row] for row in rows[step]]),
+    files = [
+        [torch.frombuffer(split.read_bytes(int(row)), dtype=torch.uint8) for row in batch_rows] for batch_rows in rows
+    ]
+    images, cached_stream = stream[0].images, build_stream(config, shards)
+    cached_stream.images = [DecodedImageCache(split)]  # filled during the warm-up
+    pipelines: dict[str, Callable[[int], object]] = {
+        "naive": lambda step: naive.load_batch([paths[row] for row in rows[step]]),
         "fast": lambda step: to_float(stream[step].images),
-        "kept": lambda step: to_float(kept[step].images),
-        "ceiling": lambda step: decode_jpeg(files[step], mode=ImageReadMode.RGB),
-        "reading": lambda step: [split.read_checked(int(row)) for row in rows[step]],
-        "images alone": lambda step: split.decode(*stream.global_rows(0, step)),
+        "cached": lambda step: to_float(cached_stream[step].images),
+        "upper bound": lambda step: decode_jpeg(files[step], mode=ImageReadMode.RGB),
+        "reading": lambda step: [split.read_checked_jpeg(int(row)) for row in rows[step]],
+        "images only": lambda step: split.decode(*stream.global_rows(0, step)),
         "floats": lambda step: to_float(images),
     }
-    with one_thread():
-        found = in_turn(
-            {name: partial(run_steps, step, num_batches) for name, step in steps.items()},
+    with single_thread():
+        samples = time_interleaved(
+            {name: partial(run_batches, step, num_batches) for name, step in pipelines.items()},
             repeats,
             clock=time.process_time,
         )
     num_images = num_batches * config.training.batch_size
-    *parts, (_, together) = part_rows(found, num_images)
-    rows_of = {
-        "data: shards to a ready batch, per core": (found["fast"], shares(parts, float(together))),
-        "data: the same from the second epoch on": (found["kept"], "a copy and the floats"),
+    *stages, (_, total) = build_image_stage_rows(samples, num_images)
+    pipeline_notes = {
+        "data: shards to a ready batch, per core": (samples["fast"], format_shares(stages, float(total))),
+        "data: cached images (from the second epoch on)": (samples["cached"], "copy, convert to float"),
     }
-    found_rows = [
-        Row(
-            what, costs, found["plain"], found["ceiling"], (Goal("ratio", 4), Goal("share", 0.8)), items=num_images,
-            ceiling_name="torchvision's decode_jpeg of the same bytes", rest=rest,
+    benchmark_rows = [
+        BenchmarkRow(
+            row_name, fast_samples, samples["naive"], samples["upper bound"],
+            (Goal("speedup", 4), Goal("efficiency", 0.8)), num_items=num_images,
+            upper_bound_name="torchvision's decode_jpeg of the same bytes", note=note,
         )
-        for what, (costs, rest) in rows_of.items()
+        for row_name, (fast_samples, note) in pipeline_notes.items()
     ]  # fmt: skip
-    table = Table("Where the time of an image goes", ("part", "microseconds"), part_rows(found, num_images))
-    return found_rows, table
+    table = ResultTable("Time per image", ("stage", "microseconds"), build_image_stage_rows(samples, num_images))
+    return benchmark_rows, table
 
 
-def shares(parts: Sequence[tuple[str, str]], together: float) -> str:
-    """Parts of an image's time in words, without the ceiling."""
-    return ", ".join(f"{name} {float(spent) / together:.0%}" for name, spent in parts if name != DECODING)
+def format_shares(stages: Sequence[tuple[str, str]], total: float) -> str:
+    """Format the share of each stage except decoding."""
+    return ", ".join(
+        f"{name} {float(microseconds) / total:.0%}" for name, microseconds in stages if name != DECODE_STAGE
+    )
 
 
-def run_steps(work: Callable[[int], object], count: int) -> None:
-    """A batch is let go before the next one is made, as in a training."""
+def run_batches(make_batch: Callable[[int], object], count: int) -> None:
+    """Make batches one after the other, each freed before the next one, as in training."""
     for step in range(count):
-        work(step)
+        make_batch(step)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a data worker."""
-    threads = torch.get_num_threads()
+def single_thread() -> Iterator[None]:
+    """Use a single torch thread in a block, as a data worker does."""
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
 
 
-def part_rows(found: Mapping[str, Costs], num_images: int) -> tuple[tuple[str, str], ...]:
-    """Parts and microseconds of an image."""
-    cost = {name: 1e6 * costs.median / num_images for name, costs in found.items()}
-    parts = {
-        "read the file, look at its header": cost["reading"],
-        DECODING: cost["ceiling"],
-        "pixels into place, mirrored or not": cost["images alone"] - cost["reading"] - cost["ceiling"],
-        "condition, targets, order": cost["fast"] - cost["images alone"] - cost["floats"],
-        "to floats": cost["floats"],
+def build_image_stage_rows(samples: Mapping[str, CostSamples], num_images: int) -> tuple[tuple[str, str], ...]:
+    """Return the name of each stage and its microseconds per image."""
+    microseconds = {name: 1e6 * pipeline_samples.median / num_images for name, pipeline_samples in samples.items()}
+    stages = {
+        "read the file and check its header": microseconds["reading"],
+        DECODE_STAGE: microseconds["upper bound"],
+        "copy pixels, flip horizontally": microseconds["images only"]
+        - microseconds["reading"]
+        - microseconds["upper bound"],
+        "condition, targets, order": microseconds["fast"] - microseconds["images only"] - microseconds["floats"],
+        "convert to float": microseconds["floats"],
     }
-    return tuple((name, f"{value:.1f}") for name, value in (parts | {"together": cost["fast"]}).items())
+    return tuple((name, f"{value:.1f}") for name, value in (stages | {"total": microseconds["fast"]}).items())
 
 
-def build_stream(config: Config, shards: ShardSet) -> BatchStream:
-    """As a training reads them."""
+def build_stream(config: Config, shards: ShardSet) -> BatchDataset:
+    """Return the batches as training reads them."""
     condition = build_condition(config.dataset, shards, "train")
-    source = Source(shards.split("train"), condition, config.dataset.mirror)
-    return BatchStream([source], config.training.batch_size, 1, config.training.seed)
+    training_set = TrainingSet(shards.get_split("train"), condition, config.dataset.horizontal_flip)
+    return BatchDataset([training_set], config.training.batch_size, 1, config.training.seed)
 
 
-class PlainImages:
-    """The ancestor's pipeline: PIL, one image after the other, on the CPU in float."""
+class NaivePipeline:
+    """The pipeline of the original implementation: PIL, one image at a time, in float on the CPU."""
 
     def __init__(self, image_size: int) -> None:
         self.transform = transforms.Compose(
@@ -160,22 +178,22 @@ class PlainImages:
             ]
         )
 
-    def batch(self, paths: Sequence[Path]) -> Tensor:
-        """float [n, 3, S, S] in [-1, 1]."""
+    def load_batch(self, paths: Sequence[Path]) -> Tensor:
+        """Load files as float [N, 3, S, S] in [-1, 1]."""
         return torch.stack([self.transform(Image.open(path).convert("RGB")) for path in paths])
 
 
-def measure_wait(config: Config) -> Row:
-    """The share of a short training's time that its one data worker lets it wait, after the first half of the steps."""
+def measure_data_wait(config: Config) -> BenchmarkRow:
+    """Measure the share of the time that training waits for its data worker, in the second half of a short run."""
     half = max(1, config.training.steps // 2)
-    training = config.training.model_copy(update={"report_every": half})
-    run = train(config.model_copy(update={"training": training}))
+    training_config = config.training.model_copy(update={"log_every": half})
+    run = train(config.model_copy(update={"training": training_config}))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    shares = tuple(line["speed/data_wait_share"] for line in lines if "speed/data_wait_share" in line)
-    return Row(
-        "data: share of a training step spent waiting, 1 worker",
-        # The first report counts the start of the worker.
-        Costs(shares[1:] or shares),
+    wait_shares = tuple(line["speed/data_wait_share"] for line in lines if "speed/data_wait_share" in line)
+    return BenchmarkRow(
+        "data: share of a training step spent waiting for data, 1 worker",
+        # The first value includes the start of the worker.
+        CostSamples(wait_shares[1:] or wait_shares),
         goals=(Goal("value", 0.02),),
         unit="%",
     )

@@ -1,46 +1,55 @@
-"""`featgan bench explore`: one step of a slider of the live page, against its forward passes alone."""
+"""`featgan bench explore`: one slider update of the interactive page against its forward passes alone."""
 
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from featgan.bench.forward_passes import FRESH_BOX, Passes, make_run, make_shards
-from featgan.bench.results import Bench, Goal, Row
-from featgan.bench.timing import in_turn, scaled
-from featgan.explore.edit_request import Ask
-from featgan.explore.session import Session, open_session
+from featgan.bench.forward_passes import UNTRAINED_CLASSIFIER, ForwardPassRecorder, make_run, make_shards
+from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal
+from featgan.bench.timing import scale_samples, time_interleaved
+from featgan.explore.edit_request import EditRequest
+from featgan.explore.session import ExploreSession, load_session
 
-STEPS = 5
-"""Of one turn, each of another value."""
+NUM_SLIDER_STEPS = 5
+"""Number of slider updates per repetition, each with a different value."""
 
 
-def run(image_size: int, dim: int, repeats: int) -> Bench:
-    """Edit with a generator that has just begun to train; what the pictures show costs nothing."""
+def run_benchmark(image_size: int, dim: int, repeats: int) -> BenchmarkResults:
+    """Measure edits of a generator after one training step; the content of the images does not matter."""
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
-        path = make_run(Path(folder), make_shards(Path(folder), 100, image_size), FRESH_BOX, dim)
-        row = measure_step(open_session([path]), path, repeats)
-    return Bench("explore", [row], {"image_size": image_size, "dim": dim})
+        path = make_run(Path(folder), make_shards(Path(folder), 100, image_size), UNTRAINED_CLASSIFIER, dim)
+        row = measure_slider_step(load_session([path]), path, repeats)
+    return BenchmarkResults("explore", [row], {"image_size": image_size, "dim": dim})
 
 
-def measure_step(session: Session, run: Path, repeats: int) -> Row:
-    """From a component's new value to the answer that the page gets: edited picture, what changed, the box's bars."""
-    picture = session.pictures.sample(1)[0].id
-    asks = [Ask(session="bench", picture=picture, pins={0: float(value)}, difference=True) for value in range(STEPS)]
-    session.edit(asks[0])  # the picture's own features are asked once
-    passes = Passes()
-    with passes.counted():
-        move(session, asks)
-    found = in_turn({"fast": partial(move, session, asks), "ceiling": passes.alone(run, FRESH_BOX)}, repeats)
-    return Row(
-        "explore: a step of a slider",
-        scaled(found["fast"], 1 / STEPS),
-        ceiling=scaled(found["ceiling"], 1 / STEPS),
+def measure_slider_step(session: ExploreSession, run: Path, repeats: int) -> BenchmarkRow:
+    """Measure the time from a new component value to the response: image, difference map and prediction."""
+    image_id = session.image_store.sample(1)[0].id
+    edit_requests = [
+        EditRequest(client_id="bench", image=image_id, component_values={0: float(value)}, include_difference=True)
+        for value in range(NUM_SLIDER_STEPS)
+    ]
+    session.edit_with_all_runs(edit_requests[0])  # caches the features of the source
+    recorder = ForwardPassRecorder()
+    with recorder.record_passes():
+        drag_slider(session, edit_requests)
+    samples = time_interleaved(
+        {
+            "fast": partial(drag_slider, session, edit_requests),
+            "upper bound": recorder.prepare_replay(run, UNTRAINED_CLASSIFIER),
+        },
+        repeats,
+    )
+    return BenchmarkRow(
+        "explore: one slider step",
+        scale_samples(samples["fast"], 1 / NUM_SLIDER_STEPS),
+        upper_bound=scale_samples(samples["upper bound"], 1 / NUM_SLIDER_STEPS),
         goals=(Goal("value", 0.2),),
-        ceiling_name=str(passes),
+        upper_bound_name=str(recorder),
     )
 
 
-def move(session: Session, asks: list[Ask]) -> None:
-    """One after the other, as a slider is dragged."""
-    for ask in asks:
-        session.edit(ask)
+def drag_slider(session: ExploreSession, edit_requests: list[EditRequest]) -> None:
+    """Apply edit requests one after the other, as when a slider is dragged."""
+    for edit_request in edit_requests:
+        session.edit_with_all_runs(edit_request)

@@ -1,4 +1,4 @@
-"""`featgan bench extract`: extraction and evaluation, against the forward passes that they consist of."""
+"""`featgan bench extract`: feature extraction and evaluation against their forward passes alone."""
 
 import io
 import tempfile
@@ -12,95 +12,111 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from featgan.bench.forward_passes import FRESH_BOX, Passes, make_run, make_shards, wait
-from featgan.bench.results import Bench, Goal, Row
-from featgan.bench.timing import in_turn
-from featgan.blackbox.extraction import extract
+from featgan.bench.forward_passes import (
+    UNTRAINED_CLASSIFIER,
+    ForwardPassRecorder,
+    make_run,
+    make_shards,
+    synchronize_device,
+)
+from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal
+from featgan.bench.timing import time_interleaved
+from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.weights import choose_device
 from featgan.data.shards.shard_set import ShardSet
 from featgan.evaluation.evaluate import evaluate_run
 
-BATCH = 64
+BATCH_SIZE = 64
 
-MOST_TURNS = 3
-"""Of the evaluation, which takes long."""
+MAX_EVALUATION_REPEATS = 3
+"""Maximum number of timed repetitions of the evaluation, which is slow."""
 
 
-def run(image_size: int, num_images: int, blackbox: str | None, dim: int, pairs: int, repeats: int) -> Bench:
-    """Extraction into a new cache each turn, then evaluations of a generator that has just begun to train."""
-    spec = blackbox or FRESH_BOX
+def run_benchmark(
+    image_size: int, num_images: int, blackbox: str | None, dim: int, num_pairs: int, repeats: int
+) -> BenchmarkResults:
+    """Measure extraction into a new cache, and the evaluation of a generator after one training step."""
+    spec = blackbox or UNTRAINED_CLASSIFIER
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
         shards = make_shards(Path(folder), num_images, image_size)
         rows = [measure_extraction(shards, spec, repeats)]
-        if pairs:
-            rows.append(measure_evaluation(make_run(Path(folder), shards, spec, dim), spec, pairs, repeats))
-    settings = {"image_size": image_size, "num_images": num_images, "blackbox": spec, "dim": dim, "pairs": pairs}
-    return Bench("extract", rows, settings)
+        if num_pairs:
+            rows.append(measure_evaluation(make_run(Path(folder), shards, spec, dim), spec, num_pairs, repeats))
+    settings = {
+        "image_size": image_size,
+        "num_images": num_images,
+        "blackbox": spec,
+        "dim": dim,
+        "num_pairs": num_pairs,
+    }
+    return BenchmarkResults("extract", rows, settings)
 
 
-def measure_extraction(shards: ShardSet, spec: str, repeats: int) -> Row:
-    """Everything that `featgan extract` does with the images, both sides of each."""
-    box, names = load_blackbox(spec, device=choose_device(None)), count()
-    splits = [shards.split(name) for name in shards.split_names]
-    total = sum(len(split) for split in splits)
-    batch = torch.rand(min(BATCH, total), 3, shards.image_size, shards.image_size, device=box.device) * 2 - 1
-    sizes = [min(BATCH, total - start) for start in range(0, total, BATCH) for _ in range(2)]
-    found = in_turn(
+def measure_extraction(shards: ShardSet, spec: str, repeats: int) -> BenchmarkRow:
+    """Measure `featgan extract` on all images and their horizontal flips."""
+    blackbox, cache_numbers = load_blackbox(spec, device=choose_device(None)), count()
+    splits = [shards.get_split(name) for name in shards.split_names]
+    num_images = sum(len(split) for split in splits)
+    batch = (
+        torch.rand(min(BATCH_SIZE, num_images), 3, shards.image_size, shards.image_size, device=blackbox.device) * 2 - 1
+    )
+    sizes = [min(BATCH_SIZE, num_images - start) for start in range(0, num_images, BATCH_SIZE) for _ in range(2)]
+    samples = time_interleaved(
         {
-            "plain": lambda: [extract_plainly(shards, name, box) for name in shards.split_names],
-            "fast": lambda: extract(shards.path, spec, f"turn-{next(names)}"),
-            "ceiling": lambda: pass_alone(box, batch, sizes),
+            "naive": lambda: [extract_naively(shards, name, blackbox) for name in shards.split_names],
+            "fast": lambda: extract_features(shards.path, spec, f"cache-{next(cache_numbers)}"),
+            "upper bound": lambda: run_forward_passes(blackbox, batch, sizes),
         },
         repeats,
     )
-    return Row(
-        "extract: images, each with its mirror image",
-        found["fast"],
-        found["plain"],
-        found["ceiling"],
-        (Goal("share", 0.8),),
-        items=total,
-        ceiling_name="the box's own passes of both sides, on ready floats",
-        rest="decoding, opening the box, hashing, the space of the features, writing",
+    return BenchmarkRow(
+        "extract: images and their horizontal flips",
+        samples["fast"],
+        samples["naive"],
+        samples["upper bound"],
+        (Goal("efficiency", 0.8),),
+        num_items=num_images,
+        upper_bound_name="the classifier's forward passes of all images and flips, on float tensors",
+        note="decoding, loading the classifier, hashing, fitting the feature space, writing",
     )
 
 
-def extract_plainly(shards: ShardSet, split_name: str, box: BlackBox) -> Tensor:
-    """Features [N, 2, F] of a split: upright images, then mirrored ones, each decoded by PIL when its turn comes."""
-    split, sides = shards.split(split_name), []
-    for mirrored in (False, True):
-        parts = []
-        for start in range(0, len(split), BATCH):
-            rows = range(start, min(start + BATCH, len(split)))
+def extract_naively(shards: ShardSet, split_name: str, blackbox: BlackBox) -> Tensor:
+    """Return the features [N, 2, F] of the images of a split and of their flips, decoded one by one with PIL."""
+    split, views = shards.get_split(split_name), []
+    for is_flipped in (False, True):
+        feature_batches = []
+        for start in range(0, len(split), BATCH_SIZE):
+            rows = range(start, min(start + BATCH_SIZE, len(split)))
             images = [Image.open(io.BytesIO(split.read_jpeg(row))).convert("RGB") for row in rows]
             batch = torch.stack([transforms.to_tensor(image) * 2 - 1 for image in images])
-            parts.append(box(batch.flip(3) if mirrored else batch)[0].cpu())
-        sides.append(torch.cat(parts))
-    return torch.stack(sides, 1)
+            feature_batches.append(blackbox(batch.flip(3) if is_flipped else batch)[0].cpu())
+        views.append(torch.cat(feature_batches))
+    return torch.stack(views, 1)
 
 
-def pass_alone(box: BlackBox, batch: Tensor, sizes: list[int]) -> None:
-    """The box's own work."""
+def run_forward_passes(blackbox: BlackBox, batch: Tensor, sizes: list[int]) -> None:
+    """Run the classifier on batches of the given sizes."""
     for size in sizes:
-        box(batch[:size])
-    wait(box.device)
+        blackbox(batch[:size])
+    synchronize_device(blackbox.device)
 
 
-def measure_evaluation(run: Path, spec: str, pairs: int, repeats: int) -> Row:
-    """An evaluation, against its edits and looks alone; a first one counts them."""
-    evaluate, passes = partial(evaluate_run, run, None, "quick", count=pairs), Passes()
-    with passes.counted():
+def measure_evaluation(run: Path, spec: str, num_pairs: int, repeats: int) -> BenchmarkRow:
+    """Measure an evaluation against its forward passes alone, which a first evaluation counts."""
+    evaluate, recorder = partial(evaluate_run, run, None, "quick", max_pairs=num_pairs), ForwardPassRecorder()
+    with recorder.record_passes():
         evaluate()
-    sides: dict[str, Callable[[], object]] = {"fast": evaluate, "ceiling": passes.alone(run, spec)}
-    found = in_turn(sides, min(repeats, MOST_TURNS), warmups=0)
-    return Row(
-        f"evaluate: {pairs} pairs, their edits shown to the box and measured",
-        found["fast"],
-        ceiling=found["ceiling"],
-        goals=(Goal("share", 0.8),),
-        items=sum(passes.sizes["edit"]),
+    variants: dict[str, Callable[[], object]] = {"fast": evaluate, "upper bound": recorder.prepare_replay(run, spec)}
+    samples = time_interleaved(variants, min(repeats, MAX_EVALUATION_REPEATS), warmups=0)
+    return BenchmarkRow(
+        f"evaluate: {num_pairs} pairs, edited, classified and measured",
+        samples["fast"],
+        upper_bound=samples["upper bound"],
+        goals=(Goal("efficiency", 0.8),),
+        num_items=sum(recorder.call_sizes["edit"]),
         item_name="edits",
-        ceiling_name=str(passes),
-        rest="measures with their intervals, JPEG round trips, decoding",
+        upper_bound_name=str(recorder),
+        note="metrics with their confidence intervals, JPEG compression of baselines, decoding",
     )

@@ -1,4 +1,4 @@
-"""What the benches work on: drawn faces as JPEG files and as shards, and a cache of made-up features."""
+"""Data for the benchmarks: synthetic faces as JPEG files and as shards, and a cache of random features."""
 
 import os
 from collections.abc import Sequence
@@ -13,79 +13,81 @@ from torch import Tensor
 
 from featgan import __version__
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter
-from featgan.data.packing.crop import compress
-from featgan.data.packing.plan import Item
+from featgan.data.packing.crop import encode_jpeg
+from featgan.data.packing.plan import PlannedImage
 from featgan.data.packing.writer import ShardWriter
 from featgan.data.readers.records import EXPRESSIONS, Record
-from featgan.data.shards.index import Index, index_bytes, load_index
-from featgan.data.shards.manifest import MANIFEST, Manifest, ShardFile, SplitName, SplitPart
+from featgan.data.shards.index import SplitIndex, load_index, serialize_index
+from featgan.data.shards.manifest import MANIFEST_FILE, ShardFile, ShardManifest, SplitManifest, SplitName
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import sample_factors
 from featgan.data.synthetic.drawing import draw_face
-from featgan.system.files import sha256_of, write_whole
+from featgan.system.files import atomic_write, sha256_of
 
-DISTINCT = 200
-"""Faces that are drawn; where more images are asked for, they are used again."""
+MAX_DISTINCT_FACES = 200
+"""Number of different faces; larger data sets repeat them."""
 
-NAME = "made-up"
-"""Of the feature cache."""
+FIXTURE_CACHE_NAME = "synthetic"
+"""Name of the feature cache."""
 
-QUALITY = 95
-
-
-def draw_faces(count: int, image_size: int, seed: int = 0) -> tuple[list[bytes], list[Item]]:
-    """JPEGs as `featgan pack` writes them, and their labels."""
-    factors = [sample_factors(np.random.default_rng((seed, index))) for index in range(min(count, DISTINCT))]
-    drawn = [compress(Image.fromarray(draw_face(each, image_size)), QUALITY) for each in factors]
-    jpegs = [drawn[index % len(drawn)] for index in range(count)]
-    return jpegs, [item(index, factors[index % len(factors)]) for index in range(count)]
+JPEG_QUALITY = 95
 
 
-def item(index: int, factors: dict[str, float]) -> Item:
-    """A drawn face's key and labels."""
+def make_synthetic_faces(count: int, image_size: int, seed: int = 0) -> tuple[list[bytes], list[PlannedImage]]:
+    """Return JPEG files, encoded as by `featgan pack`, and the packing plan with their labels."""
+    factors = [sample_factors(np.random.default_rng((seed, index))) for index in range(min(count, MAX_DISTINCT_FACES))]
+    distinct_jpegs = [
+        encode_jpeg(Image.fromarray(draw_face(face_factors, image_size)), JPEG_QUALITY) for face_factors in factors
+    ]
+    jpegs = [distinct_jpegs[index % len(distinct_jpegs)] for index in range(count)]
+    return jpegs, [plan_synthetic_image(index, factors[index % len(factors)]) for index in range(count)]
+
+
+def plan_synthetic_image(index: int, factors: dict[str, float]) -> PlannedImage:
+    """Return the key and the labels of a synthetic face."""
     key, path = f"face-{index:07d}", Path(f"face-{index:07d}.jpg")
     record = Record(key, path, "train", int(factors["expression"]), factors["valence"], factors["arousal"])
-    return Item(key, "train", path.name, record)
+    return PlannedImage(key, "train", path.name, record)
 
 
-def write_files(folder: Path, jpegs: Sequence[bytes], items: Sequence[Item]) -> list[Path]:
-    """One file an image, as the ancestor reads them."""
+def write_image_files(folder: Path, jpegs: Sequence[bytes], items: Sequence[PlannedImage]) -> list[Path]:
+    """Write one file per image, as the original implementation reads them."""
     folder.mkdir(parents=True)
-    paths = [folder / each.source for each in items]
+    paths = [folder / item.relative_path for item in items]
     for path, jpeg in zip(paths, jpegs, strict=True):
         path.write_bytes(jpeg)
     return paths
 
 
 def write_shards(
-    folder: Path, jpegs: Sequence[bytes], items: Sequence[Item], image_size: int, images_per_shard: int = 1000
+    folder: Path, jpegs: Sequence[bytes], items: Sequence[PlannedImage], image_size: int, images_per_shard: int = 1000
 ) -> ShardSet:
-    """The same images as `featgan pack` would leave them, all for training; a few of them once more for validation."""
+    """Write shards as `featgan pack` does: all images for training, and some of them also for validation."""
     folder.mkdir(parents=True)
-    shares: dict[SplitName, int] = {"train": len(items), "validation": min(len(items), DISTINCT)}
-    parts = {}
-    for name, count in shares.items():
+    counts: dict[SplitName, int] = {"train": len(items), "validation": min(len(items), MAX_DISTINCT_FACES)}
+    splits = {}
+    for name, count in counts.items():
         writer = ShardWriter(folder, name, images_per_shard)
-        for each, jpeg in islice(zip(items, jpegs, strict=True), count):
-            writer.add(each, jpeg)
-        parts[name] = writer.finish(EXPRESSIONS, (), ())
-    return write_manifest(folder, parts, image_size)
+        for item, jpeg in islice(zip(items, jpegs, strict=True), count):
+            writer.add_image(item, jpeg)
+        splits[name] = writer.finish_split(EXPRESSIONS, (), ())
+    return write_manifest(folder, splits, image_size)
 
 
-def write_manifest(folder: Path, parts: dict[SplitName, SplitPart], image_size: int) -> ShardSet:
-    """End a folder of shards."""
-    manifest = Manifest(
-        featgan=__version__, source="drawn faces", source_sha256="0" * 64, options={}, image_size=image_size,
-        classes=EXPRESSIONS, splits=parts, skipped={},
+def write_manifest(folder: Path, splits: dict[SplitName, SplitManifest], image_size: int) -> ShardSet:
+    """Write the manifest of a folder of shards and open it."""
+    manifest = ShardManifest(
+        featgan=__version__, source="synthetic faces", source_sha256="0" * 64, options={}, image_size=image_size,
+        classes=EXPRESSIONS, splits=splits, skipped={},
     )  # fmt: skip
-    write_whole(folder / MANIFEST, manifest.text().encode())
+    atomic_write(folder / MANIFEST_FILE, manifest.to_json().encode())
     return ShardSet.open(folder)
 
 
-class MadeUpBox:
-    """A black box by name only."""
+class FakeClassifier:
+    """The description of a classifier that does not exist."""
 
-    spec, layer, sha256 = "made-up", "hidden", "0" * 64
+    spec, layer, sha256 = "synthetic", "hidden", "0" * 64
     output_dim, output_kind, class_names = 8, "expression", EXPRESSIONS
     head: tuple[Tensor, Tensor] | None = None
 
@@ -94,32 +96,32 @@ class MadeUpBox:
 
 
 def write_features(shards: ShardSet, feature_dim: int, seed: int = 0) -> FeatureCache:
-    """A cache of normal numbers, four digits each, so that text can hold the same."""
-    box = MadeUpBox(feature_dim)
-    writer = FeatureWriter(shards, NAME, box)
+    """Write a cache of normally distributed features, rounded to 4 digits, which text files can store exactly."""
+    classifier = FakeClassifier(feature_dim)
+    writer = FeatureWriter(shards, FIXTURE_CACHE_NAME, classifier)
     generator = np.random.default_rng(seed)
-    for pending in writer.pending():
-        widths = (feature_dim, box.output_dim)
-        drawn = (generator.standard_normal((len(pending.rows), 2, width), np.float32).round(4) for width in widths)
-        writer.write(pending, *map(torch.from_numpy, drawn))
+    for pending in writer.list_pending():
+        widths = (feature_dim, classifier.output_dim)
+        arrays = (generator.standard_normal((len(pending.rows), 2, width), np.float32).round(4) for width in widths)
+        writer.write_shard(pending, *map(torch.from_numpy, arrays))
     return writer.commit()
 
 
 def repeat_shard(shards: ShardSet, times: int) -> ShardSet:
-    """The training shard `times` times under other names: links, so that many images cost little."""
-    part = shards.parts.splits["train"]
-    (only,) = part.shards
+    """Repeat the only training shard `times` times by hard links, which take no space."""
+    split = shards.manifest.splits["train"]
+    (shard,) = split.shards
     names = [f"train-{number:05d}.tar" for number in range(times)]
     for name in names[1:]:
-        os.link(shards.path / only.name, shards.path / name)
+        os.link(shards.path / shard.name, shards.path / name)
     path = shards.path / "train.index.npz"
     index = load_index(path)
     columns = {field.name: np.concatenate([getattr(index, field.name)] * times) for field in fields(index)}
-    write_whole(path, index_bytes(Index(**columns)))
-    repeated = SplitPart(
-        count=times * part.count,
-        classes={name: times * count for name, count in part.classes.items()},
-        shards=tuple(ShardFile(**(only.model_dump() | {"name": name})) for name in names),
+    atomic_write(path, serialize_index(SplitIndex(**columns)))
+    repeated_split = SplitManifest(
+        count=times * split.count,
+        classes={name: times * count for name, count in split.classes.items()},
+        shards=tuple(ShardFile(**(shard.model_dump() | {"name": name})) for name in names),
         index_sha256=sha256_of(path),
     )
-    return write_manifest(shards.path, dict(shards.parts.splits) | {"train": repeated}, shards.image_size)
+    return write_manifest(shards.path, dict(shards.manifest.splits) | {"train": repeated_split}, shards.image_size)

@@ -1,4 +1,4 @@
-"""A run that has just begun to train, and its forward passes: counted while something works with it, and alone."""
+"""A run after one training step, and its forward passes: recorded during a task, then repeated alone."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,95 +9,99 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featgan.bench.fixtures import draw_faces, write_shards
-from featgan.blackbox.extraction import extract
+from featgan.bench.fixtures import make_synthetic_faces, write_shards
+from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.fitting.network import Architecture, build_network
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.weights import choose_device
-from featgan.config.loading import validate
+from featgan.config.loading import parse_config
 from featgan.data.shards.shard_set import ShardSet
-from featgan.inference.model import Model, load_model
+from featgan.inference.model import EditingModel, load_model
 from featgan.training.train import train
 
-FRESH_BOX = f"{__name__}:fresh_box"
-NAME = "fresh"
-"""Of the feature cache."""
+UNTRAINED_CLASSIFIER = f"{__name__}:build_untrained_classifier"
+UNTRAINED_CACHE_NAME = "untrained"
+"""Name of the feature cache."""
 
-Sizes = dict[str, list[int]]
-"""How many images each call was given, by what was called: `edit` of the model, `box`."""
+CallSizes = dict[str, list[int]]
+"""Batch size of every call, by the called network: `edit` or `blackbox`."""
 
 
-def fresh_box() -> nn.Module:
-    """A box as `featgan blackbox fit` builds them, without having learnt anything."""
+def build_untrained_classifier() -> nn.Module:
+    """Return a classifier as built by `featgan blackbox fit`, with random weights."""
     torch.manual_seed(0)
     return build_network(Architecture(output_dim=8)).eval()
 
 
 def make_shards(root: Path, num_images: int, image_size: int) -> ShardSet:
-    """Drawn faces."""
-    jpegs, items = draw_faces(num_images, image_size)
+    """Write shards of synthetic faces."""
+    jpegs, items = make_synthetic_faces(num_images, image_size)
     return write_shards(root / "shards", jpegs, items, image_size)
 
 
 def make_run(root: Path, shards: ShardSet, spec: str, dim: int) -> Path:
-    """A run after one step of training on a box's features."""
-    extract(shards.path, spec, NAME)
+    """Train a run for one step on a classifier's features."""
+    extract_features(shards.path, spec, UNTRAINED_CACHE_NAME)
     tree = {
-        "run": str(root / "run"),
-        "dataset": {"shards": str(shards.path), "features": NAME},
+        "run_dir": str(root / "run"),
+        "dataset": {"shards": str(shards.path), "feature_cache": UNTRAINED_CACHE_NAME},
         "generator": {"dim": dim},
         "discriminator": {"dim": 4, "num_layers": 3},
         "training": {"steps": 1, "batch_size": 2, "num_workers": 0},
     }
-    return train(validate(tree, "featgan bench"))
+    return train(parse_config(tree, "featgan bench"))
 
 
-class Passes:
-    """The edits of a run's model and the looks of its box that happen in a block, to be repeated without the rest."""
+class ForwardPassRecorder:
+    """Records the batch sizes of a model's edits and a classifier's predictions, and repeats these passes alone."""
 
     def __init__(self) -> None:
-        self.sizes: Sizes = {"edit": [], "box": []}
+        self.call_sizes: CallSizes = {"edit": [], "blackbox": []}
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        called = {"edit": (Model, "edit"), "box": (BlackBox, "__call__")}
-        with replaced({place: counting(getattr(*place), self.sizes[name]) for name, place in called.items()}):
+    def record_passes(self) -> Iterator[None]:
+        """Record every forward pass inside a block."""
+        methods = {"edit": (EditingModel, "edit_images"), "blackbox": (BlackBox, "__call__")}
+        with patched_functions(
+            {method: count_images(getattr(*method), self.call_sizes[name]) for name, method in methods.items()}
+        ):
             yield
 
-    def alone(self, run: Path, spec: str) -> Callable[[], None]:
-        """What makes the same passes on numbers that lie ready."""
+    def prepare_replay(self, run: Path, spec: str) -> Callable[[], None]:
+        """Return a function that repeats the recorded passes on random tensors."""
         device = choose_device(None)
-        model, box = load_model(run, None, device), load_blackbox(spec, device=device)
-        most = max((*self.sizes["edit"], *self.sizes["box"]))
-        images = torch.rand(most, 3, model.image_size, model.image_size, device=device) * 2 - 1
-        nothing = torch.zeros(most, model.condition_dim, device=device)
-        conditions = model.ask(nothing, nothing)
+        model, blackbox = load_model(run, None, device), load_blackbox(spec, device=device)
+        max_size = max((*self.call_sizes["edit"], *self.call_sizes["blackbox"]))
+        images = torch.rand(max_size, 3, model.metadata.image_size, model.metadata.image_size, device=device) * 2 - 1
+        zeros = torch.zeros(max_size, model.metadata.condition_dim, device=device)
+        conditions = model.condition_input(zeros, zeros)
 
-        def work() -> None:
-            for size in self.sizes["edit"]:
-                model.edit(images[:size], conditions[:size])
-            for size in self.sizes["box"]:
-                box(images[:size])
-            wait(device)
+        def run_passes() -> None:
+            for size in self.call_sizes["edit"]:
+                model.edit_images(images[:size], conditions[:size])
+            for size in self.call_sizes["blackbox"]:
+                blackbox(images[:size])
+            synchronize_device(device)
 
-        return work
+        return run_passes
 
     def __str__(self) -> str:
-        return f"G's {sum(self.sizes['edit']):,} and the box's {sum(self.sizes['box']):,} passes, on ready floats"
+        num_edits, num_predictions = (sum(self.call_sizes[name]) for name in ("edit", "blackbox"))
+        return f"forward passes of G ({num_edits:,} images) and the classifier ({num_predictions:,}), on float tensors"
 
 
-def wait(device: torch.device) -> None:
-    """Until a device has computed what was asked of it."""
+def synchronize_device(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
-def replaced(functions: Mapping[tuple[Any, str], Callable[..., Any]]) -> Iterator[None]:
-    """Other functions in the place of some of a class or module, while the block runs."""
-    originals = {place: getattr(*place) for place in functions}
+def patched_functions(replacements: Mapping[tuple[Any, str], Callable[..., Any]]) -> Iterator[None]:
+    """Replace functions of classes or modules inside a block."""
+    originals = {location: getattr(*location) for location in replacements}
     try:
-        for (owner, name), function in functions.items():
+        for (owner, name), function in replacements.items():
             setattr(owner, name, function)
         yield
     finally:
@@ -105,24 +109,24 @@ def replaced(functions: Mapping[tuple[Any, str], Callable[..., Any]]) -> Iterato
             setattr(owner, name, function)
 
 
-def counting(method: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
-    """The method, which notes how many images it is given."""
+def count_images(method: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    """Wrap a method so that it appends the number of its images to `sizes`."""
 
-    def wrapped(self: object, images: Tensor, *others: Any) -> Any:
+    def counted_method(self: object, images: Tensor, *arguments: Any) -> Any:
         sizes.append(len(images))
-        return method(self, images, *others)
+        return method(self, images, *arguments)
 
-    return wrapped
+    return counted_method
 
 
-def timing(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
-    """The function, which adds up the seconds of its calls."""
+def time_calls(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
+    """Wrap a function so that it adds the time of its calls to `seconds[name]`."""
 
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        before = time.perf_counter()
+    def timed_function(*arguments: Any, **keywords: Any) -> Any:
+        start_time = time.perf_counter()
         try:
-            return function(*arguments, **named)
+            return function(*arguments, **keywords)
         finally:
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - before
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start_time
 
-    return wrapped
+    return timed_function

@@ -1,4 +1,4 @@
-"""What a bench has found: rows with goals and tables, for the terminal, for Markdown and as JSON."""
+"""Benchmark results: rows with goals, and tables, printed to the terminal, as Markdown and as JSON."""
 
 import json
 import os
@@ -12,119 +12,133 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as TerminalTable
 
-from featgan.bench.timing import Costs
-from featgan.system.files import write_whole
+from featgan.bench.timing import CostSamples
+from featgan.system.files import atomic_write
 
 Unit = Literal["s", "MB", "%"]
-Relation = Literal["ratio", "share", "multiple", "part", "value"]
+GoalKind = Literal["speedup", "efficiency", "overhead", "cost_ratio", "value"]
 
-BUSY = 0.5
-"""Load for each core from which a machine is not called idle."""
+MAX_IDLE_LOAD = 0.5
+"""Load average per core above which the machine counts as busy."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a row should reach.
+    """A goal of a row.
 
-    ratio: plain / fast, at least. share: ceiling / fast, at least. multiple: fast / ceiling, at most.
-    part: fast / plain, at most. value: the fast cost itself in the row's unit, at most.
+    speedup: naive / fast, at least. efficiency: upper bound / fast, at least. overhead: fast / upper bound, at most.
+    cost_ratio: fast / naive, at most. value: the fast cost itself in the row's unit, at most.
     """
 
-    relation: Relation
-    limit: float
+    kind: GoalKind
+    threshold: float
 
     @property
-    def is_least(self) -> bool:
-        return self.relation in ("ratio", "share")
+    def is_minimum(self) -> bool:
+        """Whether the threshold is a minimum, not a maximum."""
+        return self.kind in ("speedup", "efficiency")
 
-    def met_by(self, value: float) -> bool:
-        return value >= self.limit if self.is_least else value <= self.limit
+    def is_met_by(self, value: float) -> bool:
+        """Return whether a value meets the goal."""
+        return value >= self.threshold if self.is_minimum else value <= self.threshold
 
 
 @dataclass(frozen=True)
-class Row:
-    """One thing measured: the fast path, the plain one it replaces, the ceiling of this machine in the same run."""
+class BenchmarkRow:
+    """Costs of one task: featgan's code, the naive implementation it replaces, and the upper bound of this machine."""
 
-    what: str
-    fast: Costs
-    plain: Costs | None = None
-    ceiling: Costs | None = None
+    name: str
+    fast: CostSamples
+    naive: CostSamples | None = None
+    upper_bound: CostSamples | None = None
     goals: tuple[Goal, ...] = ()
     unit: Unit = "s"
-    items: int = 0  # of one cost in seconds: shown as a rate where it is not 0
+    num_items: int = 0  # items processed in one measured time; if not 0, times are shown as items per second
     item_name: str = "images"
-    ceiling_name: str = ""
-    rest: str = ""  # where the rest of the time goes
+    upper_bound_name: str = ""
+    note: str = ""  # how the time is spent
 
-    def show(self, costs: Costs | None) -> str:
-        """A side's median with its unit, and its spread where there is one."""
-        if costs is None:
+    def format_samples(self, samples: CostSamples | None) -> str:
+        """Format the median with its unit, and the spread if there are several samples."""
+        if samples is None:
             return ""
-        spread = f" ±{100 * costs.spread:.0f}%" if len(costs.values) > 1 else ""
-        return self.show_value(costs.median) + spread
+        spread = f" ±{100 * samples.spread:.0f}%" if len(samples.values) > 1 else ""
+        return self.format_value(samples.median) + spread
 
-    def show_value(self, value: float) -> str:
-        if self.unit == "s" and self.items:
-            return f"{self.items / value:,.0f}/s"
+    def format_value(self, value: float) -> str:
+        """Format a cost in the row's unit, or as a rate."""
+        if self.unit == "s" and self.num_items:
+            return f"{self.num_items / value:,.0f}/s"
         if self.unit == "s" and value < 1:
-            return f"{three_digits(1000 * value)} ms"
-        return f"{100 * value:.2f} %" if self.unit == "%" else f"{three_digits(value)} {self.unit}"
+            return f"{format_3_digits(1000 * value)} ms"
+        return f"{100 * value:.2f} %" if self.unit == "%" else f"{format_3_digits(value)} {self.unit}"
 
-    def value_of(self, relation: Relation) -> float | None:
-        """What a goal is compared with; None where a side was not measured."""
-        if relation == "value":
+    def goal_value(self, kind: GoalKind) -> float | None:
+        """Return the value that is compared with a goal; None if a variant was not measured."""
+        if kind == "value":
             return self.fast.median
-        other = self.plain if relation in ("ratio", "part") else self.ceiling
-        if other is None:
+        baseline = self.naive if kind in ("speedup", "cost_ratio") else self.upper_bound
+        if baseline is None:
             return None
-        return other.over(self.fast) if relation in ("ratio", "share") else self.fast.over(other)
+        return baseline.ratio_to(self.fast) if kind in ("speedup", "efficiency") else self.fast.ratio_to(baseline)
 
-    def show_relation(self, relation: Relation, value: float | None) -> str:
+    def format_goal_value(self, kind: GoalKind, value: float | None) -> str:
+        """Format a value that is compared with a goal; empty if it was not measured."""
         if value is None:
             return ""
-        if relation == "value":
-            return self.show_value(value)
-        return f"{three_digits(value)} x" if relation in ("ratio", "multiple") else f"{100 * value:.0f} %"
+        if kind == "value":
+            return self.format_value(value)
+        return f"{format_3_digits(value)} x" if kind in ("speedup", "overhead") else f"{100 * value:.0f} %"
 
-    def show_goal(self, goal: Goal) -> str:
-        return f"{'at least' if goal.is_least else 'at most'} {self.show_relation(goal.relation, goal.limit)}"
+    def format_goal(self, goal: Goal) -> str:
+        """Format a goal, such as `at least 4.00 x`."""
+        return f"{'at least' if goal.is_minimum else 'at most'} {self.format_goal_value(goal.kind, goal.threshold)}"
 
-    def verdict(self, goal: Goal) -> str:
-        """`at least 4 x: 5.2 x, met`."""
-        value = self.value_of(goal.relation)
-        reached = "not measured" if value is None else self.show_relation(goal.relation, value)
-        return f"{self.show_goal(goal)}: {reached}, {'met' if value and goal.met_by(value) else 'missed'}"
+    def goal_result(self, goal: Goal) -> str:
+        """Format a goal with its result, such as `at least 4.00 x: 5.20 x, met`."""
+        value = self.goal_value(goal.kind)
+        reached_text = "not measured" if value is None else self.format_goal_value(goal.kind, value)
+        return f"{self.format_goal(goal)}: {reached_text}, {'met' if value and goal.is_met_by(value) else 'missed'}"
 
-    def cells(self) -> list[str]:
-        """What, plain, fast, plain / fast, ceiling, share of the ceiling."""
-        ratio = self.show_relation("ratio", self.value_of("ratio"))
-        share = self.show_relation("share", self.value_of("share"))
-        return [self.what, self.show(self.plain), self.show(self.fast), ratio, self.show(self.ceiling), share]
+    def to_cells(self) -> list[str]:
+        """Return the cells of COLUMNS."""
+        speedup = self.format_goal_value("speedup", self.goal_value("speedup"))
+        efficiency = self.format_goal_value("efficiency", self.goal_value("efficiency"))
+        return [
+            self.name,
+            self.format_samples(self.naive),
+            self.format_samples(self.fast),
+            speedup,
+            self.format_samples(self.upper_bound),
+            efficiency,
+        ]
 
     def to_json(self) -> dict[str, Any]:
-        sides = {"plain": self.plain, "fast": self.fast, "ceiling": self.ceiling}
+        """Return the row with every sample, for JSON."""
+        variants = {"naive": self.naive, "fast": self.fast, "upper_bound": self.upper_bound}
         return {
-            "what": self.what,
+            "name": self.name,
             "unit": self.unit,
-            "items": self.items,
+            "num_items": self.num_items,
             "item_name": self.item_name,
-            **{name: costs_json(costs) for name, costs in sides.items()},
-            "ceiling_name": self.ceiling_name,
-            "ratio": self.value_of("ratio"),
-            "share_of_ceiling": self.value_of("share"),
-            "goals": [self.goal_json(goal) for goal in self.goals],
-            "rest": self.rest,
+            **{name: samples_to_json(samples) for name, samples in variants.items()},
+            "upper_bound_name": self.upper_bound_name,
+            "speedup": self.goal_value("speedup"),
+            "efficiency": self.goal_value("efficiency"),
+            "goals": [self.goal_to_json(goal) for goal in self.goals],
+            "note": self.note,
         }
 
-    def goal_json(self, goal: Goal) -> dict[str, Any]:
-        value = self.value_of(goal.relation)
-        met = value is not None and goal.met_by(value)
-        return {"relation": goal.relation, "limit": goal.limit, "value": value, "met": met}
+    def goal_to_json(self, goal: Goal) -> dict[str, Any]:
+        """Return a goal with its result, for JSON."""
+        value = self.goal_value(goal.kind)
+        is_met = value is not None and goal.is_met_by(value)
+        return {"kind": goal.kind, "threshold": goal.threshold, "value": value, "is_met": is_met}
 
 
 @dataclass(frozen=True)
-class Table:
-    """Anything else worth a table, ready to be shown: where the time goes, how a cost grows."""
+class ResultTable:
+    """A table of formatted cells, such as the time of each stage or the growth of a cost."""
 
     title: str
     columns: tuple[str, ...]
@@ -132,99 +146,117 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Everything one bench has found."""
+class BenchmarkResults:
+    """All results of one benchmark."""
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[BenchmarkRow]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    tables: Sequence[Table] = ()
-    remarks: Sequence[str] = ()
+    tables: Sequence[ResultTable] = ()
+    notes: Sequence[str] = ()
 
     def to_json(self, command: str, load: float) -> dict[str, Any]:
+        """Return the results with the command, the machine and its load average before the benchmark, for JSON."""
         return {
-            "bench": self.name,
+            "benchmark": self.name,
             "command": command,
             "machine": describe_machine() | {"load_before": round(load, 2)},
             "settings": dict(self.settings),
             "rows": [row.to_json() for row in self.rows],
             "tables": [vars(table) for table in self.tables],
-            "remarks": list(self.remarks),
+            "notes": list(self.notes),
         }
 
 
-COLUMNS = ("what", "plain", "fast", "ratio", "ceiling", "share")
+COLUMNS = ("name", "naive", "fast", "speedup", "upper bound", "efficiency")
+"""Columns of the terminal table; `fast` is featgan's code."""
 
 
-def print_bench(bench: Bench, load: float, console: Console) -> None:
-    """The rows, the goals below them, the tables, the remarks and the machine."""
-    console.print(terminal_table(Table(f"featgan bench {bench.name}", COLUMNS, cells_of(bench))))
-    for row in bench.rows:
+def print_results(results: BenchmarkResults, load: float, console: Console) -> None:
+    """Print the rows, their goals and notes, the tables, and the machine."""
+    console.print(build_terminal_table(ResultTable(f"featgan bench {results.name}", COLUMNS, result_cells(results))))
+    for row in results.rows:
         for goal in row.goals:
-            console.print(f"goal  {row.what}: {row.verdict(goal)}", markup=False, highlight=False)
-    for row in bench.rows:
-        if row.ceiling_name or row.rest:
-            said = "; ".join(
-                text for text in (row.ceiling_name and f"the ceiling is {row.ceiling_name}", row.rest) if text
+            console.print(f"goal  {row.name}: {row.goal_result(goal)}", markup=False, highlight=False)
+    for row in results.rows:
+        if row.upper_bound_name or row.note:
+            note = "; ".join(
+                text for text in (row.upper_bound_name and f"upper bound: {row.upper_bound_name}", row.note) if text
             )
-            console.print(f"note  {row.what}: {said}", markup=False, highlight=False)
-    for table in bench.tables:
-        console.print(terminal_table(table))
-    for remark in (*bench.remarks, machine_line(load)):
-        console.print(remark, markup=False, highlight=False)
+            console.print(f"note  {row.name}: {note}", markup=False, highlight=False)
+    for table in results.tables:
+        console.print(build_terminal_table(table))
+    for line in (*results.notes, format_machine(load)):
+        console.print(line, markup=False, highlight=False)
 
 
-def cells_of(bench: Bench) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(row.cells()) for row in bench.rows)
+def result_cells(results: BenchmarkResults) -> tuple[tuple[str, ...], ...]:
+    """Return the cells of every row."""
+    return tuple(tuple(row.to_cells()) for row in results.rows)
 
 
-def terminal_table(table: Table) -> TerminalTable:
-    shown = TerminalTable(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def build_terminal_table(table: ResultTable) -> TerminalTable:
+    """Return a rich table without vertical lines."""
+    terminal_table = TerminalTable(
+        title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
     for index, name in enumerate(table.columns):
-        shown.add_column(name, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
+        terminal_table.add_column(name, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
-    return shown
+        terminal_table.add_row(*row)
+    return terminal_table
 
 
-def markdown(bench: Bench, command: str) -> str:
-    """The rows of the table in docs/performance.md, then the other tables, each whole."""
-    lines = [markdown_row([row.what, f"`{command}`", *row.cells()[1:], goals_of(row), row.rest]) for row in bench.rows]
-    for table in bench.tables:
-        lines += ["", f"{table.title}:", "", markdown_row(table.columns), markdown_row(["---"] * len(table.columns))]
-        lines += [markdown_row(row) for row in table.rows]
+def to_markdown(results: BenchmarkResults, command: str) -> str:
+    """Return the rows for the table in docs/performance.md, followed by the other tables."""
+    lines = [
+        format_markdown_row([row.name, f"`{command}`", *row.to_cells()[1:], format_goals(row), row.note])
+        for row in results.rows
+    ]
+    for table in results.tables:
+        lines += [
+            "",
+            f"{table.title}:",
+            "",
+            format_markdown_row(table.columns),
+            format_markdown_row(["---"] * len(table.columns)),
+        ]
+        lines += [format_markdown_row(row) for row in table.rows]
     return "\n".join(lines)
 
 
-def markdown_row(cells: Sequence[str]) -> str:
+def format_markdown_row(cells: Sequence[str]) -> str:
+    """Return one row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def goals_of(row: Row) -> str:
-    return "; ".join(row.verdict(goal) for goal in row.goals)
+def format_goals(row: BenchmarkRow) -> str:
+    """Return all goals of a row with their results."""
+    return "; ".join(row.goal_result(goal) for goal in row.goals)
 
 
-def write_json(bench: Bench, command: str, load: float, path: Path) -> None:
-    """`load` is the machine's before the bench began."""
+def write_json(results: BenchmarkResults, command: str, load: float, path: Path) -> None:
+    """Write the results as JSON; `load` is the load average before the benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(bench.to_json(command, load), indent=1).encode() + b"\n")
+    atomic_write(path, json.dumps(results.to_json(command, load), indent=1).encode() + b"\n")
 
 
-def three_digits(value: float) -> str:
-    """12.3, 1.23, 1,230."""
+def format_3_digits(value: float) -> str:
+    """Format a number with at least three digits: 1.23, 12.3 or 1,230."""
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}"
 
 
-def costs_json(costs: Costs | None) -> dict[str, Any] | None:
-    if costs is None:
+def samples_to_json(samples: CostSamples | None) -> dict[str, Any] | None:
+    """Return the median, the quartiles and all samples, for JSON."""
+    if samples is None:
         return None
-    low, high = costs.quartiles
-    return {"median": costs.median, "quartiles": [low, high], "values": list(costs.values)}
+    low, high = samples.quartiles
+    return {"median": samples.median, "quartiles": [low, high], "values": list(samples.values)}
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the properties of the machine that the results depend on."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -240,6 +272,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Return the model name of the CPU, or its architecture if the name is not available."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -248,9 +281,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def machine_line(load: float) -> str:
-    """The machine in one line, with a warning where it was not idle."""
-    found = describe_machine()
-    line = f"{found['gpu'] or found['cpu']}, {found['cores']} cores, {found['threads']} threads, torch {found['torch']}"
-    busy = load > BUSY * found["cores"]
-    return line + (f"; it was busy before (load {load:.1f}): no figure here is worth quoting" if busy else "")
+def format_machine(load: float) -> str:
+    """Describe the machine in one line, with a warning if it was busy before the benchmark."""
+    machine = describe_machine()
+    line = (
+        f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"torch {machine['torch']}"
+    )
+    is_busy = load > MAX_IDLE_LOAD * machine["cores"]
+    return line + (f"; the machine was busy (load {load:.1f}), so do not quote these results" if is_busy else "")

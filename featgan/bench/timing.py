@@ -1,4 +1,4 @@
-"""Measuring: sides in turn after a warm-up in this process, or one function's time and peak memory in a new one."""
+"""Timing of variants in turn, after a warm-up, and of the time and peak memory of one call in a new process."""
 
 import gc
 import importlib
@@ -19,84 +19,88 @@ MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What one side cost in each turn: seconds, megabytes or a share, smaller is better."""
+class CostSamples:
+    """The cost of a variant in each repetition, in seconds, megabytes or as a share; smaller is better."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
+        """The median of the samples."""
         return float(np.median(self.values))
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        """The first and the third quartile."""
         low, high = np.quantile(self.values, (0.25, 0.75))
         return float(low), float(high)
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles, as a share of the median."""
+        """Half the interquartile range, as a share of the median."""
         low, high = self.quartiles
         return (high - low) / 2 / self.median if self.median else 0.0
 
-    def over(self, other: "Costs") -> float:
-        """Median of self / other, pair by pair where both were measured in the same turns."""
+    def ratio_to(self, other: "CostSamples") -> float:
+        """Return the median of self / other over pairs of samples, or the ratio of medians if the counts differ."""
         if len(self.values) == len(other.values):
-            return float(np.median([mine / its for mine, its in zip(self.values, other.values, strict=True)]))
+            return float(
+                np.median([value / other_value for value, other_value in zip(self.values, other.values, strict=True)])
+            )
         return self.median / other.median
 
 
-def scaled(costs: Costs, factor: float) -> Costs:
-    """Every cost times a factor, for instance one part of what was measured together."""
-    return Costs(tuple(value * factor for value in costs.values))
+def scale_samples(samples: CostSamples, factor: float) -> CostSamples:
+    """Multiply every sample by a factor."""
+    return CostSamples(tuple(value * factor for value in samples.values))
 
 
-def in_turn(
-    sides: Mapping[str, Callable[[], object]],
+def time_interleaved(
+    variants: Mapping[str, Callable[[], object]],
     repeats: int,
     warmups: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Costs]:
-    """Seconds of each side, in turn (A B A B), so that a machine that slows down slows all of them.
+) -> dict[str, CostSamples]:
+    """Time the variants in turn (A B A B), so that a change in the machine's speed affects all of them.
 
-    A side on a device waits for it before it returns. `clock` may be `time.process_time`: seconds of a core.
+    A variant must wait for its GPU. With `time.process_time` as `clock`, the result is in CPU seconds.
     """
     assert repeats >= 1
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(warmups + repeats):
-        for name, side in sides.items():
-            before = clock()
-            side()
-            seconds = clock() - before
-            if turn >= warmups:
-                found[name].append(seconds)
-    return {name: Costs(tuple(values)) for name, values in found.items()}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(warmups + repeats):
+        for name, run_variant in variants.items():
+            start_time = clock()
+            run_variant()
+            seconds = clock() - start_time
+            if repetition >= warmups:
+                seconds_by_name[name].append(seconds)
+    return {name: CostSamples(tuple(values)) for name, values in seconds_by_name.items()}
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a function cost in a process of its own, after its module was imported."""
+class ResourceUsage:
+    """The time and memory of one call in a new process, after the imports."""
 
     seconds: float
-    megabytes: float  # most resident memory above what the imports had left
-    import_seconds: float  # from the interpreter's start to the end of the imports
+    megabytes: float  # peak resident memory above the memory after the imports
+    import_seconds: float  # from the start of the interpreter to the end of the imports
     result: Any
 
 
-class Elsewhere:
-    """A side in a process of its own, so that no side works in the memory that another has left.
+class SubprocessWorker:
+    """A variant in its own process, so that variants do not share memory.
 
-    `package.module:function` is called there with arguments that JSON can hold and returns the work; each call here
-    does it once there. `megabytes` is the most memory that it has taken so far, above what the imports had left.
+    `function` is `package.module:function`. It is called once with `arguments`, which must be JSON values, and returns
+    the work; each call of the worker does the work once. `megabytes` is the peak memory so far, without the imports.
     """
 
     def __init__(self, function: str, *arguments: Any) -> None:
         self.function = function
         self.megabytes = 0.0
-        code = "from featgan.bench.timing import serve; serve()"
-        called = [sys.executable, "-c", code]
-        self.process = subprocess.Popen(called, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ask(json.dumps([function, arguments]))
+        code = "from featgan.bench.timing import serve_calls; serve_calls()"
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.exchange_line(json.dumps([function, arguments]))
 
     def __enter__(self) -> Self:
         return self
@@ -105,87 +109,100 @@ class Elsewhere:
         self.process.communicate()
 
     def __call__(self) -> None:
-        self.megabytes = float(self.ask("once more"))
+        self.megabytes = float(self.exchange_line("run"))
 
-    def ask(self, line: str) -> str:
-        """Its answer; RuntimeError when the process has ended."""
+    def exchange_line(self, line: str) -> str:
+        """Send a line to the process and return its reply.
+
+        Raises RuntimeError if the process has ended.
+        """
         with suppress(BrokenPipeError):
             print(line, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline() if self.process.stdout else ""
-        if not answer:
-            raise RuntimeError(f"{self.function} ended with {self.process.wait()} in its own process; see above")
-        return answer
+        reply = self.process.stdout.readline() if self.process.stdout else ""
+        if not reply:
+            raise RuntimeError(
+                f"{self.function}: its process ended with status {self.process.wait()}; see the error above"
+            )
+        return reply
 
 
-def serve() -> None:
-    """The other side of `Elsewhere`: prepares the work, then does it for every line on standard input."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nobody else shall answer
+def serve_calls() -> None:
+    """Serve a SubprocessWorker: prepare the work, then do it once for every line on standard input."""
+    reply_stream, sys.stdout = sys.stdout, sys.stderr  # only the replies may use standard output
     name, arguments = json.loads(sys.stdin.readline())
-    function = imported(name)
+    function = import_function(name)
     gc.collect()
-    zero = forget_peak()
-    work = function(*arguments)
-    print("ready", file=answers, flush=True)
+    base_megabytes = reset_peak_memory()
+    run_work = function(*arguments)
+    print("ready", file=reply_stream, flush=True)
     for _ in sys.stdin:
-        work()
-        print(max(0.0, peak_memory() - zero), file=answers, flush=True)
+        run_work()
+        print(max(0.0, peak_memory() - base_megabytes), file=reply_stream, flush=True)
 
 
-def imported(name: str) -> Callable[..., Any]:
-    """`package.module:function`."""
-    module, _, function = name.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+def import_function(name: str) -> Callable[..., Any]:
+    """Import a function by its name `package.module:function`."""
+    module, _, function_name = name.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), function_name)
+    return function
 
 
-def in_new_process(function: str, *arguments: Any) -> Spent:
-    """Call `package.module:function` there with arguments, and for a result, that JSON can hold."""
-    code = "from featgan.bench.timing import answer; answer()"
-    asked = json.dumps([function, time.time(), arguments])
-    done = subprocess.run([sys.executable, "-c", code], input=asked, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{function} ended with {done.returncode} in its own process; its error is above")
-    return Spent(**json.loads(done.stdout.splitlines()[-1]))
+def run_in_new_process(function: str, *arguments: Any) -> ResourceUsage:
+    """Call `package.module:function` in a new process; arguments and result must be JSON values.
+
+    Raises RuntimeError if the process fails.
+    """
+    code = "from featgan.bench.timing import answer_one_call; answer_one_call()"
+    payload = json.dumps([function, time.time(), arguments])
+    command = [sys.executable, "-c", code]
+    completed = subprocess.run(command, check=False, input=payload, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
+        raise RuntimeError(f"{function}: its process ended with status {completed.returncode}; see the error above")
+    return ResourceUsage(**json.loads(completed.stdout.splitlines()[-1]))
 
 
-def answer() -> None:
-    """The other side of `in_new_process`: what is asked on standard input, measured, on standard output."""
-    name, started, arguments = json.loads(sys.stdin.read())
-    work = imported(name)
-    import_seconds = time.time() - started
+def answer_one_call() -> None:
+    """Serve `run_in_new_process`: read the call from standard input, write its cost and result to standard output."""
+    name, start_time, arguments = json.loads(sys.stdin.read())
+    function = import_function(name)
+    import_seconds = time.time() - start_time
     gc.collect()
-    before_memory = forget_peak()
-    before = time.perf_counter()
-    result = work(*arguments)
-    seconds = time.perf_counter() - before
-    megabytes = max(0.0, peak_memory() - before_memory)
-    print(json.dumps(vars(Spent(seconds, megabytes, import_seconds, result))))
+    base_megabytes = reset_peak_memory()
+    work_start_time = time.perf_counter()
+    result = function(*arguments)
+    seconds = time.perf_counter() - work_start_time
+    megabytes = max(0.0, peak_memory() - base_megabytes)
+    print(json.dumps(vars(ResourceUsage(seconds, megabytes, import_seconds, result))))
 
 
-def forget_peak() -> float:
-    """Start the peak anew where the system can, and return the memory that is the zero of what follows, in MB."""
+def reset_peak_memory() -> float:
+    """Reset the peak memory if the system supports it, and return the current memory in MB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return peak_memory()
-    return status_memory("VmRSS") or peak_memory()
+    return read_status_memory("VmRSS") or peak_memory()
 
 
 def peak_memory() -> float:
-    """Most resident memory of this process, in MB.
+    """Return the peak resident memory of this process in MB.
 
-    Linux hands ru_maxrss of a large parent on to its children, so its own count is asked first.
+    VmHWM is preferred, since on Linux ru_maxrss also includes the memory of the parent process.
     """
-    known = status_memory("VmHWM")
+    high_water_mark = read_status_memory("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
-    return known if known is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+    return (
+        high_water_mark
+        if high_water_mark is not None
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+    )
 
 
-def status_memory(field: str) -> float | None:
-    """A line of /proc/self/status in MB; None where there is no such file."""
+def read_status_memory(field: str) -> float | None:
+    """Return a field of /proc/self/status in MB, or None if it is not available."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(found[0]) * 1024 / MEGABYTE if found else None
+    values = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(values[0]) * 1024 / MEGABYTE if values else None

@@ -1,4 +1,4 @@
-"""The training step: fp32 and eager as the equations have it, beside what a training uses."""
+"""`featgan bench step`: the training step as used in training against the reference step in eager fp32."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,41 +12,41 @@ from torch.nn import functional as F
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from featgan.bench.results import Bench, Goal, Row, Table, three_digits
-from featgan.bench.timing import Costs, Elsewhere, in_new_process, in_turn, scaled
-from featgan.config.loading import validate
+from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal, ResultTable, format_3_digits
+from featgan.bench.timing import CostSamples, SubprocessWorker, run_in_new_process, scale_samples, time_interleaved
+from featgan.config.loading import parse_config
 from featgan.config.schema import ConditionConfig, Config
 from featgan.data.conditions import Condition, ConditionLayout
 from featgan.data.loader import Batch
-from featgan.distributed.context import Engine, has_fast_bf16
+from featgan.distributed.context import DistributedContext, has_fast_bf16
 from featgan.networks.discriminator import Discriminator
-from featgan.networks.ema import Average
+from featgan.networks.ema import EMA
 from featgan.networks.generator import Generator
 from featgan.system.memory import keep_freed_memory
-from featgan.system.profiling import activities, top_operations
+from featgan.system.profiling import profiler_activities, top_operations
 from featgan.training import reference_step
-from featgan.training.objective import discriminator_losses, edit, generator_losses, split
-from featgan.training.state import Game
+from featgan.training.objective import compute_d_losses, compute_g_losses, generate_fake, split_microbatches
+from featgan.training.state import TrainState
 
-CRITIC_STEPS = 5
-"""n_critic: a round of so many steps holds everything that a training repeats."""
+N_CRITIC = 5
+"""Steps per round: a round of n_critic steps contains every computation that training repeats."""
 
-CALLS = 10
-"""Of the product that is the ceiling: one alone would be measured cold."""
+NUM_CALLS = 10
+"""Number of operations per measurement of the upper bound; a single one would be measured with cold caches."""
 
-MOST_NAMED = 5
-"""Operations that a row names."""
+MAX_NAMED_OPERATIONS = 5
+"""Number of operations that a note lists."""
 
-SAVINGS = {"recompute": True, "accumulation": 2}
-"""Settings that save memory for time, each beside those before it."""
+MEMORY_SAVINGS = {"activation_checkpointing": True, "gradient_accumulation_steps": 2}
+"""Settings of `distributed` that save memory and cost time; each is added to those before it."""
 
-RATE = 1e-4
-Round = Callable[[], None]
+LEARNING_RATE = 1e-4
+Workload = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What a step's cost depends on."""
+class StepSizes:
+    """The sizes that determine the cost of a step."""
 
     image_size: int = 112
     dim: int = 64
@@ -54,149 +54,167 @@ class Sizes:
     condition_dim: int = 64
     conditioning: str = "concat"
 
-    def config(self, way: str) -> Config:
-        """The ancestor's objective and networks in these sizes; the way is a precision and what saves memory."""
-        precision, *savings = way.split()
+    def build_config(self, variant: str) -> Config:
+        """Return the configuration of the original objective and networks with these sizes.
+
+        `variant` is a precision, followed by names of MEMORY_SAVINGS, separated by spaces.
+        """
+        precision, *savings = variant.split()
         layers = min(6, self.image_size.bit_length() - 1)
         tree = {
             "generator": {"dim": self.dim, "conditioning": self.conditioning},
             "discriminator": {"dim": self.dim, "num_layers": layers},
             "losses": {"condition_weight": 10},
-            "distribution": {name: value for name, value in SAVINGS.items() if name in savings},
-            "training": {"precision": precision, "batch_size": self.batch_size, "critic_steps": CRITIC_STEPS},
+            "distributed": {name: value for name, value in MEMORY_SAVINGS.items() if name in savings},
+            "training": {"precision": precision, "batch_size": self.batch_size, "n_critic": N_CRITIC},
         }
-        return validate(tree, "featgan bench step")
+        return parse_config(tree, "featgan bench step")
 
 
-def run(image_size: int, dim: int, batch_size: int, conditioning: str, repeats: int, scaling: bool = False) -> Bench:
-    """Plain and fast in turn, each a round of steps; the ceiling is a product's rate, measured between."""
-    sizes = Sizes(image_size, dim, batch_size, conditioning=conditioning)
-    device = Engine("fp32", sizes.config("fp32").distribution).device
+def run_benchmark(
+    image_size: int, dim: int, batch_size: int, conditioning: str, repeats: int, scaling: bool = False
+) -> BenchmarkResults:
+    """Time rounds of the naive step, the step in training, and the operation that gives the upper bound, in turn."""
+    sizes = StepSizes(image_size, dim, batch_size, conditioning=conditioning)
+    device = DistributedContext("fp32", sizes.build_config("fp32").distributed).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
-    # All sides live at once, which a GPU has no room for where each keeps the memory that it has freed.
-    most = len(SAVINGS) if device.type == "cpu" else 0
-    ways = [" ".join([precision, *list(SAVINGS)[:count]]) for precision in precisions for count in range(most + 1)]
-    names = ["plain", *ways, *(f"ceiling {precision}" for precision in precisions)]
-    with ExitStack() as open_sides:
-        sides = {
-            name: open_sides.enter_context(Elsewhere(f"{__name__}:prepare", name, asdict(sizes))) for name in names
+    # All variants are in memory at the same time, which a GPU has no room for, since each keeps its freed memory.
+    max_savings = len(MEMORY_SAVINGS) if device.type == "cpu" else 0
+    variants = [
+        " ".join([precision, *list(MEMORY_SAVINGS)[:count]])
+        for precision in precisions
+        for count in range(max_savings + 1)
+    ]
+    names = ["naive", *variants, *(f"upper bound {precision}" for precision in precisions)]
+    with ExitStack() as open_workers:
+        workers = {
+            name: open_workers.enter_context(SubprocessWorker(f"{__name__}:prepare_variant", name, asdict(sizes)))
+            for name in names
         }
-        seconds = in_turn(sides, repeats)
-        megabytes = {name: Costs((side.megabytes,)) for name, side in sides.items()}
+        seconds = time_interleaved(workers, repeats)
+        megabytes = {name: CostSamples((worker.megabytes,)) for name, worker in workers.items()}
     flops = count_flops(sizes)
-    where = {precision: operations(sizes, precision) for precision in precisions}
-    rows = [step_row(sizes, way, seconds, flops, device, where) for way in ways]
-    rows += [memory_row(way, megabytes) for way in ways] if device.type == "cpu" else []
-    tables = [*where.values(), *([scaling_table(sizes, precisions[-1])] if scaling else [])]
-    remarks = [f"a step is the mean of {CRITIC_STEPS}, of which one trains the generator: {flops / 1e9:.0f} GFLOP"]
+    operation_tables = {precision: profile_operations(sizes, precision) for precision in precisions}
+    rows = [build_step_row(sizes, variant, seconds, flops, device, operation_tables) for variant in variants]
+    rows += [build_memory_row(variant, megabytes) for variant in variants] if device.type == "cpu" else []
+    tables = [*operation_tables.values(), *([build_scaling_table(sizes, precisions[-1])] if scaling else [])]
+    notes = [f"a step is the mean of {N_CRITIC} steps, one of which trains the generator: {flops / 1e9:.0f} GFLOP"]
     if "bf16" not in precisions:
-        remarks.append("bf16 is not measured: this machine multiplies it in software")
-    return Bench("step", rows, asdict(sizes), tables, remarks)
+        notes.append("bf16 is not measured, since this machine has no bf16 instructions")
+    return BenchmarkResults("step", rows, asdict(sizes), tables, notes)
 
 
-def build_game(sizes: Sizes, way: str) -> Game:
-    """A game without data; its batches are drawn by `random_batch`."""
-    config = sizes.config(way)
-    engine = Engine(config.training.precision, config.distribution)
+def build_state(sizes: StepSizes, variant: str) -> TrainState:
+    """Return a train state without data; `random_batch` makes its batches."""
+    config = sizes.build_config(variant)
+    context = DistributedContext(config.training.precision, config.distributed)
     names = tuple(str(index) for index in range(sizes.condition_dim))
-    condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), no_values)
-    critic = config.discriminator
+    condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), raise_no_values)
+    discriminator_config = config.discriminator
     torch.manual_seed(0)
-    generator = Generator(sizes.image_size, sizes.condition_dim, **config.generator.architecture)
-    generator.recomputes = config.distribution.recompute
-    discriminator = Discriminator(sizes.image_size, sizes.condition_dim, critic.dim, critic.num_layers)
-    players = {
-        "generator": engine.player(generator, RATE, config.optimizer),
-        "discriminator": engine.player(discriminator, RATE, config.optimizer),
+    generator = Generator(
+        sizes.image_size,
+        sizes.condition_dim,
+        **config.generator.architecture,
+        activation_checkpointing=config.distributed.activation_checkpointing,
+    )
+    discriminator = Discriminator(
+        sizes.image_size, sizes.condition_dim, discriminator_config.dim, discriminator_config.num_layers
+    )
+    networks = {
+        "generator": context.prepare(generator, LEARNING_RATE, config.optimizer),
+        "discriminator": context.prepare(discriminator, LEARNING_RATE, config.optimizer),
     }
     layout = ConditionLayout((sizes.condition_dim,))
-    return Game(config, engine, [], [condition], layout, [], **players, average=Average(generator, 0))
+    return TrainState(config, context, [], [condition], layout, [], **networks, ema=EMA(generator, 0))
 
 
-def no_values(rows: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    raise AssertionError("batches are drawn at random")
+def raise_no_values(rows: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """Condition values that must not be read."""
+    raise AssertionError("the benchmark uses random batches")
 
 
-def random_batch(sizes: Sizes, device: torch.device) -> Batch:
-    """Noise in the form of a batch: what an image shows does not change the cost of a step."""
+def random_batch(sizes: StepSizes, device: torch.device) -> Batch:
+    """Return a batch of noise; the content of the images does not change the cost of a step."""
     count, size = sizes.batch_size, sizes.image_size
     condition = torch.randn(count, sizes.condition_dim)
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-    nothing = torch.empty(count, 0)
-    return Batch(images, condition, condition.roll(1, 0), nothing, nothing, torch.rand(count), 0).to(device)
+    no_labels = torch.empty(count, 0)
+    return Batch(images, condition, condition.roll(1, 0), no_labels, no_labels, torch.rand(count), 0).to(device)
 
 
-def fast_round(sizes: Sizes, way: str) -> Round:
-    """n_critic steps as `featgan.training.train` does them, of which the last trains the generator too."""
-    game = build_game(sizes, way)
-    batch = random_batch(sizes, game.engine.device)
+def prepare_fast_round(sizes: StepSizes, variant: str) -> Workload:
+    """Return a round of n_critic steps as in `featgan.training.train`; the last one also trains the generator."""
+    state = build_state(sizes, variant)
+    batch = random_batch(sizes, state.context.device)
 
-    def work() -> None:
-        for step in range(CRITIC_STEPS):
-            parts = split(game, batch)
-            if step + 1 == CRITIC_STEPS and len(parts) == 1:
-                parts[0].fake = edit(game, parts[0])
-            game.discriminator.step(discriminator_losses(game, step, parts), RATE)
-        with game.discriminator.frozen():
-            game.generator.step(generator_losses(game, parts), RATE)
+    def run_round() -> None:
+        for step in range(N_CRITIC):
+            microbatches = split_microbatches(state, batch)
+            update_generator = step + 1 == N_CRITIC
+            x_fake = generate_fake(state, microbatches[0]) if update_generator and len(microbatches) == 1 else None
+            state.discriminator.step(compute_d_losses(state, step, microbatches, x_fake), LEARNING_RATE)
+        with state.discriminator.frozen():
+            state.generator.step(compute_g_losses(state, microbatches, x_fake), LEARNING_RATE)
 
-    return work
+    return run_round
 
 
-def plain_round(sizes: Sizes) -> Round:
-    """The same steps from the plain scalars in fp32, with Adam weight by weight."""
-    game = build_game(sizes, "fp32")
-    batch = random_batch(sizes, game.engine.device)
-    networks = (game.generator.bare, game.discriminator.bare)
-    generator, discriminator = (
-        torch.optim.Adam(each.parameters(), RATE, (0.5, 0.999), foreach=False, fused=False) for each in networks
+def prepare_naive_round(sizes: StepSizes) -> Workload:
+    """Return a round of the same steps with the reference losses in fp32 and unfused Adam."""
+    state = build_state(sizes, "fp32")
+    batch = random_batch(sizes, state.context.device)
+    modules = (state.generator.module, state.discriminator.module)
+    g_optimizer, d_optimizer = (
+        torch.optim.Adam(module.parameters(), LEARNING_RATE, (0.5, 0.999), foreach=False, fused=False)
+        for module in modules
     )
 
-    def follow(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def update_weights(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         loss.backward()
         optimizer.step()
-        for each in (generator, discriminator):
-            each.zero_grad()
+        g_optimizer.zero_grad()
+        d_optimizer.zero_grad()
 
-    def work() -> None:
-        for step in range(CRITIC_STEPS):
-            follow(discriminator, reference_step.discriminator_loss(game, step, batch)[0])
-        follow(generator, reference_step.generator_loss(game, batch)[0])
+    def run_round() -> None:
+        for step in range(N_CRITIC):
+            update_weights(d_optimizer, reference_step.reference_d_loss(state, step, batch)[0])
+        update_weights(g_optimizer, reference_step.reference_g_loss(state, batch)[0])
 
-    return work
+    return run_round
 
 
-def prepare(side: str, values: dict[str, Any]) -> Round:
-    """One side, in its own process, which only featgan's way tells to keep freed memory, as a training does."""
-    sizes = Sizes(**values)
-    device = Engine("fp32", sizes.config("fp32").distribution).device
-    if side == "plain":
-        work = plain_round(sizes)
-    elif side.startswith("ceiling"):
-        work = ceiling_of(device).of(sizes, side.split()[1], device).work
+def prepare_variant(variant: str, values: dict[str, Any]) -> Workload:
+    """Return the work of a variant; only featgan's step keeps freed memory, as in training."""
+    sizes = StepSizes(**values)
+    device = DistributedContext("fp32", sizes.build_config("fp32").distributed).device
+    if variant == "naive":
+        workload = prepare_naive_round(sizes)
+    elif variant.startswith("upper bound"):
+        workload = upper_bound_type(device).create(sizes, variant.rsplit(maxsplit=1)[-1], device).run_calls
     else:
         keep_freed_memory()
-        work = fast_round(sizes, side)
+        workload = prepare_fast_round(sizes, variant)
 
-    def whole() -> None:
-        work()
+    def run_synchronized() -> None:
+        workload()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return whole
+    return run_synchronized
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """The 3x3 convolution of a residual block, most of a step's operations: its rate bounds the step."""
+class ConvolutionBound:
+    """Upper bound on a CPU: the 3x3 convolution of a residual block, which is most of a step's operations."""
 
     images: Tensor
     weight: Tensor
 
-    NAME = "its operations at the rate of a residual block's convolution"
+    NAME = "the step's operations at the speed of a residual block's convolution"
 
     @classmethod
-    def of(cls, sizes: Sizes, precision: str, device: torch.device) -> "Convolution":
+    def create(cls, sizes: StepSizes, precision: str, device: torch.device) -> "ConvolutionBound":
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         channels, side = 4 * sizes.dim, sizes.image_size // 4
         images = torch.randn(sizes.batch_size, channels, side, side, device=device, dtype=kind)
@@ -204,122 +222,135 @@ class Convolution:
         return cls(images.to(memory_format=torch.channels_last), weight.to(memory_format=torch.channels_last))
 
     @torch.no_grad()
-    def work(self) -> None:
-        for _ in range(CALLS):
+    def run_calls(self) -> None:
+        for _ in range(NUM_CALLS):
             F.conv2d(self.images, self.weight, padding=1)
 
     @staticmethod
-    def flops(sizes: Sizes) -> float:
-        return CALLS * 2.0 * 9 * (4 * sizes.dim) ** 2 * (sizes.image_size // 4) ** 2 * sizes.batch_size
+    def flops(sizes: StepSizes) -> float:
+        return NUM_CALLS * 2.0 * 9 * (4 * sizes.dim) ** 2 * (sizes.image_size // 4) ** 2 * sizes.batch_size
 
 
 @dataclass(frozen=True)
-class Product:
-    """A matrix product that is large enough for a GPU's full rate."""
+class MatrixProductBound:
+    """Upper bound on a GPU: a matrix product that is large enough to reach the GPU's full speed."""
 
     left: Tensor
     right: Tensor
 
     SIDE = 8192
-    NAME = "its operations at the rate of a matrix product"
+    NAME = "the step's operations at the speed of a matrix product"
 
     @classmethod
-    def of(cls, sizes: Sizes, precision: str, device: torch.device) -> "Product":
+    def create(cls, sizes: StepSizes, precision: str, device: torch.device) -> "MatrixProductBound":
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         return cls(*(torch.randn(cls.SIDE, cls.SIDE, device=device, dtype=kind) for _ in range(2)))
 
     @torch.no_grad()
-    def work(self) -> None:
-        for _ in range(CALLS):
+    def run_calls(self) -> None:
+        for _ in range(NUM_CALLS):
             torch.mm(self.left, self.right)
 
     @classmethod
-    def flops(cls, sizes: Sizes) -> float:
-        return CALLS * 2.0 * cls.SIDE**3
+    def flops(cls, sizes: StepSizes) -> float:
+        return NUM_CALLS * 2.0 * cls.SIDE**3
 
 
-def ceiling_of(device: torch.device) -> type[Convolution] | type[Product]:
-    """What bounds a step: a CPU's convolutions are as fast as its products, a GPU is measured by what it could do."""
-    return Convolution if device.type == "cpu" else Product
+def upper_bound_type(device: torch.device) -> type[ConvolutionBound] | type[MatrixProductBound]:
+    """Return the type of upper bound: on a CPU, convolutions are as fast as matrix products; on a GPU they are not."""
+    return ConvolutionBound if device.type == "cpu" else MatrixProductBound
 
 
-def count_flops(sizes: Sizes) -> float:
-    """Operations of a fast step, counted on one image: all of them grow with the images.
+def count_flops(sizes: StepSizes) -> float:
+    """Count the floating-point operations of a step on one image and scale them to the batch size.
 
-    In bf16, where every convolution is done as one, so that a product saved does not count as a lower bound.
+    Counted in bf16, where every convolution is direct: the Winograd convolutions of fp32 use fewer multiplications.
     """
-    work = fast_round(replace(sizes, batch_size=1), "bf16")
+    run_round = prepare_fast_round(replace(sizes, batch_size=1), "bf16")
     with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops()) / CRITIC_STEPS * sizes.batch_size
+        run_round()
+    return float(counter.get_total_flops()) / N_CRITIC * sizes.batch_size
 
 
-def step_row(
-    sizes: Sizes, way: str, seconds: Mapping[str, Costs], flops: float, device: torch.device, where: Mapping[str, Table]
-) -> Row:
-    """A step's seconds: a round's divided by its steps; `where` by precision is its time by operation."""
-    on_cpu, (precision, *savings) = device.type == "cpu", way.split()
-    ratio = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
-    goals = [Goal("ratio", ratio)]
+def build_step_row(
+    sizes: StepSizes,
+    variant: str,
+    seconds: Mapping[str, CostSamples],
+    flops: float,
+    device: torch.device,
+    operation_tables: Mapping[str, ResultTable],
+) -> BenchmarkRow:
+    """Return the row of a variant in seconds per step; `operation_tables` contains the operations by precision."""
+    on_cpu, (precision, *savings) = device.type == "cpu", variant.split()
+    speedup = {"fp32": 2.0, "bf16": 10.0 if on_cpu else 5.0}[precision]
+    goals = [Goal("speedup", speedup)]
     if precision == "bf16":
-        goals.append(Goal("share", 0.4 if on_cpu else 0.45))
-    ceiling = ceiling_of(device)
-    bound = scaled(seconds[f"ceiling {precision}"], flops / ceiling.flops(sizes))
-    return Row(
-        f"step, {named(way)}",
-        scaled(seconds[way], 1 / CRITIC_STEPS),
-        scaled(seconds["plain"], 1 / CRITIC_STEPS),
-        bound,
+        goals.append(Goal("efficiency", 0.4 if on_cpu else 0.45))
+    bound_type = upper_bound_type(device)
+    upper_bound = scale_samples(seconds[f"upper bound {precision}"], flops / bound_type.flops(sizes))
+    return BenchmarkRow(
+        f"step, {format_variant(variant)}",
+        scale_samples(seconds[variant], 1 / N_CRITIC),
+        scale_samples(seconds["naive"], 1 / N_CRITIC),
+        upper_bound,
         () if savings else tuple(goals),
-        ceiling_name=ceiling.NAME,
-        rest="" if savings else ", ".join(f"{name} {share}" for name, share, _ in where[precision].rows[:MOST_NAMED]),
+        upper_bound_name=bound_type.NAME,
+        note=""
+        if savings
+        else ", ".join(f"{name} {share}" for name, share, _ in operation_tables[precision].rows[:MAX_NAMED_OPERATIONS]),
     )
 
 
-def named(way: str) -> str:
-    """A way as its setting is called."""
-    precision, *savings = way.split()
-    return ", ".join([precision, *(f"distribution.{name}={SAVINGS[name]}".lower() for name in savings)])
+def format_variant(variant: str) -> str:
+    """Format a variant as configuration settings."""
+    precision, *savings = variant.split()
+    return ", ".join([precision, *(f"distributed.{name}={MEMORY_SAVINGS[name]}".lower() for name in savings)])
 
 
-def memory_row(way: str, megabytes: Mapping[str, Costs]) -> Row:
-    """Peak memory of all rounds, each side in its own process."""
-    goals = (Goal("part", 0.6),)
-    return Row(f"peak memory of a step, {named(way)}", megabytes[way], megabytes["plain"], goals=goals, unit="MB")
+def build_memory_row(variant: str, megabytes: Mapping[str, CostSamples]) -> BenchmarkRow:
+    """Return the row of the peak memory of all rounds of a variant."""
+    goals = (Goal("cost_ratio", 0.6),)
+    return BenchmarkRow(
+        f"peak memory of a step, {format_variant(variant)}",
+        megabytes[variant],
+        megabytes["naive"],
+        goals=goals,
+        unit="MB",
+    )
 
 
-def operations(sizes: Sizes, precision: str) -> Table:
-    """Where a fast step's time goes."""
-    work = fast_round(sizes, precision)
-    work()
-    with profile(activities=activities()) as trace:
-        work()
+def profile_operations(sizes: StepSizes, precision: str) -> ResultTable:
+    """Return the time per operation of a step."""
+    run_round = prepare_fast_round(sizes, precision)
+    run_round()
+    with profile(activities=profiler_activities()) as trace:
+        run_round()
     rows = tuple(
-        (name.removeprefix("aten::"), f"{100 * share:.1f} %", f"{three_digits(milliseconds)} ms")
-        for name, share, milliseconds, _ in top_operations(trace, CRITIC_STEPS)
+        (name.removeprefix("aten::"), f"{100 * share:.1f} %", f"{format_3_digits(milliseconds)} ms")
+        for name, share, milliseconds, _ in top_operations(trace, N_CRITIC)
     )
-    return Table(f"a step's operations, {precision}", ("operation", "share", "a step"), rows)
+    return ResultTable(f"Operations of a step, {precision}", ("operation", "share", "per step"), rows)
 
 
-def scaling_table(sizes: Sizes, precision: str) -> Table:
-    """How a step's time and memory grow when one size is doubled, the others as given."""
-    changes: dict[str, Sizes] = {"as given": sizes} | {
+def build_scaling_table(sizes: StepSizes, precision: str) -> ResultTable:
+    """Return how the time and memory of a step grow when one size is doubled."""
+    changes: dict[str, StepSizes] = {"baseline": sizes} | {
         f"{name} {getattr(sizes, name)} to {2 * getattr(sizes, name)}": replace(
             sizes, **{name: 2 * getattr(sizes, name)}
         )
         for name in ("batch_size", "dim", "image_size", "condition_dim")
     }
-    rows, base = [], (0.0, 0.0)
-    for name, each in changes.items():
-        spent = in_new_process("featgan.bench.training_step:time_round", precision, asdict(each))
-        found = (float(spent.result), spent.megabytes)
-        base = found if name == "as given" else base
-        growth = [f"x {mine / its:.2f}" for mine, its in zip(found, base, strict=True)]
-        rows.append((name, f"{three_digits(1000 * found[0])} ms", growth[0], f"{found[1]:,.0f} MB", growth[1]))
-    columns = ("size", "a step", "growth", "memory", "growth")
-    return Table(f"what a step costs, {precision}, {sizes.conditioning}", columns, tuple(rows))
+    rows, base_cost = [], (0.0, 0.0)
+    for name, changed_sizes in changes.items():
+        usage = run_in_new_process("featgan.bench.training_step:time_round", precision, asdict(changed_sizes))
+        cost = (float(usage.result), usage.megabytes)
+        base_cost = cost if name == "baseline" else base_cost
+        growth = [f"x {value / base_value:.2f}" for value, base_value in zip(cost, base_cost, strict=True)]
+        rows.append((name, f"{format_3_digits(1000 * cost[0])} ms", growth[0], f"{cost[1]:,.0f} MB", growth[1]))
+    columns = ("size", "per step", "growth", "memory", "growth")
+    return ResultTable(f"Cost of a step, {precision}, {sizes.conditioning}", columns, tuple(rows))
 
 
-def time_round(side: str, sizes: dict[str, Any]) -> float:
-    """Median seconds of a step."""
-    return in_turn({side: prepare(side, sizes)}, repeats=3)[side].median / CRITIC_STEPS
+def time_round(variant: str, sizes: dict[str, Any]) -> float:
+    """Return the median seconds of a step."""
+    return time_interleaved({variant: prepare_variant(variant, sizes)}, repeats=3)[variant].median / N_CRITIC

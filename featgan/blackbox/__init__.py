@@ -1,1 +1,1 @@
-"""The model under study: load one from anywhere, fit one, and cache what it says of every image."""
+"""The classifier under study: load it from any source, fit one, and cache its features and predictions."""

@@ -1,5 +1,6 @@
-"""A black box over a shard set: features and outputs of every image and of its mirror image, into the cache."""
+"""Extract a classifier's features and outputs for every image and its horizontal flip, and cache them."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,155 +12,179 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox, load_blackbox
-from featgan.blackbox.prefetch import prefetched
+from featgan.blackbox.prefetch import prefetch_map
 from featgan.blackbox.weights import choose_device
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
-from featgan.data.feature_cache.storage import MANIFEST, cache_folder
+from featgan.data.feature_cache.storage import cache_folder
+from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.images import to_float
 from featgan.system.memory import keep_freed_memory
-from featgan.system.progress import Meter, console, meter
+from featgan.system.progress import ProgressBar, progress_bar
 
-ONE_ANSWER = 0.95
-"""Share of the images from which one decision for all is remarked on."""
+logger = logging.getLogger(__name__)
 
-MOST_LOOKED_AT = 10_000
+CONSTANT_PREDICTION_SHARE = 0.95
+"""If one class is predicted for at least this share of the images, a warning is logged."""
 
-DECODERS = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Threads that decode images; a network on a GPU takes more than one of them can give."""
+MAX_CHECKED_IMAGES = 10_000
+"""Number of training images whose predictions are checked for that."""
+
+NUM_DECODER_THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
+"""Number of threads that decode images. A network on a GPU is faster than one of them."""
 
 
-def extract(
+def extract_features(
     shards: Path | str,
     spec: str,
-    name: str,
+    cache_name: str,
     layer: str | None = None,
-    components: int | None = None,
+    num_components: int | None = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     output_kind: str | None = None,
 ) -> FeatureCache:
-    """Fill the cache SHARDS/features/NAME for all splits and return it; shards that are there already are kept.
+    """Fill the feature cache SHARDS/features/CACHE_NAME for all splits and return it.
 
-    Files that were damaged since they were written are computed anew.
-    `components` K is the number of whitened principal components that are the condition, all features if None.
-    `preprocessing` and `output_kind` as in `load_blackbox`. UserError: shards that changed since they were packed, a
-    SPEC or layer that cannot be taken, or a cache of that name with another content.
+    Shards that were already extracted are kept; corrupted files are extracted again. `num_components` K is the number
+    of whitened principal components that form the condition; None uses all features. `preprocessing` and
+    `output_kind` are those of `load_blackbox`.
+
+    Raises UserError if the shards changed since they were packed, if the SPEC or the layer cannot be used, or if a
+    cache of that name has another content.
     """
     keep_freed_memory()
-    opened = ShardSet.open(shards)
-    opened.verify()
-    box = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
-    known = find_known(opened, name, box)
-    if known is not None and known.num_components == components:
-        console.print(f"{known.path}: extracted already")
-        return known
-    if known is not None:
-        was, now = (f"{each} components" if each else "all features" for each in (known.num_components, components))
-        console.print(f"{known.path}: holds {was}, from now on {now}; runs of the former cannot go on with it")
-    writer = FeatureWriter(opened, name, box, components)
-    mend(writer)
-    total = sum(len(opened.split(split)) for split in opened.split_names)
-    pending = writer.pending()
-    ahead = sum(len(part.rows) for part in pending)
-    with meter("extracting features", total, "images", completed=total - ahead) as bar:
-        found = Extraction(opened, box, max(1, batch_size), bar).run(pending)
-        for _ in prefetched(lambda shard: writer.write(*shard), found):
+    shard_set = ShardSet.open(shards)
+    shard_set.verify()
+    blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
+    existing = find_existing_cache(shard_set, cache_name, blackbox)
+    if existing is not None and existing.num_components == num_components:
+        logger.info(f"{existing.path}: already extracted")
+        return existing
+    if existing is not None:
+        previous_text, new_text = (
+            f"{count} components" if count else "all features" for count in (existing.num_components, num_components)
+        )
+        logger.warning(
+            f"{existing.path}: changing from {previous_text} to {new_text}; "
+            "runs trained with the previous setting cannot resume"
+        )
+    writer = FeatureWriter(shard_set, cache_name, blackbox, num_components)
+    repair_cache(writer)
+    num_images = sum(len(shard_set.get_split(split)) for split in shard_set.split_names)
+    pending = writer.list_pending()
+    num_pending = sum(len(pending_shard.rows) for pending_shard in pending)
+    with progress_bar("extracting features", num_images, "images", completed=num_images - num_pending) as bar:
+        extracted = FeatureExtractor(shard_set, blackbox, max(1, batch_size), bar).extract_shards(pending)
+        for _ in prefetch_map(lambda shard: writer.write_shard(*shard), extracted):
             pass
     cache = writer.commit()
-    warn_of_one_answer(cache)
+    warn_constant_prediction(cache)
     return cache
 
 
-def warn_of_one_answer(cache: FeatureCache) -> None:
-    """A box that decides nearly the same for every image has little to show: better said before hours of training."""
+def warn_constant_prediction(cache: FeatureCache) -> None:
+    """Log a warning if the classifier predicts the same class for nearly every image.
+
+    Its features then carry little information, which is better known before hours of training.
+    """
     if cache.output_kind != "expression":
         return
-    count = len(cache.arrays["train", "outputs"])
-    rows = np.unique(np.linspace(0, count - 1, min(count, MOST_LOOKED_AT)).astype(np.int64))
-    decided = np.bincount(cache.outputs("train", rows).argmax(1), minlength=cache.output_dim)
-    most = int(decided.argmax())
-    if decided[most] >= ONE_ANSWER * len(rows):
-        name = cache.class_names[most] if most < len(cache.class_names) else f"output {most + 1}"
-        share = decided[most] / len(rows)
-        console.print(
-            f"{cache.path}: the box decides {name!r} for {share:.0%} of the images; its features may hold little "
-            "to show. Check its preprocessing, or fit it for longer",
-            markup=False,
+    num_images = len(cache.arrays["train", "outputs"])
+    rows = np.unique(np.linspace(0, num_images - 1, min(num_images, MAX_CHECKED_IMAGES)).astype(np.int64))
+    prediction_counts = np.bincount(cache.outputs("train", rows).argmax(1), minlength=cache.output_dim)
+    most_frequent = int(prediction_counts.argmax())
+    if prediction_counts[most_frequent] >= CONSTANT_PREDICTION_SHARE * len(rows):
+        name = (
+            cache.class_names[most_frequent]
+            if most_frequent < len(cache.class_names)
+            else f"output {most_frequent + 1}"
+        )
+        share = prediction_counts[most_frequent] / len(rows)
+        logger.warning(
+            f"{cache.path}: the classifier predicts {name!r} for {share:.0%} of the images, so its features may carry "
+            "little information; check its preprocessing or fit it for longer"
         )
 
 
-def find_known(shards: ShardSet, name: str, box: BlackBox) -> FeatureCache | None:
-    """The cache when it is complete, whole, and of this box and layer, else None."""
-    if not (cache_folder(shards, name) / MANIFEST).is_file():
+def find_existing_cache(shards: ShardSet, name: str, blackbox: BlackBox) -> FeatureCache | None:
+    """Return the cache if it is complete, not corrupted, and from this classifier and layer; else None."""
+    if not (cache_folder(shards, name) / MANIFEST_FILE).is_file():
         return None
     try:
         cache = FeatureCache.open(shards, name)
         cache.verify()
-    except UserError:  # the writer refuses what is another cache, and mends what is damaged
+    except UserError:  # the writer rejects another cache and repairs a corrupted one
         return None
-    same_box = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (box.sha256, box.layer)
-    same_outputs = (cache.output_kind, cache.class_names) == (box.output_kind, box.class_names)
-    return cache if same_box and same_outputs else None
+    same_blackbox = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (blackbox.sha256, blackbox.layer)
+    same_outputs = (cache.output_kind, cache.class_names) == (blackbox.output_kind, blackbox.class_names)
+    return cache if same_blackbox and same_outputs else None
 
 
-def mend(writer: FeatureWriter) -> None:
-    """Make the files of a complete cache that were damaged since they were written ones that are still to come."""
-    bad = writer.drop_damaged()
-    if bad:
-        more = f" and {len(bad) - 1:,} more files" if len(bad) > 1 else ""
-        console.print(f"{writer.path / bad[0]}{more}: not what was extracted; extracting it again", markup=False)
+def repair_cache(writer: FeatureWriter) -> None:
+    """Remove the corrupted files of a complete cache, so that they are extracted again."""
+    corrupt_files = writer.remove_corrupt_files()
+    if corrupt_files:
+        others_text = f" and {len(corrupt_files) - 1:,} more files" if len(corrupt_files) > 1 else ""
+        logger.warning(
+            f"{writer.path / corrupt_files[0]}{others_text}: does not match its checksum; extracting it again"
+        )
 
 
-class Extraction:
-    """The box at work, with a bar that shows its speed."""
+class FeatureExtractor:
+    """Runs the classifier over shards and shows the speed in a progress bar."""
 
-    def __init__(self, shards: ShardSet, box: BlackBox, batch_size: int, bar: Meter) -> None:
+    def __init__(self, shards: ShardSet, blackbox: BlackBox, batch_size: int, bar: ProgressBar) -> None:
         self.shards = shards
-        self.box = box
+        self.blackbox = blackbox
         self.batch_size = batch_size
         self.bar = bar
         self.started = time.monotonic()
         self.num_done = 0
 
-    def run(self, pending: Sequence[PendingShard]) -> Iterator[tuple[PendingShard, Tensor, Tensor]]:
-        """Each shard with features [n, 2, F] and outputs [n, 2, O] of its images, index 1 of the mirrored ones.
+    def extract_shards(self, pending: Sequence[PendingShard]) -> Iterator[tuple[PendingShard, Tensor, Tensor]]:
+        """Yield each shard with features [n, 2, F] and outputs [n, 2, O]; index 1 is the horizontal flip.
 
-        Images are decoded ahead, beyond the end of a shard; each once for both sides.
+        Images are decoded ahead in threads, also across shards. Each image is decoded once for both versions.
         """
-        parts = [(shard, rows) for shard in pending for rows in cut(shard.rows, self.batch_size)]
-        found: list[tuple[Tensor, Tensor]] = []
-        for (shard, rows), images in zip(parts, prefetched(self.decode, parts, DECODERS), strict=True):
-            found.append(both_sides(self.box, images))
-            self.count(len(images))
+        tasks = [(shard, rows) for shard in pending for rows in chunk_rows(shard.rows, self.batch_size)]
+        results: list[tuple[Tensor, Tensor]] = []
+        for (shard, rows), images in zip(
+            tasks, prefetch_map(self.decode_task, tasks, NUM_DECODER_THREADS), strict=True
+        ):
+            results.append(extract_with_flip(self.blackbox, images))
+            self.update_progress(len(images))
             if rows.stop == shard.rows.stop:
-                features, outputs = zip(*found, strict=True)
+                features, outputs = zip(*results, strict=True)
                 yield shard, torch.cat(features), torch.cat(outputs)
-                found = []
+                results = []
 
-    def decode(self, part: tuple[PendingShard, range]) -> Tensor:
-        shard, rows = part
-        return self.shards.split(shard.split).decode(rows)
+    def decode_task(self, task: tuple[PendingShard, range]) -> Tensor:
+        """Decode the images of one task: uint8 [n, 3, S, S]."""
+        shard, rows = task
+        return self.shards.get_split(shard.split).decode(rows)
 
-    def count(self, images: int) -> None:
-        self.num_done += images
-        self.bar.advance(images)
-        self.bar.note(f"{self.num_done / (time.monotonic() - self.started):.0f} images/s")
+    def update_progress(self, num_images: int) -> None:
+        """Advance the progress bar and update the speed."""
+        self.num_done += num_images
+        self.bar.advance(num_images)
+        self.bar.set_note(f"{self.num_done / (time.monotonic() - self.started):.0f} images/s")
 
 
-def cut(rows: range, size: int) -> list[range]:
-    """Stretches of at most `size`."""
+def chunk_rows(rows: range, size: int) -> list[range]:
+    """Split the rows into ranges of at most `size` rows."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def both_sides(box: BlackBox, images: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O], on the box's device; index 1 is of the mirrored.
+def extract_with_flip(blackbox: BlackBox, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the classifier on images and on their horizontal flips.
 
-    Bytes travel to the device, floats are made there.
+    uint8 [n, 3, S, S] => features [n, 2, F] and outputs [n, 2, O] on the classifier's device; index 1 is the flip.
+    Images are transferred as bytes and converted to float on the device.
     """
-    as_floats = to_float(images.to(box.device))
-    upright, mirrored = box(as_floats), box(as_floats.flip(3))
-    features, outputs = (torch.stack(pair, 1) for pair in zip(upright, mirrored, strict=True))
+    as_floats = to_float(images.to(blackbox.device))
+    original, flipped = blackbox(as_floats), blackbox(as_floats.flip(3))
+    features, outputs = (torch.stack(pair, 1) for pair in zip(original, flipped, strict=True))
     return features, outputs

@@ -1,4 +1,4 @@
-"""A black box from anywhere: images in [-1, 1] => the features of one of its layers, and its outputs."""
+"""Load a black box from its SPEC: images in [-1, 1] => the features of one of its layers, and its outputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,86 +8,97 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.blackbox.adapters.base import (
-    MOST_FEATURES,
-    NUM_PROBES,
-    Network,
-    as_vectors,
-    find_head,
-    hash_parts,
-    no_linear,
+    MAX_FEATURES,
+    NUM_PROBE_IMAGES,
+    NetworkAdapter,
+    find_linear_head,
+    hash_byte_chunks,
+    no_linear_layer_error,
+    to_feature_vectors,
 )
 from featgan.blackbox.adapters.factories import open_callable, open_timm, open_torchvision
-from featgan.blackbox.adapters.onnx import OnnxNetwork
-from featgan.blackbox.adapters.torchscript import TorchScriptNetwork
-from featgan.blackbox.fitting.model_folder import open_box
+from featgan.blackbox.adapters.onnx import OnnxAdapter
+from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
+from featgan.blackbox.fitting.model_folder import open_fitted_classifier
 from featgan.blackbox.preprocessing import Preprocessing
-from featgan.blackbox.spec import OUTPUT_OPTIONS, Spec, parse_spec
+from featgan.blackbox.spec import OUTPUT_OPTIONS, BlackBoxSpec, parse_spec
 from featgan.errors import UserError
 
 EXPRESSION_NAMES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""What the outputs of a foreign box are called, in this order, when it is said to tell expressions (7 or 8)."""
+"""Default class names, in this order, of an external classifier with 7 or 8 outputs and output kind `expression`."""
 
-FOREIGN_KINDS = ("expression", "valence_arousal", "attributes", "other")
-"""What a foreign box may be said to tell."""
+EXTERNAL_OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
+"""Output kinds that the user can give for an external classifier."""
 
-PROBE_SIZE = 112
-"""Side in pixels of the images of a trial run, where the network does not say what it takes."""
+PROBE_IMAGE_SIZE = 112
+"""Width and height in pixels of the probe images if the network does not define its input size."""
 
-OPENERS: dict[str, Callable[[Spec, torch.device], Network]] = {
+ADAPTER_OPENERS: dict[str, Callable[[BlackBoxSpec, torch.device], NetworkAdapter]] = {
     "torchvision": open_torchvision,
     "timm": open_timm,
-    "torchscript": TorchScriptNetwork,
-    "onnx": OnnxNetwork,
+    "torchscript": TorchScriptAdapter,
+    "onnx": OnnxAdapter,
     "callable": open_callable,
 }
 
 
 class BlackBox:
-    """A network with one layer tapped.
+    """A classifier that returns the features of one of its layers and its outputs.
 
-    `head` is the linear layer from features to outputs, where there is one: weight [O, F] and bias [O]. Outputs are
-    then its logits, also where the network itself ends in a softmax or sigmoid.
+    `head` is the linear layer from features to outputs, if there is one: weight [O, F] and bias [O]. The outputs are
+    then the logits of that layer, even if the network ends in a softmax or sigmoid.
     """
 
     def __init__(
-        self, spec: Spec, network: Network, layer: str | None, device: torch.device, kind: str, names: tuple[str, ...]
+        self,
+        spec: BlackBoxSpec,
+        network: NetworkAdapter,
+        layer: str | None,
+        device: torch.device,
+        output_kind: str,
+        class_names: tuple[str, ...],
     ) -> None:
-        """UserError: no such layer, a layer that gives no features, or a network that does not run."""
+        """Raises UserError if the layer does not exist or gives no feature vectors, or if the network does not run."""
         self.spec = str(spec)
         self.network = network
         self.device = device
-        self.preprocessing = network.preprocessing.changed(spec.preprocessing, spec.name)
+        self.preprocessing = network.preprocessing.with_options(spec.preprocessing, spec.name)
         self.image_size = self.preprocessing.image_size
-        self.sha256 = hash_parts([network.sha256.encode(), self.preprocessing.model_dump_json().encode()])
-        self.output_kind = kind
-        probe = probe_images(self.preprocessing, device)
-        found = network.default_layer(self.preprocessing(probe))
-        if layer is None and found is None:
-            raise no_linear(spec.name)
-        self.layer = layer or found or ""
-        network.take(self.layer)
+        self.sha256 = hash_byte_chunks([network.sha256.encode(), self.preprocessing.model_dump_json().encode()])
+        self.output_kind = output_kind
+        probe = make_probe_images(self.preprocessing, device)
+        default_layer = network.default_layer(self.preprocessing(probe))
+        if layer is None and default_layer is None:
+            raise no_linear_layer_error(spec.name)
+        self.layer = layer or default_layer or ""
+        network.select_layer(self.layer)
         self.head: tuple[Tensor, Tensor] | None = None
-        features, outputs = self.measure(spec, probe)
-        self.head = find_head(features, outputs, network.last_linear())
+        features, outputs = self.run_probe(spec, probe)
+        self.head = find_linear_head(features, outputs, network.last_linear())
         self.feature_dim, self.output_dim = features.shape[1], outputs.shape[1]
-        self.class_names = name_outputs(spec, kind, names, self.output_dim)
+        self.class_names = resolve_class_names(spec, output_kind, class_names, self.output_dim)
 
-    def measure(self, spec: Spec, probe: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and outputs of a trial run; UserError unless both are one vector of sane width an image."""
+    def run_probe(self, spec: BlackBoxSpec, probe: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features [n, F] and outputs [n, O] of the probe images.
+
+        Raises UserError unless both are one vector of at most MAX_FEATURES values for each image.
+        """
         features, outputs = self(probe)
-        for what, values in ((f"layer {self.layer}", features), ("its output", outputs)):
-            if len(values) != NUM_PROBES:
-                raise UserError(f"{spec.name}: {what} is not one vector an image; choose another --layer")
-            if not 1 <= values.shape[1] <= MOST_FEATURES:
-                most = f"at most {MOST_FEATURES} can be taken"
-                raise UserError(f"{spec.name}: {what} has {values.shape[1]} numbers; {most}; choose another --layer")
+        for description, values in ((f"layer {self.layer}", features), ("its output", outputs)):
+            if len(values) != NUM_PROBE_IMAGES:
+                raise UserError(f"{spec.name}: {description} is not one vector for each image; choose another --layer")
+            if not 1 <= values.shape[1] <= MAX_FEATURES:
+                limit = f"the maximum is {MAX_FEATURES}"
+                raise UserError(
+                    f"{spec.name}: {description} has {values.shape[1]} values; {limit}; choose another --layer"
+                )
         return features, outputs
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float [N, 3, H, W] in [-1, 1], any size => float32 features [N, F] and outputs [N, O], without gradient."""
+        """Images, float [N, 3, H, W] in [-1, 1] of any size => float32 features [N, F] and outputs [N, O]."""
         features, outputs = self.network(self.preprocessing(images.to(self.device)))
-        features, outputs = as_vectors(features), as_vectors(outputs)
+        features, outputs = to_feature_vectors(features), to_feature_vectors(outputs)
         if self.head is not None:
             outputs = F.linear(features, *(tensor.to(features.device) for tensor in self.head))
         return features, outputs
@@ -100,59 +111,66 @@ def load_blackbox(
     preprocessing: Mapping[str, Any] | None = None,
     output_kind: str | None = None,
 ) -> BlackBox:
-    """Open the network that SPEC names and tap `layer` (the input of the last linear layer by default).
+    """Load the network that SPEC names; features come from `layer` (by default the input of the last linear layer).
 
-    `preprocessing` overrides parts of what the network expects: image_size, mean, std, range, layout, channels. The
-    box's own `spec` holds all options. UserError, in one line, for everything that can be wrong with a SPEC.
+    `preprocessing` overrides options of the network's preprocessing: image_size, mean, std, range, layout, channels.
+    The `spec` of the returned black box contains all options.
+
+    Raises UserError with a one-line message if the SPEC cannot be used.
     """
-    parsed, network, kind, names = open_network(spec, device, preprocessing, output_kind)
-    return BlackBox(parsed, network, layer, torch.device(device), kind, names)
+    parsed, network, parsed_output_kind, class_names = open_network(spec, device, preprocessing, output_kind)
+    return BlackBox(parsed, network, layer, torch.device(device), parsed_output_kind, class_names)
 
 
 def list_layers(
     spec: str, device: str | torch.device = "cpu", preprocessing: Mapping[str, Any] | None = None
 ) -> list[tuple[str, int]]:
-    """Names and widths of the layers that `load_blackbox` can take, in the order of computation."""
+    """List the names and widths of the layers that `load_blackbox` accepts, in the order of computation."""
     parsed, network, _, _ = open_network(spec, device, preprocessing)
-    fitting = network.preprocessing.changed(parsed.preprocessing, parsed.name)
-    return network.list_layers(fitting(probe_images(fitting, torch.device(device))))
+    network_preprocessing = network.preprocessing.with_options(parsed.preprocessing, parsed.name)
+    return network.list_layers(network_preprocessing(make_probe_images(network_preprocessing, torch.device(device))))
 
 
 def open_network(
-    text: str,
+    spec_text: str,
     device: str | torch.device,
     preprocessing: Mapping[str, Any] | None = None,
     output_kind: str | None = None,
-) -> tuple[Spec, Network, str, tuple[str, ...]]:
-    """The network that SPEC names, what its outputs are, and their names as far as they are known."""
-    spec = parse_spec(text, **(preprocessing or {}), output_kind=output_kind)
-    if spec.kind == "box":
+) -> tuple[BlackBoxSpec, NetworkAdapter, str, tuple[str, ...]]:
+    """Return the parsed SPEC, its network, the output kind, and the output names if they are known."""
+    spec = parse_spec(spec_text, **(preprocessing or {}), output_kind=output_kind)
+    if spec.kind == "fitted":
         for name in OUTPUT_OPTIONS:
             if name in spec.options:
-                raise UserError(f"{spec.name}: a fitted box knows its outputs; leave {name} out")
-        network, card = open_box(spec, torch.device(device))
-        return spec, network, card.target, card.class_names
+                raise UserError(f"{spec.name}: a fitted classifier defines its own outputs; remove {name}")
+        network, metadata = open_fitted_classifier(spec, torch.device(device))
+        return spec, network, metadata.task, metadata.class_names
     kind = spec.options.get("output_kind", "other")
-    if kind not in FOREIGN_KINDS:
-        raise UserError(f"{spec.name}: output_kind {kind!r}; it can be {', '.join(FOREIGN_KINDS)}")
-    names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
-    return spec, OPENERS[spec.kind](spec, torch.device(device)), kind, names
+    if kind not in EXTERNAL_OUTPUT_KINDS:
+        raise UserError(f"{spec.name}: unknown output_kind {kind!r}; use one of {', '.join(EXTERNAL_OUTPUT_KINDS)}")
+    class_names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
+    return spec, ADAPTER_OPENERS[spec.kind](spec, torch.device(device)), kind, class_names
 
 
-def name_outputs(spec: Spec, kind: str, names: tuple[str, ...], output_dim: int) -> tuple[str, ...]:
-    """Names of the outputs: those given, else the usual ones of their kind; UserError when they are not as many."""
-    if kind == "valence_arousal":
-        names = names or ("valence", "arousal")
-    if not names and kind == "expression":
-        names = EXPRESSION_NAMES[:output_dim] if output_dim >= 7 else ()
-    if len(names) != output_dim and (names or kind != "other"):
-        have = f"{len(names) or 'no'} names for {output_dim} outputs"
-        raise UserError(f"{spec.name}: {have}; name them in order: SPEC?classes=neutral,happy,...")
-    return names
+def resolve_class_names(
+    spec: BlackBoxSpec, output_kind: str, class_names: tuple[str, ...], output_dim: int
+) -> tuple[str, ...]:
+    """Return the given output names, or the default names of the output kind.
+
+    Raises UserError if the number of names differs from the number of outputs.
+    """
+    if output_kind == "valence_arousal":
+        class_names = class_names or ("valence", "arousal")
+    if not class_names and output_kind == "expression":
+        class_names = EXPRESSION_NAMES[:output_dim] if output_dim >= 7 else ()
+    if len(class_names) != output_dim and (class_names or output_kind != "other"):
+        mismatch = f"{len(class_names) or 'no'} names for {output_dim} outputs"
+        raise UserError(f"{spec.name}: {mismatch}; list the names in order: SPEC?classes=neutral,happy,...")
+    return class_names
 
 
-def probe_images(preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """A few images of smooth noise in [-1, 1], always the same."""
-    size = preprocessing.image_size or PROBE_SIZE
-    coarse = torch.rand(NUM_PROBES, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+def make_probe_images(preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """Create the probe images: smooth noise in [-1, 1], always the same."""
+    size = preprocessing.image_size or PROBE_IMAGE_SIZE
+    coarse = torch.rand(NUM_PROBE_IMAGES, 3, 7, 7, generator=torch.Generator().manual_seed(0))
     return (F.interpolate(coarse, (size, size), mode="bilinear") * 2 - 1).to(device)

@@ -1,4 +1,4 @@
-"""Work done in a thread while the caller is busy with what came before."""
+"""Compute the next items in threads while the caller processes the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,23 +8,23 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 2
-"""Results of each thread that may wait for the caller."""
+MAX_PENDING_PER_THREAD = 2
+"""Maximum number of finished results for each thread that wait for the caller."""
 
 
-def prefetched(work: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
-    """`map(work, items)` in order, some results ahead; an error of `work` is raised where its result is due.
+def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int = 1) -> Iterator[Result]:
+    """Return `map(function, items)` in order, with some results computed ahead in threads.
 
-    `items` are taken by the caller's thread; `work` is done in others.
+    An exception of `function` is raised when its result is due. `items` is iterated in the caller's thread.
     """
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(max_workers=threads)
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(max_workers=num_threads)
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > MAX_PENDING_PER_THREAD * num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

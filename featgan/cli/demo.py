@@ -1,73 +1,80 @@
-"""`featgan demo`: the whole job on drawn faces; a step that is done already says so, one cut off goes on."""
+"""`featgan demo`: the whole pipeline on synthetic faces. Each step is skipped if it is complete, and resumed if not."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from featgan.config.loading import load_config
-from featgan.evaluation.document import print_evaluation
+from featgan.evaluation.console import print_evaluation
 from featgan.evaluation.evaluate import evaluate_run, find_evaluation
 from featgan.system.progress import console
-from featgan.system.signals import StopRequest
+from featgan.system.signals import StopSignal
 
-COUNT, DRAWN_SIZE, IMAGE_SIZE, SEED = 4000, 80, 40, 0
-COMPONENTS, EPOCHS = 8, 8
-SUITE, PAIRS = "quick", 256
+NUM_FACES, FACE_SIZE, IMAGE_SIZE, SEED = 4000, 80, 40, 0
+NUM_COMPONENTS, NUM_EPOCHS = 8, 8
+SUITE, MAX_PAIRS = "quick", 256
 
 
-def run_demo(run: Path) -> None:
-    """Draw, pack, fit, extract, train, evaluate and render; data beside the run in RUN-data."""
-    run = run.absolute()
-    data = run.with_name(f"{run.name}-data")
-    box, probe = data / "blackbox", data / "probe"
+def run_demo(run_dir: Path) -> None:
+    """Generate and pack faces, train the classifiers, extract features, train the GAN, evaluate and render.
+
+    The data are stored in RUN_DIR-data.
+    """
+    run_dir = run_dir.absolute()
+    data_dir = run_dir.with_name(f"{run_dir.name}-data")
+    blackbox, factor_probe = data_dir / "blackbox", data_dir / "factor_probe"
     preset = load_config("demo")
-    dataset = preset.dataset.model_copy(update={"shards": data / "shards"})
-    config = preset.model_copy(update={"run": run, "dataset": dataset})
-    prepare_data(data)
-    fit_boxes(data / "shards", box, probe)
+    dataset = preset.dataset.model_copy(update={"shards": data_dir / "shards"})
+    config = preset.model_copy(update={"run_dir": run_dir, "dataset": dataset})
+    prepare_data(data_dir)
+    fit_classifiers(data_dir / "shards", blackbox, factor_probe)
 
-    from featgan.blackbox.extraction import extract
+    from featgan.blackbox.extraction import extract_features
     from featgan.report.render import render_run
     from featgan.training.train import train
 
-    announce(4, "cache what the box says of every image, and of its mirror image")
-    extract(config.dataset.shards, str(box), config.dataset.features, components=COMPONENTS)
-    announce(5, "train the generator to edit an image until the box would see other features in it")
-    with StopRequest() as request:
-        train(config, request=request)
-    announce(6, "measure what the box and the probe see in edited images")
-    document: dict[str, Any] | None = find_evaluation(run, config.training.steps, SUITE, PAIRS)
-    page = run / "report.html"
-    if document is None or not page.exists():
-        document = evaluate_run(run, suite=SUITE, probe=str(probe), num_components=COMPONENTS, count=PAIRS)
-        announce(7, "render pictures, animations and the report")
-        render_run(run, num_components=COMPONENTS)
-    out = Console()
-    print_evaluation(document, out)
-    out.print(f"\nThe report: [bold]{page}[/]  (open it in a browser)")
+    print_step(4, "extract the classifier's features of every image and of its horizontal flip")
+    extract_features(config.dataset.shards, str(blackbox), config.dataset.feature_cache, num_components=NUM_COMPONENTS)
+    print_step(5, "train the generator to edit images toward target features")
+    with StopSignal() as stop_signal:
+        train(config, stop_signal=stop_signal)
+    print_step(6, "evaluate the edits with the classifier and the factor probe")
+    document = find_evaluation(run_dir, config.training.steps, SUITE, MAX_PAIRS)
+    report_path = run_dir / "report.html"
+    if document is None or not report_path.exists():
+        document = evaluate_run(
+            run_dir, suite=SUITE, factor_probe=str(factor_probe), num_components=NUM_COMPONENTS, max_pairs=MAX_PAIRS
+        )
+        print_step(7, "render images, animations and the report")
+        render_run(run_dir, num_components=NUM_COMPONENTS)
+    stdout = Console()
+    print_evaluation(document, stdout)
+    stdout.print(f"\nReport: [bold]{report_path}[/]  (open it in a browser)", soft_wrap=True)
 
 
-def prepare_data(data: Path) -> None:
-    """Drawn faces in AffectNet's layout, and shards of them."""
-    from featgan.data.packing.pack import pack
-    from featgan.data.synthetic.dataset import synthesize
+def prepare_data(data_dir: Path) -> None:
+    """Generate synthetic faces in AffectNet's layout and pack them into shards."""
+    from featgan.data.packing.pack import pack_shards
+    from featgan.data.synthetic.dataset import synthesize_faces
 
-    announce(1, "draw faces whose factors are known")
-    synthesize(data / "faces", COUNT, SEED, DRAWN_SIZE)
-    announce(2, "pack them into shards")
-    pack("affectnet", data / "faces", data / "shards", image_size=IMAGE_SIZE)
+    print_step(1, "generate synthetic faces with known factors")
+    synthesize_faces(data_dir / "faces", NUM_FACES, SEED, FACE_SIZE)
+    print_step(2, "pack them into shards")
+    pack_shards("affectnet", data_dir / "faces", data_dir / "shards", image_size=IMAGE_SIZE)
 
 
-def fit_boxes(shards: Path, box: Path, probe: Path) -> None:
-    """The box to study tells expressions; the probe reads true factors, and takes no part in training the GAN."""
+def fit_classifiers(shards: Path, blackbox: Path, factor_probe: Path) -> None:
+    """Train the classifier to study and the factor probe.
+
+    The classifier predicts expressions. The factor probe predicts true factors and is not used to train the GAN.
+    """
     from featgan.blackbox.fitting.fit import fit_blackbox
 
-    announce(3, "fit the black box to study, and a probe of the true factors to check the edits with")
-    fit_blackbox(shards, "expression", box, epochs=EPOCHS)
-    fit_blackbox(shards, "factors", probe, epochs=EPOCHS, seed=1)
+    print_step(3, "train the classifier to study, and a factor probe that checks the edits")
+    fit_blackbox(shards, "expression", blackbox, epochs=NUM_EPOCHS)
+    fit_blackbox(shards, "factors", factor_probe, epochs=NUM_EPOCHS, seed=1)
 
 
-def announce(number: int, what: str) -> None:
-    """A step's title."""
-    console.print(f"[bold]{number}/7[/] {what}")
+def print_step(number: int, title: str) -> None:
+    """Print the number and the title of a step."""
+    console.print(f"[bold]{number}/7[/] {title}", highlight=False)

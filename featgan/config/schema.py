@@ -1,318 +1,327 @@
-"""Every configuration model on one page; `featgan.config.loading` reads them from YAML and the command line.
+"""Configuration schema: every section of a run; `featgan.config.loading` reads it from YAML and the command line.
 
-Frozen and strict: an unknown key, a wrong type or two fields that contradict each other is refused.
+The models are frozen and strict. An unknown key, a wrong type or a contradiction between two fields is an error.
+Each field declares whether it may change when a run resumes (`RESUMABLE`).
 """
 
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from featgan.config.base import Positive, Section
+from featgan.config.base import RESUMABLE, RESUMABLE_WITHOUT_LR_DECAY, ConfigModel, PositiveInt
+from featgan.config.metric_specs import DEFAULT_SELECTION_METRICS, SECOND_DATASET_PREFIX, SELECTION_METRICS
 from featgan.errors import UserError
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 Suite = Literal["quick", "standard", "full"]
 
-RANKING = (
-    "shift", "shift_median", "shift_aggregate", "ccc", "r2", "centred_cosine", "components_ccc", "retrieval_top1",
-    "retrieval_top5", "retrieval_mrr", "label_agreement", "label_macro_f1", "flip_success", "valence_ccc",
-    "arousal_ccc", "valence_pearson", "arousal_pearson", "valence_rmse", "arousal_rmse", "attribute_agreement",
-    "attributes_kept", "monotonicity", "monotone_share", "linearity", "diagonal_dominance", "self_l1", "self_psnr",
-    "self_ssim", "cycle_l1", "cycle_psnr", "cycle_ssim", "frechet_edited", "kid_edited", "diversity", "diversity_ratio",
-    "factor_nuisance_ratio",
-)  # fmt: skip
-"""Measures that tell the better of two checkpoints (docs/metrics.md); after `second_`, of the second data set."""
 
-
-BEST = {
-    "features": "ccc", "expression": "label_agreement", "valence_arousal": "valence_ccc",
-    "attributes": "attribute_agreement",
-}  # fmt: skip
-"""What tells the better checkpoint, by the kind of condition, where nothing is said."""
-
-
-class ConditionConfig(Section):
-    """What is asked of an image, and how the discriminator's estimate of it is scored."""
+class ConditionConfig(ConfigModel):
+    """The condition of the GAN, and the loss between it and the discriminator's estimate."""
 
     kind: Literal["features", "expression", "valence_arousal", "attributes"] = "features"
-    """`features` of a black box (cached by `featgan extract`), or labels of the shards."""
+    """`features` of a classifier (cached by `featgan extract`), or labels that are stored in the shards."""
     encoding: Literal["raw", "standardized", "components"] = "raw"
-    """Features as they are, standardised over the live ones, or the whitened components of `extract --components`."""
-    objective: Literal["actv", "pred", "both"] = "actv"
-    """Features only: score the activations, the box's outputs read off them by a linear layer, or both."""
-    regression: Literal["ccc", "mse"] = "ccc"
-    """How real-valued conditions are scored: 1 - concordance, or mean squared error."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """Over the condition's dimensions, for `ccc`: the ancestor sums; a mean does not grow with the width."""
+    """Features only: raw features, features standardized over the non-constant ones, or whitened principal components
+    (`featgan extract --num-components`)."""
+    targets: Literal["features", "outputs", "both"] = "features"
+    """Features only: the discriminator's estimate is compared with the features, with the classifier outputs that a
+    linear layer computes from them, or with both."""
+    regression_loss: Literal["ccc", "mse"] = "ccc"
+    """Loss of real-valued conditions: 1 - CCC (concordance correlation coefficient), or mean squared error."""
+    ccc_reduction: Literal["sum", "mean"] = "sum"
+    """Reduction of the CCC loss over the condition's dimensions. The sum follows the original implementation; the mean
+    does not grow with the number of dimensions."""
     attributes: tuple[str, ...] = ()
-    """Attribute names for `kind: attributes`, in the condition's order."""
+    """Attribute names in the order of the condition, for `kind: attributes`."""
 
     @model_validator(mode="after")
     def check_attributes(self) -> Self:
         if (self.kind == "attributes") != bool(self.attributes):
-            raise ValueError("attributes: name them exactly when kind is 'attributes'")
+            raise ValueError("attributes: list the attribute names if kind is 'attributes', and only then")
         return self
 
 
-class DatasetConfig(Section):
-    """Packed shards, the feature cache beside them, and the condition taken from them."""
+class DatasetConfig(ConfigModel):
+    """Packed shards, the feature cache that is stored with them, and the condition."""
 
     shards: Path = Path("shards")
     """Folder written by `featgan pack`."""
-    features: str = "blackbox"
-    """Name of the feature cache (`featgan extract --name`), for `condition.kind: features`."""
-    mirror: bool = True
-    """Mirror half of the images at random; a mirrored image gets the mirrored image's features."""
+    feature_cache: str = "blackbox"
+    """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
+    horizontal_flip: bool = True
+    """Flip each image horizontally with probability 0.5. A flipped image is paired with the features of the flipped
+    image."""
     condition: ConditionConfig = ConditionConfig()
-    """What is asked of the images of this data set."""
+    """The condition of this data set."""
 
 
-class GeneratorConfig(Section):
-    """G(x, c): the image editor."""
+class GeneratorConfig(ConfigModel):
+    """The generator G(x, c), which edits image x toward condition c."""
 
-    dim: Positive = 64
-    """Channels of the first convolution; doubled twice on the way down."""
-    num_blocks: Positive = 6
-    """Residual blocks at a quarter of the resolution."""
-    request: Literal["target", "change"] = "target"
-    """G is told the wanted condition; under `change` also how it differs from the image's own, which a box tells."""
-    conditioning: Literal["concat", "tile", "modulation"] = "concat"
-    """Condition as C constant planes, as one tiled plane, or as scale and shift of the normalised activations."""
-    output: Literal["image", "blend"] = "image"
-    """A new image, or new pixels blended with the source through a mask."""
+    dim: PositiveInt = 64
+    """Number of channels of the first convolution; each of the two downsampling layers doubles it."""
+    num_blocks: PositiveInt = 6
+    """Number of residual blocks, which run at a quarter of the image resolution."""
+    condition_input: Literal["target", "target_and_difference"] = "target"
+    """Condition given to G: the target, or the target and its difference from the source condition (features only,
+    since the source condition must be known)."""
+    conditioning: Literal["concat", "tile", "adain"] = "concat"
+    """How the condition enters G: one constant plane per dimension (`concat`), one plane filled with the repeated
+    vector (`tile`), or scale and shift of the normalized activations (`adain`)."""
+    output: Literal["image", "masked_blend"] = "image"
+    """Output of G: a new image, or new pixels that a predicted mask blends with the source image."""
     upsampling: Literal["transposed", "nearest"] = "transposed"
-    """Transposed convolutions, or repeated pixels and a convolution, which leaves no checkerboard."""
+    """Transposed convolutions, or nearest-neighbor upsampling followed by a convolution, which avoids checkerboard
+    artifacts."""
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What the network is built from: all but what it is told."""
-        return self.model_dump(exclude={"request"})
+        """Constructor arguments of the network: every field except `condition_input`."""
+        return self.model_dump(exclude={"condition_input"})
 
 
-class DiscriminatorConfig(Section):
-    """D(x): realness of patches and an estimate of the condition."""
+class DiscriminatorConfig(ConfigModel):
+    """The discriminator D(x), which rates the realism of patches and estimates the condition."""
 
-    dim: Positive = 64
-    """Channels of the first convolution, doubled at every layer."""
-    max_dim: Positive = 8192
-    """Channels are doubled up to this many."""
-    num_layers: Positive = 6
-    """Stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
+    dim: PositiveInt = 64
+    """Number of channels of the first convolution; each layer doubles it."""
+    max_dim: PositiveInt = 8192
+    """Maximum number of channels."""
+    num_layers: PositiveInt = 6
+    """Number of stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
     projection: bool = False
-    """Add the pooled activations' inner product with the embedded condition to the patch map (Miyato & Koyama)."""
+    """Add the inner product of the pooled activations and the embedded condition to the patch logits (projection
+    discriminator, Miyato & Koyama 2018)."""
 
 
-class LossConfig(Section):
-    """The objective's terms and their weights."""
+class LossConfig(ConfigModel):
+    """The loss terms and their weights."""
 
-    adversarial: Literal["wgan_gp", "logistic"] = "wgan_gp"
-    """Wasserstein with gradient penalty, or non-saturating logistic with lazy R1."""
-    penalty_weight: Weight = 10.0
-    """w_gp of WGAN-GP, or gamma / 2 of R1."""
-    r1_every: Positive = 16
-    """R1 is taken every so many discriminator steps and weighted up by as much."""
-    cycle_weight: Weight = 10.0
-    """w_rec: L1 between the source and G(G(x, c_target), c_source)."""
-    identity_weight: Weight = 0.0
-    """L1 between the source and G(x, c_source)."""
-    identity_margin: Weight = 0.0
-    """An image's L1 up to which that term asks for nothing, so that small changes are not taken for none."""
-    condition_weight: Weight = 1.0
-    """w_cls: the discriminator's estimate against the condition."""
-    prediction_weight: Weight = 1.0
-    """w_cls2: the box's outputs read off that estimate, for `objective: pred` or `both`."""
+    adversarial: Literal["wgan_gp", "non_saturating"] = "wgan_gp"
+    """Wasserstein loss with gradient penalty, or non-saturating logistic loss with lazy R1 regularization."""
+    gp_weight: NonNegativeFloat = 10.0
+    """Weight of the gradient penalty, for `adversarial: wgan_gp`."""
+    r1_gamma: NonNegativeFloat = 20.0
+    """R1 regularization weight gamma, for `adversarial: non_saturating`; the penalty is multiplied by gamma / 2."""
+    r1_interval: PositiveInt = 16
+    """R1 is computed every N discriminator steps and multiplied by N (lazy regularization)."""
+    cycle_weight: NonNegativeFloat = 10.0
+    """Weight of the cycle loss: L1 between the source image and G(G(x, c_target), c_source)."""
+    identity_weight: NonNegativeFloat = 0.0
+    """Weight of the identity loss: L1 between the source image and G(x, c_source)."""
+    identity_margin: NonNegativeFloat = 0.0
+    """Margin: the identity loss is zero while an image's L1 error is below this value, so that G is not discouraged
+    from small edits."""
+    condition_weight: NonNegativeFloat = 1.0
+    """Weight of the condition loss: the error of the discriminator's estimate of the condition."""
+    output_weight: NonNegativeFloat = 1.0
+    """Weight of the loss on the classifier outputs that are computed from that estimate, for `condition.targets:
+    outputs` or `both`."""
 
 
-class OptimizerConfig(Section):
-    """Adam for both networks; the rate is constant, then falls linearly to zero over the last `decay_steps`."""
+class OptimizerConfig(ConfigModel):
+    """Adam, for both networks. The learning rate is constant, then decays linearly to zero over `lr_decay_steps`."""
 
-    generator_rate: Rate = 1e-4
+    generator_lr: LearningRate = 1e-4
     """Learning rate of G."""
-    discriminator_rate: Rate = 1e-4
+    discriminator_lr: LearningRate = 1e-4
     """Learning rate of D."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Decay of Adam's first moment."""
+    """Decay rate of Adam's average of the gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of Adam's second moment."""
-    decay_steps: Annotated[int, Field(ge=0)] = 0
-    """Length of the linear fall to zero at the end."""
-    clip_norm: Weight = 0.0
-    """Largest gradient norm of a network; 0 leaves gradients alone."""
+    """Decay rate of Adam's average of the squared gradient."""
+    lr_decay_steps: NonNegativeInt = 0
+    """Number of steps at the end of the run in which the learning rate decays to zero; 0 disables the decay."""
+    max_grad_norm: NonNegativeFloat = 0.0
+    """Maximum gradient norm of each network (gradient clipping); 0 disables clipping."""
 
 
-class TrainingConfig(Section):
-    """The loop: how long, how often, how precisely."""
+class TrainingConfig(ConfigModel):
+    """The training loop: number of steps, batch size, precision and logging intervals."""
 
-    steps: Positive = 200_000
-    """Discriminator steps of the whole run."""
-    batch_size: Positive = 16
-    """Images of a step, over all processes together."""
-    critic_steps: Positive = 5
-    """n_critic: the generator is trained every so many discriminator steps."""
-    head_start: Annotated[int, Field(ge=0)] = 0
-    """Steps at the beginning in which D alone is trained, to read the condition off real images."""
+    steps: Annotated[PositiveInt, RESUMABLE_WITHOUT_LR_DECAY] = 200_000
+    """Number of discriminator steps of the run."""
+    batch_size: PositiveInt = 16
+    """Number of images per step, summed over all processes."""
+    n_critic: PositiveInt = 5
+    """The generator is updated once every n_critic discriminator steps."""
+    discriminator_warmup_steps: NonNegativeInt = 0
+    """Number of steps at the start that train only D, on the condition of real images."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Fixes the initial weights, the data's order, the targets and the penalty's points."""
+    """Random seed for the initial weights, the data order, the targets and the gradient penalty."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """`bf16` runs the networks under autocast, losses and penalties in fp32; `auto` does so where it is fast."""
-    ema_images: Annotated[int, Field(ge=0)] = 0
-    """Half-life, in images, of the running average of G's weights that is evaluated and rendered; 0 turns it off."""
-    num_workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Processes that prepare batches."""
-    report_every: Positive = 100
-    """Steps between lines of metrics."""
-    preview_every: Positive = 1000
-    """Steps between grids of samples."""
-    save_every: Positive = 1000
-    """Steps between checkpoints."""
-    keep_checkpoints: Positive = 3
-    """Newest checkpoints kept."""
+    """`bf16` runs the networks under autocast and computes losses and penalties in fp32; `auto` uses bf16 if the
+    device computes it fast, and fp32 otherwise."""
+    ema_half_life_images: NonNegativeInt = 0
+    """Half-life, in images, of the exponential moving average (EMA) of G's weights, which is used for evaluation and
+    rendering; 0 disables the EMA."""
+    num_workers: Annotated[int, Field(ge=0, le=64), RESUMABLE] = 1
+    """Number of data loading processes per training process."""
+    log_every: Annotated[PositiveInt, RESUMABLE] = 100
+    """Number of steps between two entries in metrics.jsonl and TensorBoard."""
+    sample_every: Annotated[PositiveInt, RESUMABLE] = 1000
+    """Number of steps between two grids of sample edits."""
+    checkpoint_every: Annotated[PositiveInt, RESUMABLE] = 1000
+    """Number of steps between two checkpoints."""
+    max_checkpoints: Annotated[PositiveInt, RESUMABLE] = 3
+    """Number of newest checkpoints to keep."""
 
     @model_validator(mode="before")
     @classmethod
-    def refuse(cls, values: Any) -> Any:
-        """Say why, where a known wish cannot be granted."""
+    def reject_unsupported(cls, values: Any) -> Any:
+        """Reject unsupported settings with an explanation."""
         if isinstance(values, dict) and values.get("precision") == "fp16":
-            raise ValueError("precision: fp16 needs a loss scale through the penalty's second derivative; use bf16")
+            raise ValueError("precision: fp16 needs loss scaling through the penalty's second derivative; use bf16")
         return values
 
 
-class DistributionConfig(Section):
-    """How the processes of a run share its work; nothing here changes what is computed, but for rounding."""
+class DistributedConfig(ConfigModel):
+    """How processes share the work of a step. These settings change the results by rounding only."""
 
-    strategy: Literal["ddp", "deepspeed"] = "ddp"
-    """Every process holds everything, or DeepSpeed shards the optimisers (needs `pip install 'featgan[deepspeed]'`)."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed: 0 shards nothing, 1 the optimisers' moments, 2 the gradients too."""
-    accumulation: Positive = 1
-    """A process takes its share of the batch in so many parts, for less memory; the step is that of the whole batch."""
-    recompute: bool = False
-    """The backward pass makes G's activations again in place of keeping them: less memory, some more time."""
-    hang_timeout: Weight = 1800.0
-    """Seconds without a finished step after which every process dumps its stacks and ends the run; 0: never."""
+    strategy: Annotated[Literal["ddp", "deepspeed"], RESUMABLE] = "ddp"
+    """`ddp` keeps a full copy of the networks and optimizer states in every process; `deepspeed` shards the optimizer
+    states (requires `pip install 'featgan[deepspeed]'`)."""
+    zero_stage: Annotated[Literal[0, 1, 2], RESUMABLE] = 1
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 shards the optimizer states, 2 also shards the gradients."""
+    gradient_accumulation_steps: Annotated[PositiveInt, RESUMABLE] = 1
+    """Number of micro-batches into which each process splits its share of the batch, to save memory. The step is that
+    of the complete batch."""
+    activation_checkpointing: Annotated[bool, RESUMABLE] = False
+    """Recompute G's activations in the backward pass instead of storing them: less memory, more time."""
+    hang_timeout: Annotated[NonNegativeFloat, RESUMABLE] = 1800.0
+    """Seconds without a completed step after which every process prints its stack traces and exits; 0 disables the
+    timeout."""
 
     @model_validator(mode="before")
     @classmethod
-    def refuse(cls, values: Any) -> Any:
-        """Say why, where a known wish cannot be granted."""
-        wishes = values if isinstance(values, dict) else {}
-        if wishes.get("strategy") in ("fsdp", "fsdp2"):
+    def reject_unsupported(cls, values: Any) -> Any:
+        """Reject unsupported settings with an explanation."""
+        raw_values = values if isinstance(values, dict) else {}
+        if raw_values.get("strategy") in ("fsdp", "fsdp2"):
             raise ValueError("strategy: FSDP frees weights that the penalty's second derivative needs; use ddp")
-        if wishes.get("zero_stage") == 3:
-            raise ValueError("zero_stage: 3 frees weights that the penalty's second derivative needs; use 0 to 2")
-        if "static_graph" in wishes:
-            raise ValueError("static_graph: DDP then reduces the gradient penalty's gradients wrongly; leave it out")
+        if raw_values.get("zero_stage") == 3:
+            raise ValueError("zero_stage: 3 frees weights that the penalty's second derivative needs; use 0, 1 or 2")
+        if "static_graph" in raw_values:
+            raise ValueError("static_graph: DDP would then reduce the penalty's gradients incorrectly; remove this key")
         return values
 
 
-class EvaluationConfig(Section):
-    """Which checkpoints are evaluated by `python -m launch watch`, and which of them are kept for it."""
+class EvaluationConfig(ConfigModel):
+    """Checkpoints that `python -m launch watch` evaluates, and checkpoints that are kept because of it."""
 
-    every: Annotated[int, Field(ge=0)] = 0
-    """At multiples of this step a checkpoint is saved and waits for its evaluation; 0: the newest only."""
-    suite: Suite = "quick"
-    """How thoroughly."""
-    best: str = "ccc"
-    """The measure whose largest value marks the best checkpoint, which is kept; `-frechet_edited`: the smallest.
+    every: Annotated[NonNegativeInt, RESUMABLE] = 0
+    """Checkpoints at multiples of this step are saved and kept until they are evaluated; 0 evaluates the newest
+    checkpoint only."""
+    suite: Annotated[Suite, RESUMABLE] = "quick"
+    """Evaluation suite: a fast estimate, the default set of metrics, or everything."""
+    selection_metric: Annotated[str, RESUMABLE] = "ccc"
+    """Metric that selects the best checkpoint, which is kept (see docs/metrics.md). The default for labels is
+    `label_agreement`, `valence_ccc` or `attribute_agreement`."""
+    best_suite: Annotated[Suite | None, RESUMABLE] = None
+    """Suite for an additional evaluation of the best checkpoint so far."""
+    classifiers: Annotated[tuple[str, ...], RESUMABLE] = ()
+    """SPEC of the classifier, if it has moved; for label-conditioned runs the evaluation classifiers, without which no
+    agreement is measured."""
+    factor_probe: Annotated[str | None, RESUMABLE] = None
+    """SPEC of a classifier trained to predict the true factors of synthetic faces."""
+    second_classifier: Annotated[str | None, RESUMABLE] = None
+    """SPEC of a second classifier that was not used in training, to check that it also responds to the edits."""
+    max_pending: Annotated[PositiveInt, RESUMABLE] = 20
+    """Maximum number of checkpoints that are kept for a pending evaluation. Older ones are dropped with a warning."""
 
-    By default of runs on labels: `label_agreement`, `valence_ccc` or `attribute_agreement`.
-    """
-    best_suite: Suite | None = None
-    """The best checkpoint so far is evaluated with this suite as well; by default with `suite` alone."""
-    blackboxes: tuple[str, ...] = ()
-    """SPEC of the box where it has moved; for a run on labels its judges, without which no agreement is measured."""
-    probe: str | None = None
-    """SPEC of a box fitted on the true factors of drawn faces."""
-    witness: str | None = None
-    """SPEC of a second box that took no part in training, for a run on features: does it see the change as well?"""
-    most_waiting: Positive = 20
-    """Newest checkpoints kept because they wait for their evaluation; an older one is given up, with a warning."""
-
-    @model_validator(mode="after")
-    def check_best(self) -> Self:
-        name = self.best.removeprefix("-").removeprefix("second_")
-        if name not in RANKING:
-            near = get_close_matches(name, RANKING, 1) or ["ccc"]
-            raise ValueError(f"best: {self.best!r} is no measure that ranks checkpoints; did you mean {near[0]!r}?")
-        return self
+    @field_validator("selection_metric")
+    @classmethod
+    def check_selection_metric(cls, value: str) -> str:
+        if value.startswith("-"):
+            raise ValueError(f"{value!r}: remove the minus sign; the direction of each metric is known")
+        name = value.removeprefix(SECOND_DATASET_PREFIX)
+        if name not in SELECTION_METRICS:
+            close_matches = get_close_matches(name, SELECTION_METRICS, 1) or ["ccc"]
+            raise ValueError(f"{value!r} is not a metric that selects checkpoints; did you mean {close_matches[0]!r}?")
+        return value
 
 
-class Config(Section):
+class Config(ConfigModel):
     """One training run."""
 
-    run: Path = Path("runs/default")
-    """The run's folder; a run is its folder."""
+    run_dir: Annotated[Path, RESUMABLE] = Path("runs/default")
+    """Output folder of the run."""
     dataset: DatasetConfig = DatasetConfig()
     """The images and their condition."""
     second_dataset: DatasetConfig | None = None
-    """A second data set trained together with the first (StarGAN's mask vector); labels only."""
+    """A second data set that is trained together with the first, with StarGAN's mask vector; labels only."""
     generator: GeneratorConfig = GeneratorConfig()
     """The generator."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     """The discriminator."""
     losses: LossConfig = LossConfig()
-    """The objective."""
+    """The loss terms."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimisers."""
+    """The optimizers."""
     training: TrainingConfig = TrainingConfig()
-    """The loop."""
-    distribution: DistributionConfig = DistributionConfig()
+    """The training loop."""
+    distributed: DistributedConfig = DistributedConfig()
     """Several processes."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation on a schedule."""
 
     @model_validator(mode="before")
     @classmethod
-    def choose_best(cls, values: Any) -> Any:
-        """What tells the better checkpoint of a run on labels, where nothing is said."""
+    def set_default_selection_metric(cls, values: Any) -> Any:
+        """Set the default selection metric of a label-conditioned run."""
         if not isinstance(values, dict):
             return values
         dataset, evaluation = values.get("dataset"), values.get("evaluation", {})
         condition = dataset.get("condition") if isinstance(dataset, dict) else None
-        kind = condition.get("kind") if isinstance(condition, dict) else None
-        if kind not in BEST or not isinstance(evaluation, dict):
+        condition_kind = condition.get("kind") if isinstance(condition, dict) else None
+        if condition_kind not in DEFAULT_SELECTION_METRICS or not isinstance(evaluation, dict):
             return values
-        return values | {"evaluation": {"best": BEST[kind]} | evaluation}
+        default = {"selection_metric": DEFAULT_SELECTION_METRICS[condition_kind]}
+        return values | {"evaluation": default | evaluation}
 
-    def check_processes(self, count: int) -> None:
-        """UserError unless the batch can be shared evenly by so many processes, each of which takes it in parts."""
-        batch_size, accumulation = self.training.batch_size, self.distribution.accumulation
-        if batch_size % (count * accumulation):
+    def check_batch_split(self, num_processes: int) -> None:
+        """Raise UserError unless the batch can be split evenly between the processes and their micro-batches."""
+        batch_size, accumulation_steps = self.training.batch_size, self.distributed.gradient_accumulation_steps
+        if batch_size % (num_processes * accumulation_steps):
             raise UserError(
-                f"training.batch_size: {batch_size} cannot be shared by {count} processes"
-                f" with distribution.accumulation {accumulation}"
+                f"training.batch_size: {batch_size} cannot be split between {num_processes} processes"
+                f" with distributed.gradient_accumulation_steps {accumulation_steps}; choose a multiple of"
+                f" {num_processes * accumulation_steps}"
             )
 
     @model_validator(mode="after")
-    def check(self) -> Self:
-        if self.optimizer.decay_steps > self.training.steps:
+    def check_consistency(self) -> Self:
+        training, accumulation_steps = self.training, self.distributed.gradient_accumulation_steps
+        if self.optimizer.lr_decay_steps > training.steps:
             raise ValueError(
-                f"optimizer.decay_steps: {self.optimizer.decay_steps} is more than training.steps {self.training.steps}"
+                f"optimizer.lr_decay_steps: {self.optimizer.lr_decay_steps} is larger than training.steps"
+                f" {training.steps}; lower it"
             )
-        training = self.training
-        generator_steps = [steps // training.critic_steps for steps in (training.head_start, training.steps)]
-        if training.head_start and generator_steps[0] >= generator_steps[1]:
+        warmup_steps = training.discriminator_warmup_steps
+        if warmup_steps and warmup_steps // training.n_critic >= training.steps // training.n_critic:
             raise ValueError(
-                f"training.steps: {training.steps} leave no step to the generator; raise them above "
-                f"training.head_start {training.head_start} + training.critic_steps {training.critic_steps}, "
-                "or lower those"
+                f"training.steps: {training.steps} leaves no step to train the generator; raise it above"
+                f" training.discriminator_warmup_steps {warmup_steps} + training.n_critic {training.n_critic}"
             )
-        if self.training.batch_size % self.distribution.accumulation:
+        if training.batch_size % accumulation_steps:
             raise ValueError(
-                f"distribution.accumulation: {self.distribution.accumulation} parts cannot share "
-                f"training.batch_size {self.training.batch_size}"
+                f"distributed.gradient_accumulation_steps: training.batch_size {training.batch_size} is not divisible"
+                f" by {accumulation_steps}; choose a divisor"
             )
-        kinds = {data.condition.kind for data in (self.dataset, self.second_dataset) if data}
-        if self.generator.request == "change" and kinds != {"features"}:
+        condition_kinds = {data.condition.kind for data in (self.dataset, self.second_dataset) if data}
+        if self.generator.condition_input == "target_and_difference" and condition_kinds != {"features"}:
             raise ValueError(
-                "generator.request: a change needs the condition of every image that is edited, and only a box can "
-                "tell it (condition.kind features); use target"
+                "generator.condition_input: target_and_difference needs the source condition, which is known for"
+                " condition.kind 'features' only; use target"
             )
-        if self.second_dataset and "features" in kinds:
-            raise ValueError("second_dataset: two data sets are trained on labels only, not on features")
+        if self.second_dataset and "features" in condition_kinds:
+            raise ValueError(
+                "second_dataset: two data sets can be trained on labels only; choose another kind than 'features'"
+            )
         return self

@@ -1,1 +1,1 @@
-"""Images in: layouts, drawn faces, shards, feature caches, batches."""
+"""From a data set to training batches: readers, packing, shards, feature caches, conditions and the loader."""

@@ -1,4 +1,4 @@
-"""Conditions: what c is for each kind, and where its values come from."""
+"""Conditions: the values of each condition kind, and the layout of the vector that the generator receives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 
-Rows = np.ndarray
-Values = Callable[[Rows, np.ndarray], np.ndarray]
-"""(rows [n], mirrored [n]) => float32 [n, width]."""
+RowIndices = np.ndarray
+ValueLookup = Callable[[RowIndices, np.ndarray], np.ndarray]
+"""A function (rows [n], flipped [n]) => float32 [n, width]."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One data set's condition: C numbers of each image and how an estimate of them is scored."""
+    """The condition of one data set: C values per image, and the black box's outputs if the loss uses them."""
 
     config: ConditionConfig
     names: tuple[str, ...]
-    rows: Rows  # rows of the split that have a value
-    values: Values
-    outputs: Values | None = None
+    rows: RowIndices  # rows of the split whose labels are known
+    values: ValueLookup
+    outputs: ValueLookup | None = None
     output_dim: int = 0
     output_kind: str = "other"
     space: FeatureSpace | None = None
@@ -34,57 +34,61 @@ class Condition:
 
     @property
     def blackbox(self) -> dict[str, str]:
-        """The box that the features are of; empty for labels."""
+        """Identity of the black box (`spec`, `layer`, `sha256`); empty for label conditions."""
         return dict(self.cache.blackbox) if self.cache else {}
 
     @property
     def dim(self) -> int:
+        """Number of values C."""
         return len(self.names)
 
     @property
     def is_batch_statistic(self) -> bool:
-        """Whether L is concordance: a statistic of the whole batch, not a mean over its images."""
-        return self.config.kind in ("features", "valence_arousal") and self.config.regression == "ccc"
+        """Whether the condition loss is the CCC, a statistic of the complete batch instead of a mean over images."""
+        return self.config.kind in ("features", "valence_arousal") and self.config.regression_loss == "ccc"
 
 
 @dataclass(frozen=True)
 class LabelValues:
-    """A row of numbers an image, whichever way it is mirrored."""
+    """Label values: one row per image, the same for an image and its horizontal flip."""
 
     table: np.ndarray  # float32 [N, C]
 
-    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
+    def __call__(self, rows: RowIndices, flipped: np.ndarray) -> np.ndarray:
         return np.asarray(self.table[rows])
 
 
 @dataclass(frozen=True)
 class FeatureValues:
-    """Encoded features of an image or of its mirror image."""
+    """Encoded features of an image or of its horizontal flip."""
 
     cache: FeatureCache
     split: str
     space: FeatureSpace
     encoding: str
 
-    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        features = torch.from_numpy(self.cache.features(self.split, rows, mirrored))
+    def __call__(self, rows: RowIndices, flipped: np.ndarray) -> np.ndarray:
+        features = torch.from_numpy(self.cache.features(self.split, rows, flipped))
         return np.asarray(self.space.encode(features, self.encoding), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class OutputValues:
-    """The box's outputs for an image or its mirror image."""
+    """The black box's outputs for an image or for its horizontal flip."""
 
     cache: FeatureCache
     split: str
 
-    def __call__(self, rows: Rows, mirrored: np.ndarray) -> np.ndarray:
-        return self.cache.outputs(self.split, rows, mirrored)
+    def __call__(self, rows: RowIndices, flipped: np.ndarray) -> np.ndarray:
+        return self.cache.outputs(self.split, rows, flipped)
 
 
 def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -> Condition:
-    """The condition of a split; UserError when the shards hold no such labels or the cache does not fit."""
-    split = shards.split(split_name)
+    """Return the condition of a split.
+
+    Raises UserError if the shards contain no such labels, or if the feature cache is missing or does not match.
+    """
+    split = shards.get_split(split_name)
     builders = {
         "features": features_condition,
         "expression": expression_condition,
@@ -94,12 +98,14 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
     condition = builders[dataset.condition.kind](dataset, shards, split)
     if not len(condition.rows):
         kind = dataset.condition.kind
-        raise UserError(f"{shards.path}: no image of split {split_name!r} has the labels of condition.kind {kind!r}")
+        raise UserError(
+            f"{shards.path}: no image of split {split_name!r} has the labels that condition.kind {kind!r} requires"
+        )
     return condition
 
 
 def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
-    """One-hot classes."""
+    """Return the one-hot class [C]; images without a class are left out."""
     table = np.zeros((len(split), len(shards.classes)), np.float32)
     present = np.flatnonzero(split.expression >= 0)
     table[present, split.expression[present]] = 1
@@ -107,42 +113,51 @@ def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split)
 
 
 def valence_arousal_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
-    """Two numbers in [-1, 1]."""
+    """Return valence and arousal, each in [-1, 1]; images that lack one of them are left out."""
     table = np.stack([split.valence, split.arousal], 1).astype(np.float32)
     present = np.flatnonzero(np.isfinite(table).all(1))
     return Condition(dataset.condition, ("valence", "arousal"), present, LabelValues(table))
 
 
 def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
-    """Selected attributes as 0 or 1."""
+    """Return the selected attributes, each 0 or 1; images that lack one of them are left out.
+
+    Raises UserError if the shards do not contain an attribute.
+    """
     names = dataset.condition.attributes
     unknown = [name for name in names if name not in shards.attribute_names]
     if unknown:
-        known = ", ".join(shards.attribute_names) or "none"
-        raise UserError(f"{shards.path}: no attribute {unknown[0]!r} (condition.attributes); the shards hold {known}")
+        available = ", ".join(shards.attribute_names) or "none"
+        raise UserError(
+            f"{shards.path}: no attribute {unknown[0]!r} (condition.attributes); the shards contain {available}"
+        )
     table = split.attributes[:, [list(shards.attribute_names).index(name) for name in names]]
     present = np.flatnonzero((table >= 0).all(1))
     return Condition(dataset.condition, names, present, LabelValues(table.astype(np.float32)))
 
 
 def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
-    """Encoded features of the black box; a mirrored image has the mirrored image's features."""
+    """Return the encoded features of the black box; a flipped image has the features of the flipped image.
+
+    Raises UserError if the feature cache cannot be opened, or has no principal components and the encoding needs them.
+    """
     config = dataset.condition
-    cache = FeatureCache.open(shards, dataset.features)
+    cache = FeatureCache.open(shards, dataset.feature_cache)
     if config.encoding == "components" and cache.num_components is None:
         raise UserError(
-            f"{cache.path}: condition.encoding 'components' needs a cache made with `featgan extract --components K`"
+            f"{cache.path}: condition.encoding 'components' requires principal components; "
+            "run `featgan extract --num-components K`"
         )
     space = cache.space
-    width = space.condition_dim(config.encoding)
-    wants_outputs = config.objective != "actv"
+    dim = space.condition_dim(config.encoding)
+    uses_outputs = config.targets != "features"
     return Condition(
         config,
-        tuple(f"{config.encoding} {index + 1}" for index in range(width)),
+        tuple(f"{config.encoding} {index + 1}" for index in range(dim)),
         np.arange(len(split)),
         FeatureValues(cache, split.name, space, config.encoding),
-        OutputValues(cache, split.name) if wants_outputs else None,
-        cache.output_dim if wants_outputs else 0,
+        OutputValues(cache, split.name) if uses_outputs else None,
+        cache.output_dim if uses_outputs else 0,
         cache.output_kind,
         space,
         cache,
@@ -151,52 +166,59 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
 
 @dataclass(frozen=True)
 class ConditionLayout:
-    """Where each data set's numbers lie in the vector G takes: [c] for one, [c_1, c_2, mask] for two (StarGAN)."""
+    """Layout of the vector that G receives: [c] for one data set, [c_1, c_2, mask] for two.
+
+    The mask vector is from StarGAN (Choi et al. 2018).
+    """
 
     dims: tuple[int, ...]
 
     @property
     def generator_dim(self) -> int:
-        """Width of what G takes."""
+        """Width of the vector that G receives."""
         return sum(self.dims) + (len(self.dims) if len(self.dims) > 1 else 0)
 
     @property
     def estimate_dim(self) -> int:
-        """Width of what D estimates."""
+        """Width of the vector that D estimates."""
         return sum(self.dims)
 
-    def part(self, dataset: int) -> slice:
-        """The columns of a data set in D's estimate."""
+    def estimate_columns(self, dataset: int) -> slice:
+        """Return the columns of a data set in D's estimate."""
         start = sum(self.dims[:dataset])
         return slice(start, start + self.dims[dataset])
 
     def embed(self, condition: Tensor, dataset: int) -> Tensor:
-        """A data set's condition [..., C_i] => what G takes; the unknown part is zero, the mask one-hot."""
+        """Map a data set's condition [..., C_i] to the vector that G receives.
+
+        The values of other data sets are 0, and the mask is one-hot.
+        """
         if len(self.dims) == 1:
             return condition
-        whole = condition.new_zeros(*condition.shape[:-1], self.generator_dim)
-        whole[..., self.part(dataset)] = condition
-        whole[..., self.estimate_dim + dataset] = 1
-        return whole
+        embedded = condition.new_zeros(*condition.shape[:-1], self.generator_dim)
+        embedded[..., self.estimate_columns(dataset)] = condition
+        embedded[..., self.estimate_dim + dataset] = 1
+        return embedded
 
 
-def phrase(request: str, wanted: Tensor, own: Tensor | None) -> Tensor:
-    """What G takes [..., C or 2 C], from the condition that is wanted and the image's own, both [..., C].
+def condition_input(mode: str, target: Tensor, source: Tensor | None) -> Tensor:
+    """Return the condition that G receives: `target` and `source` [..., C] => [..., C] or [..., 2 C].
 
-    Under `change` the difference of the two is told as well, so that G need not find out what an image shows in order
-    to leave it alone (after the difference vectors of Liu et al. 2019, STGAN, which are told alone).
+    With `target`, G receives the target only. With `target_and_difference`, this function concatenates target and
+    target - source, so that G need not infer from the image which values change. The difference vector is from STGAN
+    (Liu et al. 2019), which uses it alone.
     """
-    if request == "target":
-        return wanted
-    assert own is not None, "the configuration lets only features be asked for as changes"
-    return torch.cat([wanted, wanted - own], -1)
+    if mode == "target":
+        return target
+    assert source is not None, "condition_input target_and_difference requires the source condition"
+    return torch.cat([target, target - source], -1)
 
 
-def phrase_dim(request: str, dim: int) -> int:
-    """Width of what G takes, for a condition of `dim` numbers."""
-    return 2 * dim if request == "change" else dim
+def condition_input_dim(mode: str, dim: int) -> int:
+    """Return the width of the condition that G receives, for a condition of `dim` values."""
+    return dim if mode == "target" else 2 * dim
 
 
-def describe(conditions: Sequence[Condition]) -> str:
-    """A few words for the terminal: kinds and widths."""
+def describe_conditions(conditions: Sequence[Condition]) -> str:
+    """Return the kind and width of each condition as one line of text."""
     return " + ".join(f"{condition.config.kind} ({condition.dim})" for condition in conditions)

@@ -1,4 +1,4 @@
-"""Decoded images kept in memory where they fit: from the second epoch on they are copied in place of decoded."""
+"""An in-memory cache of decoded images: from the second epoch on, images are copied instead of decoded."""
 
 import math
 import mmap
@@ -12,75 +12,79 @@ from torch import Tensor
 
 from featgan.data.shards.shard_set import Split
 
-MOST_SHARE = 1 / 4
-"""Of the memory that is to be had, for all processes of a machine together."""
+MAX_MEMORY_SHARE = 1 / 4
+"""Share of the available memory that the caches of all processes on one machine may use."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where a container's limit stands, in either version of control groups."""
+"""Files with the memory limit of a container, for control groups v2 and v1."""
 
 
-class DecodedImages:
-    """A split's images by row, decoded at their first use; forked workers fill and read the same memory.
+class DecodedImageCache:
+    """The images of a split by row, decoded on first use; forked workers share the same memory.
 
-    What is not there yet costs memory only once it is. A process that is not forked but spawned decodes by itself.
+    Memory is used only for images that have been decoded. A spawned process has no access to the shared memory and
+    decodes every image itself.
     """
 
     def __init__(self, split: Split) -> None:
         self.split = split
         count, side = len(split), split.image_size
-        # Anonymous and shared: no file, and no limit of /dev/shm, which containers keep small.
-        memory = np.frombuffer(mmap.mmap(-1, needed_bytes(split)), np.uint8)
-        self.known: np.ndarray | None = memory[:count]
+        # An anonymous shared map needs no file and is not limited by /dev/shm, which is small in containers.
+        memory = np.frombuffer(mmap.mmap(-1, required_bytes(split)), np.uint8)
+        self.is_decoded: np.ndarray | None = memory[:count]
         self.images = memory[count:].reshape(count, 3, side, side)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"split": self.split, "known": None, "images": None}
+        return {"split": self.split, "is_decoded": None, "images": None}
 
-    def decode(self, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """As `Split.decode`."""
-        if self.known is None:
-            return self.split.decode(rows, mirrored)
-        missing = rows[self.known[rows] == 0]
+    def decode(self, rows: np.ndarray, flipped: np.ndarray) -> Tensor:
+        """Return images as uint8 [n, 3, S, S], like `Split.decode`."""
+        if self.is_decoded is None:
+            return self.split.decode(rows, flipped)
+        missing = rows[self.is_decoded[rows] == 0]
         if len(missing):
             self.images[missing] = self.split.decode(missing).numpy()
-            self.known[missing] = 1  # last, so that another process never takes a half-written image
-        found = self.images[rows]
-        found[mirrored] = found[mirrored][..., ::-1]
-        return torch.from_numpy(found)
+            self.is_decoded[missing] = 1  # set last, so that another process never reads a partly written image
+        images = self.images[rows]
+        images[flipped] = images[flipped][..., ::-1]
+        return torch.from_numpy(images)
 
 
-def needed_bytes(split: Split) -> int:
-    """Of the images, and a mark for each."""
+def required_bytes(split: Split) -> int:
+    """Return the size in bytes of a split's decoded images and one flag per image."""
     return len(split) * (3 * split.image_size**2 + 1)
 
 
-def keep_where_it_pays(split: Split, num_images: int) -> Split | DecodedImages:
-    """A split for a training that takes `num_images`: kept decoded when it is seen more than once and fits."""
-    fits = needed_bytes(split) * local_processes() <= MOST_SHARE * free_memory()
+def cache_if_it_fits(split: Split, num_images: int) -> Split | DecodedImageCache:
+    """Return a cache of the split if training uses images more than once and they fit in memory, else the split.
+
+    `num_images` is the number of images that training uses, with repetitions.
+    """
+    fits = required_bytes(split) * count_local_processes() <= MAX_MEMORY_SHARE * get_available_memory()
     if num_images <= len(split) or not fits:
         return split
     try:
-        return DecodedImages(split)
-    except OSError:  # a system that promises no more memory than it has
+        return DecodedImageCache(split)
+    except OSError:  # systems without memory overcommit
         return split
 
 
-def local_processes() -> int:
-    """Processes of this training on this machine, as launchers tell."""
+def count_local_processes() -> int:
+    """Return the number of processes of this run on this machine, as set by the launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def free_memory() -> float:
-    """Bytes that the system, the container and the job leave to be taken; 0 where nobody tells."""
-    lines = read("/proc/meminfo").splitlines()
-    free = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    limits = [float(text) for text in map(read, CGROUP_LIMITS) if text.strip().isdecimal()]
-    job = float(os.environ.get("SLURM_MEM_PER_NODE", "0")) * 2**20 or math.inf
-    return min(*free, *limits, job) if free else 0.0
+def get_available_memory() -> float:
+    """Return the memory in bytes that the system, the container and the SLURM job allow; 0 if unknown."""
+    lines = read_text_file("/proc/meminfo").splitlines()
+    available = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limits = [float(text) for text in map(read_text_file, CGROUP_LIMITS) if text.strip().isdecimal()]
+    job_limit = float(os.environ.get("SLURM_MEM_PER_NODE", "0")) * 2**20 or math.inf
+    return min(*available, *limits, job_limit) if available else 0.0
 
 
-def read(path: str) -> str:
-    """A small text; empty where it cannot be read."""
+def read_text_file(path: str) -> str:
+    """Return the content of a small text file, or an empty string if it cannot be read."""
     try:
         return Path(path).read_text()
     except OSError:

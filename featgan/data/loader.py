@@ -1,8 +1,8 @@
-"""Shards and conditions => batches, each a pure function of (seed, step, rank, world size).
+"""The data loader: each batch is a pure function of (seed, step, rank, world size).
 
-No state is kept: the order of an epoch is f(seed, epoch), a step's global batch is a fixed stretch of it, and each
-process takes its rows of that batch. So a run resumes exactly at any step, with any number of workers, and another
-number of processes sees the same global batches.
+The loader keeps no state. The order of an epoch is f(seed, epoch), and the global batch of a step is a fixed range of
+that order. Each process takes its rows of the global batch. A run therefore resumes exactly at any step with any number
+of workers, and the global batches do not depend on the number of processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,157 +15,168 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featgan.data.conditions import Condition
-from featgan.data.image_cache import DecodedImages, keep_where_it_pays
+from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
 from featgan.data.shards.shard_set import Split
-from featgan.system.signals import outlive_signals, signals_held
+from featgan.system.signals import block_stop_signals, defer_stop_signals
 
-ORDER, MIRROR, TARGET, PENALTY = range(4)
-"""Independent random streams of one seed."""
+ORDER_STREAM, FLIP_STREAM, TARGET_STREAM, PENALTY_STREAM = range(4)
+"""Kinds of independent random streams derived from one seed."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's rows of a step's batch."""
+    """The rows of one step's batch that belong to one process."""
 
     images: Tensor  # uint8 [n, 3, H, W]
     condition: Tensor  # [n, C]
     condition_target: Tensor  # [n, C]
-    outputs: Tensor  # [n, O] of the black box; O = 0 where no term needs them
+    outputs: Tensor  # [n, O] of the black box; O = 0 if no loss term uses them
     outputs_target: Tensor  # [n, O]
-    alpha: Tensor  # [n] in [0, 1], where the gradient penalty is taken
+    alpha: Tensor  # [n] in [0, 1], interpolation weight of the gradient penalty
     dataset: int
 
-    def split(self, count: int) -> "list[Batch]":
-        """`count` parts of equal size, in order."""
-        columns = {name: value.chunk(count) for name, value in self.tensors().items()}
+    def split_equally(self, count: int) -> "list[Batch]":
+        """Split the batch into `count` microbatches of equal size, in order."""
+        columns = {name: value.chunk(count) for name, value in self.named_tensors().items()}
         rows = ({name: chunks[index] for name, chunks in columns.items()} for index in range(count))
         return [self] if count == 1 else [Batch(**row, dataset=self.dataset) for row in rows]
 
     @classmethod
-    def join(cls, parts: "Sequence[Batch]") -> "Batch":
-        """The inverse of `split`."""
-        names = parts[0].tensors()
-        joined = {name: torch.cat([part.tensors()[name] for part in parts]) for name in names}
-        return cls(**joined, dataset=parts[0].dataset)
+    def concatenate(cls, batches: "Sequence[Batch]") -> "Batch":
+        """Concatenate batches in order; the inverse of `split_equally`."""
+        names = batches[0].named_tensors()
+        joined = {name: torch.cat([batch.named_tensors()[name] for batch in batches]) for name in names}
+        return cls(**joined, dataset=batches[0].dataset)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that has a row for each image."""
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors, which have one row per image, by name."""
         return {name: value for name, value in vars(self).items() if name != "dataset"}
 
     def to(self, device: torch.device) -> "Batch":
+        """Copy all tensors to `device`; returns the batch itself if that is the CPU."""
         if device.type == "cpu":
             return self
-        moved = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.named_tensors().items()}
         return Batch(**moved, dataset=self.dataset)
 
 
-def stream(seed: int, kind: int, *position: int) -> np.random.Generator:
-    """The random stream of one purpose at one position."""
+def random_stream(seed: int, kind: int, *position: int) -> np.random.Generator:
+    """Return the random generator of one kind of stream at one position."""
     return np.random.default_rng(np.random.SeedSequence([seed, kind, *position]))
 
 
-def choose_dataset(step: int, critic_steps: int, num_datasets: int) -> int:
-    """Data sets alternate every step, in such a way that the generator's steps alternate as well."""
-    shift = step // critic_steps if critic_steps % num_datasets == 0 else 0
+def dataset_for_step(step: int, n_critic: int, num_datasets: int) -> int:
+    """Return the data set index of a step: data sets alternate every step, and so do those of the generator's steps."""
+    shift = step // n_critic if n_critic % num_datasets == 0 else 0
     return (step + shift) % num_datasets
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set's images of one split and their condition."""
+class TrainingSet:
+    """The images of one split of a data set, and their condition."""
 
     split: Split
     condition: Condition
-    mirror: bool
+    horizontal_flip: bool
 
     def __len__(self) -> int:
         return len(self.condition.rows)
 
 
-class BatchStream(Dataset[Batch]):
-    """`stream[step]` is the step's batch for this rank; the loader's workers each hold a copy."""
+class BatchDataset(Dataset[Batch]):
+    """A map-style data set: `batches[step]` is the batch of that step for this rank; each loader worker has a copy."""
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        training_sets: Sequence[TrainingSet],
         batch_size: int,
-        critic_steps: int,
+        n_critic: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         assert batch_size % world_size == 0
-        self.sources = sources
+        self.training_sets = training_sets
         self.batch_size = batch_size
-        self.critic_steps = critic_steps
+        self.n_critic = n_critic
         self.seed = seed
-        self.local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self.orders: dict[tuple[int, int], np.ndarray] = {}
-        self.images: list[Split | DecodedImages] = [source.split for source in sources]
+        self.local_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.epoch_orders: dict[tuple[int, int], np.ndarray] = {}
+        self.images: list[Split | DecodedImageCache] = [training_set.split for training_set in training_sets]
 
-    def keep_decoded(self, num_steps: int) -> None:
-        """Keep images in memory where a training of so many steps gains by it; before its workers are started."""
-        num_images = num_steps * self.batch_size // len(self.sources)
-        self.images = [keep_where_it_pays(source.split, num_images) for source in self.sources]
+    def cache_decoded_images(self, num_steps: int) -> None:
+        """Cache decoded images in memory if training for `num_steps` benefits; call this before the workers start."""
+        num_images = num_steps * self.batch_size // len(self.training_sets)
+        self.images = [cache_if_it_fits(training_set.split, num_images) for training_set in self.training_sets]
 
     def __getitem__(self, step: int) -> Batch:
-        dataset = choose_dataset(step, self.critic_steps, len(self.sources))
-        source = self.sources[dataset]
-        rows, mirrored = self.global_rows(dataset, step // len(self.sources) if len(self.sources) > 1 else step)
-        condition = source.condition.values(rows, mirrored)
+        dataset = dataset_for_step(step, self.n_critic, len(self.training_sets))
+        training_set = self.training_sets[dataset]
+        rows, flipped = self.global_rows(
+            dataset, step // len(self.training_sets) if len(self.training_sets) > 1 else step
+        )
+        condition = training_set.condition.values(rows, flipped)
         outputs = (
-            source.condition.outputs(rows, mirrored)
-            if source.condition.outputs
+            training_set.condition.outputs(rows, flipped)
+            if training_set.condition.outputs
             else np.zeros((len(rows), 0), np.float32)
         )
-        order = stream(self.seed, TARGET, step).permutation(len(rows))  # each is asked for another image's condition
-        alpha = stream(self.seed, PENALTY, step).random(len(rows), dtype=np.float32)
+        # The target of each image is the condition of another image in the batch.
+        order = random_stream(self.seed, TARGET_STREAM, step).permutation(len(rows))
+        alpha = random_stream(self.seed, PENALTY_STREAM, step).random(len(rows), dtype=np.float32)
         return Batch(
-            self.images[dataset].decode(rows[self.local], mirrored[self.local]),
-            torch.from_numpy(condition[self.local]),
-            torch.from_numpy(condition[order][self.local]),
-            torch.from_numpy(outputs[self.local]),
-            torch.from_numpy(outputs[order][self.local]),
-            torch.from_numpy(alpha[self.local]),
+            self.images[dataset].decode(rows[self.local_slice], flipped[self.local_slice]),
+            torch.from_numpy(condition[self.local_slice]),
+            torch.from_numpy(condition[order][self.local_slice]),
+            torch.from_numpy(outputs[self.local_slice]),
+            torch.from_numpy(outputs[order][self.local_slice]),
+            torch.from_numpy(alpha[self.local_slice]),
             dataset,
         )
 
-    def global_rows(self, dataset: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the data set's `turn`-th global batch, and which are mirrored; an epoch shows each row once."""
-        source = self.sources[dataset]
-        first = turn * self.batch_size
-        parts = []
-        while first < (turn + 1) * self.batch_size:
-            epoch, place = divmod(first, len(source))
-            part = self.order(dataset, epoch)[place : place + (turn + 1) * self.batch_size - first]
-            parts.append(source.condition.rows[part])
-            first += len(part)
-        rows = np.concatenate(parts)
-        mirrored = stream(self.seed, MIRROR, dataset, turn).random(len(rows)) < 0.5
-        return rows, mirrored & source.mirror
+    def global_rows(self, dataset: int, batch_index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows [B] of a data set's global batch and which of them are flipped [B].
 
-    def order(self, dataset: int, epoch: int) -> np.ndarray:
-        """The epoch's permutation; the two newest are kept, since a batch can span two epochs."""
+        An epoch contains every row once; a batch can span two epochs.
+        """
+        training_set = self.training_sets[dataset]
+        position = batch_index * self.batch_size
+        row_chunks = []
+        while position < (batch_index + 1) * self.batch_size:
+            epoch, start = divmod(position, len(training_set))
+            indices = self.epoch_order(dataset, epoch)[start : start + (batch_index + 1) * self.batch_size - position]
+            row_chunks.append(training_set.condition.rows[indices])
+            position += len(indices)
+        rows = np.concatenate(row_chunks)
+        flipped = random_stream(self.seed, FLIP_STREAM, dataset, batch_index).random(len(rows)) < 0.5
+        return rows, flipped & training_set.horizontal_flip
+
+    def epoch_order(self, dataset: int, epoch: int) -> np.ndarray:
+        """Return the permutation of an epoch; the two newest are cached, because a batch can span two epochs."""
         key = (dataset, epoch)
-        if key not in self.orders:
-            self.orders = {known: order for known, order in self.orders.items() if known[1] >= epoch - 1}
-            self.orders[key] = stream(self.seed, ORDER, dataset, epoch).permutation(len(self.sources[dataset]))
-        return self.orders[key]
+        if key not in self.epoch_orders:
+            self.epoch_orders = {
+                known_key: order for known_key, order in self.epoch_orders.items() if known_key[1] >= epoch - 1
+            }
+            self.epoch_orders[key] = random_stream(self.seed, ORDER_STREAM, dataset, epoch).permutation(
+                len(self.training_sets[dataset])
+            )
+        return self.epoch_orders[key]
 
 
 @contextmanager
-def open_loader(batches: BatchStream, first_step: int, last_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
-    """Batches of steps first_step .. last_step - 1, in order; the workers end with the block, whatever ends it."""
-    batches.keep_decoded(last_step - first_step)
+def open_loader(batches: BatchDataset, first_step: int, last_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of steps first_step .. last_step - 1; the workers stop when the block exits."""
+    batches.cache_decoded_images(last_step - first_step)
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
         sampler=range(first_step, last_step),  # type: ignore[arg-type]
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=prepare_worker,
+        worker_init_fn=init_worker,
     )
-    with signals_held():
+    with block_stop_signals():
         iterator = iter(loader)
     try:
         yield iterator
@@ -174,7 +185,7 @@ def open_loader(batches: BatchStream, first_step: int, last_step: int, num_worke
             iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def prepare_worker(worker: int) -> None:
-    """Workers leave the cores to the networks; a signal to the whole group must not cut a step short."""
+def init_worker(worker_id: int) -> None:
+    """Use one thread per worker, and let a stop signal to the process group end the run only between steps."""
     torch.set_num_threads(1)
-    outlive_signals()
+    defer_stop_signals()

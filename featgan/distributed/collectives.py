@@ -1,4 +1,4 @@
-"""Collectives over the processes of a run, with gradients."""
+"""Collective operations over the processes of a run, with gradients."""
 
 from typing import Any
 
@@ -8,32 +8,32 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes of the run."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, [n, ...] => [world * n, ...].
+    """Concatenate the rows of all processes in rank order, [n, ...] => [world * n, ...].
 
-    The backward pass sums the gradients of all processes; since each computes the same loss of all rows and gradients
-    are averaged over processes afterwards, the result is the gradient of the joined batch.
+    The backward pass sums the gradients over the processes. Each process computes the same loss from all rows, and DDP
+    averages the gradients afterwards. So the result is the gradient of the loss of the global batch.
     """
-    return rows if world_size() == 1 else Gather.apply(rows)
+    return rows if world_size() == 1 else AllGatherWithGradient.apply(rows)
 
 
-class Gather(torch.autograd.Function):
-    """All processes' rows, and their gradients back; every process holds as many."""
-
-    @staticmethod
-    def forward(context: Any, rows: Tensor) -> Tensor:
-        context.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+class AllGatherWithGradient(torch.autograd.Function):
+    """All-gather with a gradient; every process must have the same number of rows."""
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        gathered = [torch.empty_like(rows) for _ in range(world_size())]
+        torch.distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         summed = gradient.contiguous()
         torch.distributed.all_reduce(summed)
-        start = torch.distributed.get_rank() * context.count
-        return summed[start : start + context.count]
+        start = torch.distributed.get_rank() * ctx.count
+        return summed[start : start + ctx.count]

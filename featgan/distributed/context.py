@@ -1,5 +1,6 @@
-"""Devices, precision and optimiser steps for the two players; the only file that imports accelerate."""
+"""Device, precision and communication of a training process; the only module that imports accelerate."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -12,40 +13,47 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from featgan.config.schema import DistributionConfig, OptimizerConfig
-from featgan.distributed.deepspeed import ShardedPlayer
-from featgan.distributed.rendezvous import adopt_scheduler, refuse_launcher
-from featgan.distributed.trainable import Player
+from featgan.config.schema import DistributedConfig, OptimizerConfig
+from featgan.distributed.deepspeed import DeepSpeedNetwork
+from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
+from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import UserError
-from featgan.system.progress import console
 
-PATIENCE = 60.0
-"""Seconds that exchanges are waited for beyond the hang timeout, so that the stacks are shown first."""
+logger = logging.getLogger(__name__)
 
-NEVER = timedelta(days=365)
+TIMEOUT_MARGIN = 60.0
+"""Seconds by which collectives outlast the hang timeout, so that the watchdog prints the stacks first."""
+
+NO_TIMEOUT = timedelta(days=365)
 
 
-class Engine:
-    """The process's place among the others, its device, and the players it prepares."""
+class DistributedContext:
+    """Rank, device, precision and collectives of this process; prepares networks for training."""
 
-    def __init__(self, precision: str, distribution: DistributionConfig) -> None:
-        refuse_launcher()
-        adopt_scheduler()
-        self.distribution = distribution
-        # Mixed precision stays off in the accelerator: it would patch the networks' forward for the penalty as well.
-        patience = timedelta(seconds=distribution.hang_timeout + PATIENCE) if distribution.hang_timeout else NEVER
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=patience)]
-        # Without a GPU, several processes find each other only where the accelerator is told that it is on a CPU.
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        on_cpu = started > 1 and not torch.cuda.is_available()
+    def __init__(self, precision: str, distributed_config: DistributedConfig) -> None:
+        check_launcher_env()
+        init_env_from_slurm()
+        self.distributed_config = distributed_config
+        # No mixed precision in the accelerator: it would also patch the forward pass that the penalty uses.
+        timeout = (
+            timedelta(seconds=distributed_config.hang_timeout + TIMEOUT_MARGIN)
+            if distributed_config.hang_timeout
+            else NO_TIMEOUT
+        )
+        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timeout)]
+        # Without a GPU, accelerate joins several processes only if it is created with cpu=True.
+        expected_world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        on_cpu = expected_world_size > 1 and not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
-        if self.world_size != started:
-            raise UserError(f"started as one of {started} processes, but sees {self.world_size}; check the launcher")
-        # Flags travel between the hosts, so that asking for one does not wait for the device.
-        self.hosts: dist.ProcessGroup | None = None
+        if self.world_size != expected_world_size:
+            raise UserError(
+                f"WORLD_SIZE={expected_world_size}: accelerate found {self.world_size} processes; check the launcher"
+            )
+        # Flags are exchanged between the CPUs, so that checking one does not wait for the GPU.
+        self.cpu_group: dist.ProcessGroup | None = None
         if self.world_size > 1:
-            self.hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=patience))
-        self.half = is_half(precision, self.device)
+            self.cpu_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+        self.uses_bf16 = uses_bf16(precision, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -63,105 +71,110 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def player(self, network: nn.Module, rate: float, config: OptimizerConfig) -> Player:
-        """The network on the device, wrapped when there are several processes, with its Adam."""
+    def prepare(self, network: nn.Module, lr: float, config: OptimizerConfig) -> TrainableNetwork:
+        """Move a network to the device, wrap it for distributed training, and create its Adam optimizer."""
         network.to(self.device)
         betas = (config.beta1, config.beta2)
-        optimizer = torch.optim.Adam(network.parameters(), rate, betas, fused=True)
-        if self.distribution.strategy == "deepspeed":
-            return ShardedPlayer(network, optimizer, config.clip_norm, self.distribution, self.device, self.autocast)
-        return Player(network, self.wrap(network), optimizer, config.clip_norm)
+        optimizer = torch.optim.Adam(network.parameters(), lr, betas, fused=True)
+        if self.distributed_config.strategy == "deepspeed":
+            return DeepSpeedNetwork(
+                network, optimizer, config.max_grad_norm, self.distributed_config, self.device, self.autocast
+            )
+        return TrainableNetwork(network, self.wrap_with_ddp(network), optimizer, config.max_grad_norm)
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network that exchanges gradients with the other processes; itself where there are none."""
+    def wrap_with_ddp(self, network: nn.Module) -> nn.Module:
+        """Wrap a network with DDP; return it unchanged if there is one process only."""
         if self.world_size == 1:
             return network
         with warnings.catch_warnings():
-            # The newest torch has two words for broadcast_buffers; older ones know this one only.
+            # The newest torch renames broadcast_buffers; older versions support this name only.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: nn.Module = self.accelerator.prepare_model(network)
-        # Anything else would leave each process to train by itself.
+        # Without DDP, each process would train its own network.
         assert isinstance(wrapped, nn.parallel.DistributedDataParallel), type(wrapped)
         return wrapped
 
     @property
-    def name(self) -> str:
-        """Of the device, and of the card where it is one."""
+    def device_name(self) -> str:
+        """The device, and the model of the GPU."""
         return (
             f"{self.device} ({torch.cuda.get_device_name(self.device)})"
             if self.device.type == "cuda"
             else str(self.device)
         )
 
-    def describe(self) -> str:
-        """The device and what the networks compute in, in a few words."""
-        if self.half:
-            return f"{self.name} in bf16, penalties' norms and losses in fp32"
-        return f"{self.name} in fp32" + ("" if has_fast_bf16(self.device) else " (it has no bf16 of its own)")
+    def describe_device(self) -> str:
+        """Return the device and the precision as a short text."""
+        if self.uses_bf16:
+            return f"{self.device_name} in bf16 (losses and penalties in fp32)"
+        return f"{self.device_name} in fp32" + ("" if has_fast_bf16(self.device) else " (no hardware support for bf16)")
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bf16 for the networks, when asked for."""
-        if self.half:
+        """Return the autocast context of the networks' forward passes."""
+        if self.uses_bf16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
     @property
-    def vote_every(self) -> int:
-        """Steps between two votes: each takes longer the more processes there are."""
+    def stop_check_every(self) -> int:
+        """Steps between two checks for a stop signal; the check takes longer with more processes."""
         return max(1, self.world_size // 8)
 
-    def any_process(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; every process gets the same answer."""
-        if self.hosts is None:
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process; the result is the same in every process."""
+        if self.cpu_group is None:
             return flag
-        votes = torch.tensor(int(flag))
-        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.hosts)
-        return bool(votes)
+        flag_tensor = torch.tensor(int(flag))
+        dist.all_reduce(flag_tensor, dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(flag_tensor)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over processes of numbers on the host; the same in each."""
-        if self.hosts is None:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """Return the mean of CPU tensors over the processes; the result is the same in every process."""
+        if self.cpu_group is None:
             return values
-        shared = values.clone()
-        dist.all_reduce(shared, dist.ReduceOp.SUM, group=self.hosts)
-        return shared / self.world_size
+        total = values.clone()
+        dist.all_reduce(total, dist.ReduceOp.SUM, group=self.cpu_group)
+        return total / self.world_size
 
-    def on_main(self, act: Callable[[], None], otherwise: str) -> None:
-        """The main process acts; when it meets a UserError, every process ends with one (the others': `otherwise`)."""
-        problem: UserError | None = None
+    def run_on_main(self, action: Callable[[], None], other_rank_message: str) -> None:
+        """Run an action in the main process only.
+
+        If it raises a UserError, the other processes raise UserError(`other_rank_message`).
+        """
+        main_error: UserError | None = None
         if self.is_main:
             try:
-                act()
+                action()
             except UserError as error:
-                problem = error
-        if self.any_process(problem is not None):
-            raise problem or UserError(otherwise)
+                main_error = error
+        if self.any_rank(main_error is not None):
+            raise main_error or UserError(other_rank_message)
 
-    def as_main(self, number: int) -> int:
-        """The main process's number, in every process."""
-        if self.hosts is None:
-            return number
-        shared = torch.tensor(number)
-        dist.broadcast(shared, 0, group=self.hosts)
-        return int(shared)
+    def broadcast_int(self, value: int) -> int:
+        """Return the main process's value in every process."""
+        if self.cpu_group is None:
+            return value
+        tensor = torch.tensor(value)
+        dist.broadcast(tensor, 0, group=self.cpu_group)
+        return int(tensor)
 
-    def announce(self, text: str) -> None:
-        """Tell the user, once."""
+    def log_on_main(self, text: str) -> None:
+        """Log a message once, in the main process."""
         if self.is_main:
-            console.print(text, markup=False)
+            logger.info(text)
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process calls this."""
         self.accelerator.wait_for_everyone()
 
 
-def is_half(precision: str, device: torch.device) -> bool:
-    """Whether networks run in bf16 on a device under training.precision."""
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether the networks run in bf16, for a device and a value of `training.precision`."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere it is emulated, slower than fp32."""
+    """Return whether the device supports bf16 in hardware; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

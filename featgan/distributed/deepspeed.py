@@ -1,7 +1,8 @@
-"""A player whose optimiser DeepSpeed shards over the processes (ZeRO 0 to 2); the only file that imports deepspeed.
+"""A trainable network whose optimizer is sharded by DeepSpeed (ZeRO 0 to 2); the only module that imports deepspeed.
 
-Each player has an engine of its own, made without Accelerate's plugins: those hold one model each, clip by default,
-and need transformers. What DeepSpeed shards is gathered for checkpoints, so these are the same for every strategy.
+Each network has its own DeepSpeed engine. Accelerate's plugins are not used: they hold one model each, clip gradients
+by default, and require transformers. The sharded state is gathered for checkpoints, so the checkpoint format is the
+same for every strategy.
 """
 
 import os
@@ -13,138 +14,151 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from featgan.config.schema import DistributionConfig
-from featgan.distributed.trainable import Loss, Player, mean_scalars, set_rate
+from featgan.config.schema import DistributedConfig
+from featgan.distributed.trainable import LossClosure, StepScalars, TrainableNetwork, mean_scalars, set_lr
 from featgan.errors import UserError
 
 
-class Within(nn.Module):
-    """A network whose passes are within a context of its own: DeepSpeed ends an autocast that it has not begun."""
+class AutocastModule(nn.Module):
+    """Runs a network in its own autocast context, since DeepSpeed disables autocast contexts that it did not start."""
 
-    def __init__(self, network: nn.Module, context: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, module: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
-        self.network = network
-        self.context = context
+        self.module = module
+        self.autocast = autocast
 
     def forward(self, *inputs: Tensor) -> Any:
-        with self.context():
-            return self.network(*inputs)
+        with self.autocast():
+            return self.module(*inputs)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
+"""Adam's averages of the gradient and of its square."""
 
 
-class ShardedPlayer(Player):
-    """A player with a DeepSpeed engine as its `network`.
+class DeepSpeedNetwork(TrainableNetwork):
+    """A trainable network whose `wrapped` network is a DeepSpeed engine.
 
-    The engine reduces in hooks of the backward pass, so the opponent must be frozen while it steps, and the penalty
-    must go through `bare`.
+    The engine reduces gradients in hooks of the backward pass. So the other network must be frozen during its step,
+    and the gradient penalty must use `module`.
     """
 
     def __init__(
         self,
-        bare: nn.Module,
+        module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        clip_norm: float,
-        distribution: DistributionConfig,
+        max_grad_norm: float,
+        distributed_config: DistributedConfig,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """UserError where deepspeed is not installed."""
+        """Raises UserError if deepspeed is not installed."""
         deepspeed = import_deepspeed(device)
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's own figures; featgan makes the batches
-            "gradient_accumulation_steps": distribution.accumulation,
-            "zero_optimization": {"stage": distribution.zero_stage},
+        deepspeed_config = {
+            "train_micro_batch_size_per_gpu": 1,  # used by DeepSpeed's logs only; featgan builds the batches
+            "gradient_accumulation_steps": distributed_config.gradient_accumulation_steps,
+            "zero_optimization": {"stage": distributed_config.zero_stage},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "gradient_clipping": clip_norm,  # DeepSpeed clips at 1 when nothing is said
+            "gradient_clipping": max_grad_norm,  # DeepSpeed clips at 1 by default
         }
-        with local_rank():
-            engine, *_ = deepspeed.initialize(
-                model=Within(bare, autocast), optimizer=optimizer, config=settings, dist_init_required=False
+        with default_local_rank():
+            deepspeed_engine, *_ = deepspeed.initialize(
+                model=AutocastModule(module, autocast),
+                optimizer=optimizer,
+                config=deepspeed_config,
+                dist_init_required=False,
             )
-        super().__init__(bare, engine, optimizer, clip_norm)
-        self.engine: Any = engine
-        self.stage = distribution.zero_stage
-        # Adam's fused form counts its steps on the device.
-        self.fused = bool(optimizer.defaults.get("fused"))
+        super().__init__(module, deepspeed_engine, optimizer, max_grad_norm)
+        self.deepspeed_engine: Any = deepspeed_engine
+        self.zero_stage = distributed_config.zero_stage
+        # Fused Adam counts its steps on the device.
+        self.is_fused = bool(optimizer.defaults.get("fused"))
 
-    def step(self, parts: Sequence[Loss], rate: float) -> dict[str, Tensor]:
-        """As `Player.step`; the engine divides by the number of parts, exchanges, clips and zeroes by itself."""
-        set_rate(self.engine.optimizer, rate)
-        found = []
-        for part in parts:
-            loss, scalars = part()
-            self.engine.backward(loss)
-            if not self.stage:  # there it knows the norm only where it clips
-                norm = nn.utils.clip_grad_norm_(self.bare.parameters(), float("inf")).detach()
-            self.engine.step()
-            found.append(scalars | {"loss": loss.detach()})
-        if self.stage:
-            norm = torch.as_tensor(float(self.engine.get_global_grad_norm() or 0.0))
-        return mean_scalars(found) | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+    def step(self, loss_closures: Sequence[LossClosure], lr: float) -> StepScalars:
+        """Update the weights as in `TrainableNetwork.step`.
 
-    def moments(self) -> dict[str, Tensor]:
-        if not self.stage:
-            return super().moments()
+        The engine divides by the number of microbatches, reduces, clips and zeroes the gradients.
+        """
+        set_lr(self.deepspeed_engine.optimizer, lr)
+        microbatch_scalars = []
+        for compute_loss in loss_closures:
+            loss, scalars = compute_loss()
+            self.deepspeed_engine.backward(loss)
+            if not self.zero_stage:  # at stage 0, the engine computes the norm only if it clips
+                grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), float("inf")).detach()
+            self.deepspeed_engine.step()
+            microbatch_scalars.append(scalars | {"loss": loss.detach()})
+        if self.zero_stage:
+            grad_norm = torch.as_tensor(float(self.deepspeed_engine.get_global_grad_norm() or 0.0))
+        return mean_scalars(microbatch_scalars) | {"gradient_norm": grad_norm, "learning_rate": torch.tensor(lr)}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        if not self.zero_stage:
+            return super().optimizer_state()
         from deepspeed.utils import safe_get_full_optimizer_state
 
         states = [state for state in self.optimizer.state.values() if "step" in state]
         if not states:
             return {}
-        count = states[0]["step"].detach()
-        found = {}
-        for index, parameter in enumerate(self.bare.parameters()):
-            found[f"{index}.step"] = count.clone()
-            for name in MOMENTS:
-                found[f"{index}.{name}"] = safe_get_full_optimizer_state(parameter, name)
-        return found
+        step_count = states[0]["step"].detach()
+        tensors = {}
+        for index, parameter in enumerate(self.module.parameters()):
+            tensors[f"{index}.step"] = step_count.clone()
+            for name in ADAM_STATE_KEYS:
+                tensors[f"{index}.{name}"] = safe_get_full_optimizer_state(parameter, name)
+        return tensors
 
-    def restore(self, moments: Mapping[str, Tensor] | None) -> None:
-        if not self.stage:
-            return super().restore(moments)
+    def load_optimizer_state(self, state: Mapping[str, Tensor] | None) -> None:
+        if not self.zero_stage:
+            super().load_optimizer_state(state)
+            return
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        sharded = self.engine.optimizer
-        sharded.refresh_fp32_params()
-        if not moments:
+        sharded_optimizer = self.deepspeed_engine.optimizer
+        sharded_optimizer.refresh_fp32_params()
+        if not state:
             return
-        # DeepSpeed makes Adam's state in the first step; it has to be there now to be filled.
-        for partition in sharded.single_partition_of_fp32_groups:
+        # DeepSpeed creates Adam's state in the first step, but it is needed here to be filled.
+        for partition in sharded_optimizer.single_partition_of_fp32_groups:
             self.optimizer.state[partition] = {
-                "step": moments["0.step"].to(partition.device if self.fused else "cpu", copy=True),
-                **{name: torch.zeros_like(partition) for name in MOMENTS},
+                "step": state["0.step"].to(partition.device if self.is_fused else "cpu", copy=True),
+                **{name: torch.zeros_like(partition) for name in ADAM_STATE_KEYS},
             }
-        sharded._lazy_init_hp_params_optimizer_state()
-        for index, parameter in enumerate(self.bare.parameters()):
-            for name in MOMENTS:
-                value = moments[f"{index}.{name}"].to(parameter.device)
+        sharded_optimizer._lazy_init_hp_params_optimizer_state()
+        for index, parameter in enumerate(self.module.parameters()):
+            for name in ADAM_STATE_KEYS:
+                value = state[f"{index}.{name}"].to(parameter.device)
                 safe_set_full_optimizer_state(parameter, value, name)
 
 
 @contextmanager
-def local_rank() -> Iterator[None]:
-    """DeepSpeed asks for LOCAL_RANK, which a process that was started alone does not have."""
-    is_alone = "LOCAL_RANK" not in os.environ
-    if is_alone:
+def default_local_rank() -> Iterator[None]:
+    """Set LOCAL_RANK, which DeepSpeed requires, for a process that was started without a launcher."""
+    is_unset = "LOCAL_RANK" not in os.environ
+    if is_unset:
         os.environ["LOCAL_RANK"] = "0"
     try:
         yield
     finally:
-        if is_alone:
+        if is_unset:
             del os.environ["LOCAL_RANK"]
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed for a device, with a process group of one where there are no others."""
+    """Import DeepSpeed for a device, and create a process group of size 1 if there is none.
+
+    Raises UserError if deepspeed is not installed.
+    """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     try:
         import deepspeed
     except ImportError:
-        raise UserError("distribution.strategy: deepspeed is not installed; pip install 'featgan[deepspeed]'") from None
+        raise UserError(
+            "distributed.strategy: deepspeed is not installed; run pip install 'featgan[deepspeed]'"
+        ) from None
     if not dist.is_initialized():
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",

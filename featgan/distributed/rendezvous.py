@@ -1,4 +1,4 @@
-"""What one process must know of the others; every function also works alone."""
+"""Environment variables that let the processes of a run find each other; everything also works for one process."""
 
 import os
 import re
@@ -6,67 +6,72 @@ import subprocess
 
 from featgan.errors import UserError
 
-FIRST_PORT, NUM_PORTS = 20_000, 12_000
-"""Where processes meet: below the ports that systems hand out by themselves."""
+MIN_PORT, NUM_PORTS = 20_000, 12_000
+"""Range of MASTER_PORT: below the ports that operating systems assign automatically."""
 
-LAUNCHER_WISHES = {
-    "ACCELERATE_USE_DEEPSPEED": "distribution.strategy=deepspeed does that",
-    "ACCELERATE_USE_FSDP": "FSDP frees weights that the penalty's second derivative needs",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM splits networks of another kind",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "each process holds whole networks",
-    "ACCELERATE_DYNAMO_BACKEND": "compiled networks have no second derivative for the penalty",
+UNSUPPORTED_LAUNCHER_SETTINGS = {
+    "ACCELERATE_USE_DEEPSPEED": "set distributed.strategy=deepspeed instead",
+    "ACCELERATE_USE_FSDP": "FSDP frees weights that the second derivative of the penalty needs",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM supports transformers only",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "each process holds the complete networks",
+    "ACCELERATE_DYNAMO_BACKEND": "compiled networks do not support the second derivative of the penalty",
 }
-"""What `accelerate launch` asks of a script by the environment, and why featgan does not take it from there."""
+"""Settings of `accelerate launch` that featgan rejects, and the reason."""
 
 
-def refuse_launcher() -> None:
-    """UserError where the launcher wants the networks wrapped otherwise than the configuration says.
+def check_launcher_env() -> None:
+    """Raise UserError if the launcher would wrap the networks in another way than the configuration.
 
-    Accelerate would obey it without a word, and under some wishes exchange no gradients at all.
+    Accelerate would apply such a setting without a message, and with some settings the gradients would not be reduced.
     """
-    for name, reason in LAUNCHER_WISHES.items():
+    for name, reason in UNSUPPORTED_LAUNCHER_SETTINGS.items():
         if os.environ.get(name, "").lower() not in ("", "0", "no", "false"):
-            raise UserError(f"{name}={os.environ[name]}: leave it out of the launcher's configuration; {reason}")
+            raise UserError(
+                f"{name}={os.environ[name]}: not supported ({reason}); remove it from the configuration of the launcher"
+            )
 
 
-def adopt_scheduler() -> None:
-    """Let the processes of one `srun` (one a GPU, no launcher between) find each other; a launcher goes first.
+def init_env_from_slurm() -> None:
+    """Set RANK, WORLD_SIZE and MASTER_* for the tasks of one `srun`, one per GPU and without another launcher.
 
-    Who types at a terminal that `salloc` or `srun --pty` opened has one process, whatever the job could hold.
+    Variables set by a launcher are kept. An interactive shell opened by `salloc` or `srun --pty` is a single process,
+    whatever the size of the job.
     """
-    inside = os.environ.get
-    if "RANK" not in os.environ and int(inside("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        adopt_local()
-    tasks = inside("SLURM_STEP_NUM_TASKS") or inside("SLURM_NTASKS", "1")
+    getenv = os.environ.get
+    if "RANK" not in os.environ and int(getenv("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        init_env_from_submitit()
+    tasks = getenv("SLURM_STEP_NUM_TASKS") or getenv("SLURM_NTASKS", "1")
     if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(tasks) == 1 or os.isatty(0):
         return
-    os.environ["RANK"] = inside("SLURM_PROCID", "0")
+    os.environ["RANK"] = getenv("SLURM_PROCID", "0")
     os.environ["WORLD_SIZE"] = tasks
-    os.environ["LOCAL_RANK"] = inside("SLURM_LOCALID", "0")
-    os.environ.setdefault("MASTER_ADDR", first_node(inside("SLURM_JOB_NODELIST", "")))
-    # A requeued job must not meet on the port that its former self may still hold.
-    place = int(inside("SLURM_JOB_ID", "0")) * 7 + int(inside("SLURM_RESTART_COUNT", "0"))
-    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + place % NUM_PORTS))
+    os.environ["LOCAL_RANK"] = getenv("SLURM_LOCALID", "0")
+    os.environ.setdefault("MASTER_ADDR", first_node(getenv("SLURM_JOB_NODELIST", "")))
+    # A requeued job must not use the port that its previous start may still hold.
+    port_offset = int(getenv("SLURM_JOB_ID", "0")) * 7 + int(getenv("SLURM_RESTART_COUNT", "0"))
+    os.environ.setdefault("MASTER_PORT", str(MIN_PORT + port_offset % NUM_PORTS))
 
 
-def adopt_local() -> None:
-    """The same for the processes that submitit starts on one machine."""
-    inside = os.environ.get
-    os.environ["RANK"] = os.environ["LOCAL_RANK"] = inside("SUBMITIT_LOCAL_GLOBALID", "0")
-    os.environ["WORLD_SIZE"] = inside("SUBMITIT_LOCAL_NTASKS", "1")
+def init_env_from_submitit() -> None:
+    """Set the same variables for the processes that submitit starts on one machine."""
+    getenv = os.environ.get
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = getenv("SUBMITIT_LOCAL_GLOBALID", "0")
+    os.environ["WORLD_SIZE"] = getenv("SUBMITIT_LOCAL_NTASKS", "1")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(FIRST_PORT + int(inside("SUBMITIT_LOCAL_JOB_ID", "0")) % NUM_PORTS))
+    os.environ.setdefault("MASTER_PORT", str(MIN_PORT + int(getenv("SUBMITIT_LOCAL_JOB_ID", "0")) % NUM_PORTS))
 
 
 def first_node(nodes: str) -> str:
-    """The first name of SLURM's list, for example n07 of `n[07-09,12]`."""
+    """Return the first node of a SLURM node list, for example n07 for `n[07-09,12]`."""
     if "[" not in nodes:
-        return nodes.split(",")[0] or "127.0.0.1"
+        return nodes.split(",", maxsplit=1)[0] or "127.0.0.1"
     try:
-        named = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30)
-        if named.returncode == 0:
-            return named.stdout.split()[0]
+        result = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=False
+        )
+        if result.returncode == 0:
+            return result.stdout.split()[0]
     except OSError:
-        pass  # no scontrol on the node: the list's common form is read below
-    found = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
-    return "".join(part or "" for part in found.groups()) if found else "127.0.0.1"
+        pass  # scontrol is not installed on the node; the common form of the list is parsed below
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    return "".join(group or "" for group in match.groups()) if match else "127.0.0.1"

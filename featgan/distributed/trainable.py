@@ -6,88 +6,103 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
-"""Computes one part's scalar and what to report of it."""
+LossClosure = Callable[[], tuple[Tensor, dict[str, Tensor]]]
+"""Computes the loss of one microbatch, and its unweighted terms."""
+
+StepScalars = dict[str, Tensor]
+"""Scalars to log after an update: the loss terms, `loss`, `gradient_norm` and `learning_rate`."""
 
 
-class Player:
-    """One network of the game with its optimiser.
+class TrainableNetwork:
+    """A network with its optimizer.
 
-    Call `network` (wrapped for distributed training) in its own step; call `bare` where the opponent is trained and
-    for the penalty, since wrappers hook into inner derivatives.
+    `wrapped` is the network wrapped for distributed training; use it when this network is updated. `module` is the
+    unwrapped network. Use it when the other network is updated, and for the gradient penalty, since wrappers add hooks
+    to inner derivatives.
     """
 
-    def __init__(self, bare: nn.Module, network: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> None:
-        self.bare = bare
-        self.network = network
+    def __init__(
+        self, module: nn.Module, wrapped: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> None:
+        self.module = module
+        self.wrapped = wrapped
         self.optimizer = optimizer
-        self.clip_norm = clip_norm
+        self.max_grad_norm = max_grad_norm
 
-    def step(self, parts: Sequence[Loss], rate: float) -> dict[str, Tensor]:
-        """One iteration from one scalar, the mean of the parts': backward, clip, optimise, zero.
+    def step(self, loss_closures: Sequence[LossClosure], lr: float) -> StepScalars:
+        """Update the weights once: backward, clip the gradients, optimizer step, zero the gradients.
 
-        Returns the parts' means, the scalar and the gradient's norm.
+        The loss is the mean over the microbatches, one closure each. Returns scalars to log: the means of the loss
+        terms, `loss`, `gradient_norm` (before clipping) and `learning_rate`.
         """
-        set_rate(self.optimizer, rate)
-        found = []
-        for index, part in enumerate(parts):
-            with self.alone() if index + 1 < len(parts) else nullcontext():
-                loss, scalars = part()
-                (loss / len(parts)).backward()
-            found.append(scalars | {"loss": loss.detach()})
-        norm = nn.utils.clip_grad_norm_(self.bare.parameters(), self.clip_norm or float("inf"))
+        set_lr(self.optimizer, lr)
+        microbatch_scalars = []
+        for index, compute_loss in enumerate(loss_closures):
+            with self.no_sync() if index + 1 < len(loss_closures) else nullcontext():
+                loss, scalars = compute_loss()
+                (loss / len(loss_closures)).backward()
+            microbatch_scalars.append(scalars | {"loss": loss.detach()})
+        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return mean_scalars(found) | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return mean_scalars(microbatch_scalars) | {"gradient_norm": grad_norm, "learning_rate": torch.tensor(lr)}
 
-    def forget(self) -> None:
-        """Begin anew with Adam's moments: weights that had no gradient yet would take steps far too long."""
+    def reset_optimizer_state(self) -> None:
+        """Set Adam's state to zero.
+
+        Otherwise, weights that had no gradient so far would take steps far above the learning rate, since Adam's
+        average of their squared gradients is almost zero.
+        """
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
 
-    def alone(self) -> AbstractContextManager[None]:
-        """No gradients are exchanged: another part of the batch follows."""
-        wrapped = self.network
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Return a context without gradient reduction, for all microbatches but the last."""
+        wrapped = self.wrapped
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
-        """The bare network without weight gradients, for the opponent's step."""
-        self.bare.requires_grad_(False)
+        """Yield the unwrapped network with frozen weights, for the update of the other network."""
+        self.module.requires_grad_(False)
         try:
-            yield self.bare
+            yield self.module
         finally:
-            self.bare.requires_grad_(True)
+            self.module.requires_grad_(True)
 
-    def moments(self) -> dict[str, Tensor]:
-        """The optimiser's state, whole, by parameter number (`3.exp_avg`); every process must ask for it."""
-        return optimizer_tensors(self.optimizer)
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the complete optimizer state by parameter index (`3.exp_avg`); all processes must call this."""
+        return flatten_optimizer_state(self.optimizer)
 
-    def restore(self, moments: Mapping[str, Tensor] | None) -> None:
-        """Take up the weights that were loaded into `bare`, and the optimiser's state where it is given."""
-        if moments is not None:
-            restore_optimizer(self.optimizer, moments)
+    def load_optimizer_state(self, state: Mapping[str, Tensor] | None) -> None:
+        """Use the weights that were loaded into `module`, and load the optimizer state unless it is None."""
+        if state is not None:
+            unflatten_optimizer_state(self.optimizer, state)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
 
 
-def mean_scalars(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Means over the parts of a batch."""
-    return {name: torch.stack([scalars[name].detach() for scalars in found]).mean() for name in found[0]}
+def mean_scalars(microbatch_scalars: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each scalar over the microbatches."""
+    return {
+        name: torch.stack([scalars[name].detach() for scalars in microbatch_scalars]).mean()
+        for name in microbatch_scalars[0]
+    }
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments by parameter number: `3.exp_avg`."""
+def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return Adam's state by parameter index: `3.exp_avg`."""
     states = optimizer.state_dict()["state"]
     return {f"{index}.{name}": value for index, state in states.items() for name, value in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; rates come from the schedule."""
+def unflatten_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load the result of `flatten_optimizer_state`; the learning rate comes from the schedule."""
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

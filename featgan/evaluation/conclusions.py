@@ -1,313 +1,397 @@
-"""In words: what an evaluation's numbers can support, where they say no, and what they cannot tell."""
+"""The rules that draw conclusions from metrics. Their sentences are in `featgan.evaluation.conclusion_texts`.
+
+A conclusion supports the edits as explanations of the classifier, limits them, or states what is unknown.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, TypeGuard
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
-from featgan.evaluation.results import Findings
-from featgan.evaluation.subgroups import RegionFamily
-from featgan.metrics.bootstrap import Measure
+from featgan.config.metric_specs import Family
+from featgan.evaluation.conclusion_texts import fill_template
+from featgan.evaluation.document import Conclusion, ConclusionKind
+from featgan.evaluation.results import EvaluationResults
+from featgan.evaluation.subgroups import SubgroupMetrics
+from featgan.metrics.bootstrap import Estimate
 
-FAINT = 0.1
-"""Slope below which a component is not visible in pixels."""
+MIN_VISIBLE_SLOPE = 0.1
+"""Slope below which a component has no visible effect."""
 
-FEW_PAIRS = 20
-"""Pairs below which nothing is said about a region."""
+MIN_MONOTONICITY = 0.9
+"""Rank correlation from which a component follows its target values."""
 
-FEW_IMAGES = 200
-"""Images a side below which distances of distributions say little."""
+MIN_PAIRS = 20
+"""Number of pairs below which a subgroup allows no conclusion."""
 
-KEPT = 2.0
-"""Times what JPEG at quality 75 changes, up to which a source counts as kept."""
+MIN_IMAGES = 200
+"""Number of images per side below which distances of distributions allow no conclusion."""
 
-NUISANCE = 0.15
-"""Share of the change of factors that mean something, up to which the others stay put."""
+MIN_VALIDITY = 0.5
+MIN_SUBGROUP_PROGRESS = 0.3
+"""Validity and progress below which the targets of a subgroup are not reached."""
 
-TINTED = 0.5
-"""Deviations of real pictures' colours from which a tint is spoken of."""
+MAX_RECONSTRUCTION_RATIO = 2.0
+"""Reconstruction error, relative to the change by JPEG at quality 75, up to which the source is preserved."""
 
-Verdict = Literal["supports", "limits", "unknown"]
+MAX_NUISANCE_RATIO = 0.15
+"""Nuisance ratio up to which nuisance factors stay unchanged."""
 
-
-@dataclass(frozen=True)
-class Remark:
-    """A sentence: it supports what the pictures show, limits it, or says what is not known."""
-
-    about: str
-    """A family of measures."""
-    verdict: Verdict
-    text: str
-
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
+MIN_COLOR_SHIFT = 0.5
+"""Color shift from which it is mentioned, in standard deviations of real images' colors."""
 
 
-def remarks(findings: Findings) -> list[Remark]:
-    """All sentences, family by family."""
-    return [remark for rule in RULES for remark in rule(findings)]
+class Finding(NamedTuple):
+    """What a rule yields: the template of a sentence with its values."""
+
+    family: Family
+    kind: ConclusionKind
+    template: str
+    values: dict[str, object]
 
 
-def faithfulness_remarks(findings: Findings) -> Iterator[Remark]:
-    """How far the edits go, beside what no heed of the request would reach."""
-    if "faithfulness" not in findings.families:
-        text = "Trained on labels: without a judge (--blackbox) only preservation is measured."
-        yield Remark("faithfulness", "unknown", text)
-    yield from decision_remarks(findings)
-    shift = findings.flat.get("shift_aggregate")
-    if not is_known(shift):
+def draw_conclusions(results: EvaluationResults) -> list[Conclusion]:
+    """Return the conclusions of all rules, family by family."""
+    findings = [finding for rule in CONCLUSION_RULES for finding in rule(results)]
+    return [
+        Conclusion(family=finding.family, kind=finding.kind, text=fill_template(finding.template, **finding.values))
+        for finding in findings
+    ]
+
+
+def supporting_finding(family: Family, template: str, **values: object) -> Finding:
+    return Finding(family, "supports", template, values)
+
+
+def limiting_finding(family: Family, template: str, **values: object) -> Finding:
+    return Finding(family, "limits", template, values)
+
+
+def unknown_finding(family: Family, template: str, **values: object) -> Finding:
+    return Finding(family, "unknown", template, values)
+
+
+def find_faithfulness(results: EvaluationResults) -> Iterator[Finding]:
+    """Compare target progress with edits toward a shuffled target and with the training mean."""
+    if "faithfulness" not in results.families:
+        yield unknown_finding("faithfulness", "no_evaluation_classifier")
+    yield from find_decisions(results)
+    progress = results.generator_metrics.get("target_progress_pooled")
+    if not has_value(progress):
         return
-    shuffled, mean = (findings.control(name).get("shift_aggregate") for name in ("shuffled_condition", "mean_vector"))
-    if shift.value < 0.2:
-        yield limit("faithfulness", f"The edits hardly reach what was asked: relative shift {shift.value:.2f}.")
-    elif is_known(shuffled) and shift.low <= shuffled.high:
-        beside = f"{shift.value:.2f} beside {shuffled.value:.2f} of edits to another request"
-        yield limit("faithfulness", f"The request is hardly heard: relative shift {beside}.")
-    elif is_known(mean) and shift.low <= mean.high:
-        beside = f"{shift.value:.2f} beside {mean.value:.2f}"
-        yield limit("faithfulness", f"The edits come no nearer to the request than the mean vector does: {beside}.")
-    elif is_known(shuffled):
-        beside = f"relative shift {shift.value:.2f}, of edits to another request {shuffled.value:.2f}"
-        yield Remark("faithfulness", "supports", f"The edits follow the request: {beside}.")
-
-
-def decision_remarks(findings: Findings) -> Iterator[Remark]:
-    """Decisions no better than of a copy; requests that cannot be told from others."""
-    copied, agreement = findings.control("identity_copy").get("label_agreement"), findings.flat.get("label_agreement")
-    if is_known(copied) and is_known(agreement) and agreement.low <= copied.high:
-        yield limit("faithfulness", "The box decides as asked no more often than for unchanged sources.")
-    top, gallery = (findings.flat.get(f"retrieval_{name}") for name in ("top1", "gallery"))
-    if is_known(top) and is_known(gallery) and top.low <= 1 / gallery.value:
-        among = f"top 1 {top.value:.3f} of {gallery.value:.0f}"
-        yield limit("faithfulness", f"Retrieval is at chance ({among}): nothing particular of the request is left.")
-
-
-def region_remarks(findings: Findings) -> Iterator[Remark]:
-    """Requests that averages hide: classes and octants hardly reached, far ends, too few pairs."""
-    by = findings.regions_by
-    few = [f"{region.name} ({region.count})" for region in by.get("class", ()) if region.count < FEW_PAIRS]
-    if few:
-        yield Remark("faithfulness", "unknown", f"Too few pairs to say more of the classes {listed(few)}.")
-    weak = list(lagging(by.get("class", ()), "flip_success", 0.5))
-    if weak:
-        yield limit("faithfulness", f"Classes that are hardly reached where another was before: {listed(weak)}.")
-    weak = list(lagging(by.get("octant", ()), "shift_aggregate", 0.3))
-    if weak:
-        yield limit("faithfulness", f"Octants that are hardly reached, by relative shift: {listed(weak)}.")
-    ends = [region for region in by.get("component", ()) if region.name.startswith(("below", "above"))]
-    weak = list(lagging(ends, "own_shift", 0.3))
-    if weak:
-        yield limit("faithfulness", f"Far ends that are hardly reached, by relative shift: {listed(weak)}.")
-
-
-def lagging(regions: Iterable[RegionFamily], name: str, least: float) -> Iterator[str]:
-    """Regions whose measure is below `least` for certain, though the nearest real images reach it."""
-    for region in regions:
-        own, real = (region.family.get(column, {}).get(name) for column in ("generator", "nearest_real"))
-        out_of_reach = is_known(real) and real.high < least
-        if is_known(own) and own.count >= FEW_PAIRS and own.high < least and not out_of_reach:
-            by = f"{region.by} " if region.by.startswith("component") else ""
-            yield f"{by}{region.name} ({own.value:.2f})"
-
-
-def colour_remarks(findings: Findings) -> Iterator[Remark]:
-    """Classes towards which every edit gets a tint that real images of such features do not have."""
-    tinted = []
-    for region in findings.regions_by.get("class", ()):
-        own, real = region.family["generator"].get("tint"), tint_of_real(region)
-        if is_known(own) and own.count >= FEW_PAIRS and own.low > max(real.high if is_known(real) else 0.0, TINTED):
-            beside = f", real images {real.value:.1f}" if is_known(real) else ""
-            tinted.append(f"{region.name} ({own.value:.1f} deviations{beside})")
-    if tinted:
-        word = "class" if len(tinted) == 1 else "classes"
-        text = f"The box answers to colour as a real image would not: edits towards {word} {listed(tinted)} get a tint."
-        yield limit("preservation", text)
-
-
-def tint_of_real(region: RegionFamily) -> Measure | None:
-    """Of the real images with the features, or the label, that was asked for."""
-    tables = [region.family.get(column, {}) for column in ("nearest_real", "ceiling_real")]
-    return next((table["tint"] for table in tables if "tint" in table), None)
-
-
-def witness_remarks(findings: Findings) -> Iterator[Remark]:
-    """Whether a box that took no part in training sees the change."""
-    if "witness" not in findings.families:
-        if "traversal" in findings.families:
-            text = "No witness (--witness): whether a box that took no part in training sees the change is not known."
-            yield Remark("witness", "unknown", text)
-        return
-    own, box, gap = (findings.flat.get(name) for name in ("witness_agreement", "box_agreement", "witness_gap"))
-    real, before = (findings.control(name).get("witness_agreement") for name in ("ceiling_real", "identity_copy"))
-    if not (is_known(own) and is_known(box) and is_known(gap) and is_known(real) and is_known(before)):
-        yield Remark("witness", "unknown", "The witness tells other things than the box: only distances are compared.")
-        return
-    seen = (
-        f"it sees the label asked for in {own.value:.2f} of the pairs, the first box in {box.value:.2f}; "
-        f"before the edit in {before.value:.2f}, in real images in {real.value:.2f}"
+    shuffled, mean = (
+        results.baseline_metrics(name).get("target_progress_pooled") for name in ("shuffled_target", "training_mean")
     )
-    if real.value < 0.5:
-        yield Remark("witness", "unknown", f"The witness seldom agrees with the box even on real images: {seen}.")
-    elif own.low <= before.high:
-        yield limit("witness", f"The witness sees no change: {seen}.")
-    elif gap.low > 0.1:
-        yield limit("witness", f"The witness sees less of the change, so part of it deceives this one box: {seen}.")
-    else:
-        yield Remark("witness", "supports", f"The witness sees the change: {seen}.")
+    if progress.value < 0.2:
+        yield limiting_finding("faithfulness", "no_progress", progress=progress.value)
+    elif has_value(shuffled) and progress.low <= shuffled.high:
+        yield limiting_finding("faithfulness", "target_ignored", progress=progress.value, shuffled=shuffled.value)
+    elif has_value(mean) and progress.low <= mean.high:
+        yield limiting_finding("faithfulness", "no_better_than_mean", progress=progress.value, mean=mean.value)
+    elif has_value(shuffled):
+        yield supporting_finding("faithfulness", "target_followed", progress=progress.value, shuffled=shuffled.value)
 
 
-def traversal_remarks(findings: Findings) -> Iterator[Remark]:
-    """Which sliders move, which are not visible in pixels, and whether they move others."""
-    entries = findings.components
-    faint = [entry for entry in entries if entry.get("slope", 1.0) < FAINT]
-    if faint:
-        said = listed([f"{entry['index'] + 1} (slope {entry['slope']:.2f})" for entry in faint])
-        yield limit("traversal", f"Not visible to the box in the pixels: {plural('component', faint)} {said}.")
-    yield from held_by_data(findings, [entry["index"] + 1 for entry in faint])
-    even = [entry for entry in entries if entry.get("slope", 0.0) >= FAINT and entry.get("monotonicity", 0.0) >= 0.9]
-    if even:
-        slopes = [entry["slope"] for entry in even]
-        span = f"{min(slopes):.2f}" if len(even) == 1 else f"{min(slopes):.2f} to {max(slopes):.2f}"
-        named = listed([str(entry["index"] + 1) for entry in even])
-        text = f"Followed evenly: {plural('component', even)} {named}, slope {span}."
-        yield Remark("traversal", "supports", text)
-    own, real = findings.flat.get("diagonal_dominance"), findings.control("nearest_real").get("diagonal_dominance")
-    if is_known(own) and own.high < 0.6 and not (is_known(real) and real.value <= own.high):
-        beside = f"{own.value:.2f} of the change lies in the component asked for"
-        beside += f", {real.value:.2f} in real images" if is_known(real) else ""
-        yield limit("traversal", f"Sliders move other components as well: {beside}.")
+def find_decisions(results: EvaluationResults) -> Iterator[Finding]:
+    """Find predictions no better than for copies, and retrieval at chance level."""
+    copy_agreement = results.baseline_metrics("copy_source").get("label_agreement")
+    agreement = results.generator_metrics.get("label_agreement")
+    if has_value(copy_agreement) and has_value(agreement) and agreement.low <= copy_agreement.high:
+        yield limiting_finding("faithfulness", "decisions_unchanged")
+    top1 = results.generator_metrics.get("retrieval_top1")
+    gallery = results.generator_metrics.get("retrieval_gallery_size")
+    if has_value(top1) and has_value(gallery) and top1.low <= 1 / gallery.value:
+        yield limiting_finding("faithfulness", "retrieval_at_chance", top1=top1.value, gallery=gallery.value)
 
 
-def held_by_data(findings: Findings, faint: Sequence[int]) -> Iterator[Remark]:
-    """Faint components that real images do not move alone either."""
-    table, still = findings.control("nearest_real"), []
-    for number in faint:
-        slope = table.get(f"component_{number:02d}_slope")
-        if is_known(slope) and slope.value < FAINT:
-            still.append(f"{number} ({slope.value:.2f})")
-    if still:
-        text = f"No real images move them alone either, so the data cannot show them: {listed(still)}."
-        yield Remark("traversal", "unknown", text)
+def find_subgroups(results: EvaluationResults) -> Iterator[Finding]:
+    """Find classes, octants and extremes of components that the edits do not reach, and classes with too few pairs."""
+    subgroups = results.subgroups_by_kind
+    classes, octants = subgroups.get("class", ()), subgroups.get("octant", ())
+    few = [
+        fill_template("item_few_pairs", name=subgroup.name, pairs=subgroup.count)
+        for subgroup in classes
+        if subgroup.count < MIN_PAIRS
+    ]
+    if few:
+        yield unknown_finding("faithfulness", "few_pairs", classes=join_items(few))
+    weak = [
+        fill_template("item_weak_class", name=subgroup.name, value=value)
+        for subgroup, value in weak_subgroups(classes, "validity", MIN_VALIDITY)
+    ]
+    if weak:
+        yield limiting_finding("faithfulness", "weak_classes", classes=join_items(weak))
+    weak = [
+        fill_template("item_weak_octant", name=subgroup.name, value=value)
+        for subgroup, value in weak_subgroups(octants, "target_progress_pooled", MIN_SUBGROUP_PROGRESS)
+    ]
+    if weak:
+        yield limiting_finding("faithfulness", "weak_octants", octants=join_items(weak))
+    extremes = [subgroup for subgroup in subgroups.get("component", ()) if subgroup.name.startswith(("below", "above"))]
+    weak = [
+        fill_template("item_weak_extreme", component=subgroup.group, name=subgroup.name, value=value)
+        for subgroup, value in weak_subgroups(extremes, "component_progress", MIN_SUBGROUP_PROGRESS)
+    ]
+    if weak:
+        yield limiting_finding("faithfulness", "weak_extremes", extremes=join_items(weak))
 
 
-def preservation_remarks(findings: Findings) -> Iterator[Remark]:
-    """Whether the source is kept, and whether a person can see the edit."""
-    flat = findings.flat
-    yield from source_remarks(findings)
-    size, jpeg = flat.get("edit_l1"), findings.control("ceiling_jpeg").get("edit_l1")
-    if is_known(size) and is_known(jpeg) and size.low <= jpeg.high:
-        beside = f"{size.value:.3f} beside {jpeg.value:.3f}"
-        yield limit("preservation", f"The edits are hardly larger than what JPEG at quality 75 changes: {beside}.")
-    coarse, constant = (flat.get(f"asked_edit_{kind}_share") for kind in ("coarse", "constant"))
-    if is_known(coarse):
-        share = f"{coarse.value:.2f} of the edit's energy is coarse where another decision is asked"
-        if is_known(constant) and constant.low > 0.5:
-            tint = f"{constant.value:.2f} of the edit's energy"
-            yield limit("preservation", f"Most of the change is one tint of the whole picture: {tint}.")
-        elif coarse.high < 0.5:
-            yield limit("preservation", f"Much of the change is fine texture, which a person may not see: {share}.")
-        elif coarse.low > 0.5 and not (is_known(size) and is_known(jpeg) and size.low <= jpeg.high):
-            yield Remark("preservation", "supports", f"The change is coarse enough to be seen: {share}.")
-
-
-def source_remarks(findings: Findings) -> Iterator[Remark]:
-    """How much of the source repainting alone changes, where nothing is asked to change."""
-    kept, jpeg = findings.flat.get("self_l1"), findings.control("ceiling_jpeg").get("edit_l1")
-    if not is_known(kept):
-        return
-    if kept.value > 0.2:
-        yield limit(
-            "preservation",
-            f"The generator does not keep its source (self-reconstruction {kept.value:.2f}): "
-            "faithfulness without preservation shows what fools the box, not what it looks at.",
+def weak_subgroups(
+    subgroups: Iterable[SubgroupMetrics], name: str, threshold: float
+) -> Iterator[tuple[SubgroupMetrics, float]]:
+    """Yield subgroups whose metric is below the threshold, unless that of the nearest real images is so, too."""
+    for subgroup in subgroups:
+        generator, nearest_real = (
+            subgroup.metrics_by_column.get(column, {}).get(name) for column in ("generator", "nearest_real")
         )
-    elif is_known(jpeg):
-        beside = f"by {kept.value:.3f} of 2 where nothing is asked, JPEG at quality 75 by {jpeg.value:.3f}"
-        if kept.low > KEPT * jpeg.value:
-            text = f"Repainting by itself changes the picture, so compare edits with the reconstruction: {beside}."
-            yield limit("preservation", text)
-        elif kept.high <= KEPT * jpeg.value:
-            yield Remark("preservation", "supports", f"What is not asked to change is kept: {beside}.")
+        is_unreachable = has_value(nearest_real) and nearest_real.high < threshold
+        if has_value(generator) and generator.count >= MIN_PAIRS and generator.high < threshold and not is_unreachable:
+            yield subgroup, generator.value
 
 
-def realism_remarks(findings: Findings) -> Iterator[Remark]:
-    """Whether edits lie where real images do, in the space that says most: Inception's, the witness's, or the box's."""
-    spaces = {"inception_": "Inception's space", "witness_": "the witness's space", "": "the box's own space"}
-    flat = findings.flat
-    for prefix, space in spaces.items():
-        edited, floor = flat.get(f"{prefix}frechet_edited"), flat.get(f"{prefix}frechet_real_floor")
-        kernel, kernel_floor = flat.get(f"{prefix}kid_edited"), flat.get(f"{prefix}kid_real_floor")
-        if not (is_known(edited) and is_known(floor) and is_known(kernel) and is_known(kernel_floor)):
-            continue
-        beside = f"Frechet {edited.value:.2f}, real to real {floor.value:.2f}, in {space}"
-        beside += "" if prefix else ", which took part in training"
-        far = edited.value > 2 * floor.value
-        apart = kernel.low > kernel_floor.high or edited.low > floor.high
-        if far and apart:
-            yield limit("realism", f"The edits lie where real images do not: {beside}.")
-        elif far or edited.count < FEW_IMAGES:
-            few = f"{edited.count} images a side are too few to tell"
-            yield Remark(
-                "realism", "unknown", f"Whether edits lie where real images do is not known: {few} ({beside})."
-            )
-        elif edited.high - edited.low > 2 * floor.value:
-            wide = f"{edited.low:.2f} to {edited.high:.2f} is too wide to tell"
-            yield Remark(
-                "realism", "unknown", f"Whether edits lie where real images do is not known: {wide} ({beside})."
-            )
-        elif prefix:
-            yield Remark("realism", "supports", f"The edits lie near real images: {beside}.")
-        else:
-            yield Remark("realism", "unknown", f"The edits seem to lie near real images: {beside}.")
+def find_second_classifier(results: EvaluationResults) -> Iterator[Finding]:
+    """Compare the second classifier's agreement with its agreement before the edit and on real images."""
+    if "second_classifier" not in results.families:
+        if "traversal" in results.families:
+            yield unknown_finding("second_classifier", "no_second_classifier")
         return
+    second, first, gap = (
+        results.generator_metrics.get(name)
+        for name in ("second_classifier_agreement", "classifier_agreement", "agreement_gap")
+    )
+    real, source = (
+        results.baseline_metrics(name).get("second_classifier_agreement") for name in ("target_real", "copy_source")
+    )
+    if not (has_value(second) and has_value(first) and has_value(gap) and has_value(real) and has_value(source)):
+        yield unknown_finding("second_classifier", "second_not_comparable")
+    elif real.value < 0.5:
+        yield unknown_finding("second_classifier", "second_unreliable", real=real.value)
+    elif second.low <= source.high:
+        yield limiting_finding("second_classifier", "second_unresponsive", second=second.value, source=source.value)
+    elif gap.low > 0.1:
+        yield limiting_finding("second_classifier", "second_responds_less", second=second.value, first=first.value)
+    else:
+        yield supporting_finding(
+            "second_classifier",
+            "second_responds",
+            second=second.value,
+            source=source.value,
+            real=real.value,
+            first=first.value,
+        )
 
 
-def diversity_remarks(findings: Findings) -> Iterator[Remark]:
-    """Whether the source is forgotten when a request is made."""
-    ratio = findings.flat.get("diversity_ratio")
-    if is_known(ratio) and ratio.high < 0.5:
-        share = f"{ratio.value:.2f} of the sources' own distance"
-        yield limit("diversity", f"Asked for the same, different sources become one picture: {share}.")
+def find_traversal(results: EvaluationResults) -> Iterator[Finding]:
+    """Find components without visible effect, components that follow their target values, and entanglement."""
+    slopes = {component.index + 1: component.slope for component in results.components if component.slope is not None}
+    invisible = {number: slope for number, slope in slopes.items() if slope < MIN_VISIBLE_SLOPE}
+    if len(invisible) == 1:
+        yield limiting_finding("traversal", "invisible_component", components=join_slopes(invisible))
+    elif invisible:
+        yield limiting_finding("traversal", "invisible_components", components=join_slopes(invisible))
+    real_metrics = results.baseline_metrics("nearest_real")
+    real_slopes = {number: real_metrics.get(f"component_{number:02d}_slope") for number in invisible}
+    fixed = {
+        number: slope.value
+        for number, slope in real_slopes.items()
+        if has_value(slope) and slope.value < MIN_VISIBLE_SLOPE
+    }
+    if fixed:
+        yield unknown_finding("traversal", "fixed_by_data", components=join_slopes(fixed))
+    following = {
+        component.index + 1: component.slope
+        for component in results.components
+        if component.slope is not None
+        and component.slope >= MIN_VISIBLE_SLOPE
+        and (component.monotonicity or 0.0) >= MIN_MONOTONICITY
+    }
+    yield from find_following(following)
+    yield from find_entanglement(results)
 
 
-def factor_remarks(findings: Findings) -> Iterator[Remark]:
-    """Whether what does not drive the expression stays put, on drawn faces."""
-    ratio = findings.flat.get("factor_nuisance_ratio")
-    if is_known(ratio):
-        share = f"{ratio.value:.2f} of the change of the factors that mean something"
-        if ratio.high <= NUISANCE:
-            yield Remark("factors", "supports", f"Nuisance factors stay put: {share}.")
-        elif ratio.low > NUISANCE:
-            yield limit("factors", f"Nuisance factors move as well: {share}.")
+def find_following(slopes: Mapping[int, float]) -> Iterator[Finding]:
+    """State the components that follow their target values; `slopes` by number of the component."""
+    components = join_items([str(number) for number in slopes])
+    if len(slopes) == 1:
+        yield supporting_finding(
+            "traversal", "component_follows", components=components, slope=next(iter(slopes.values()))
+        )
+    elif slopes:
+        lowest, highest = min(slopes.values()), max(slopes.values())
+        yield supporting_finding(
+            "traversal", "components_follow", components=components, lowest=lowest, highest=highest
+        )
+
+
+def find_entanglement(results: EvaluationResults) -> Iterator[Finding]:
+    """Find sweeps that change other components more than real images do."""
+    share = results.generator_metrics.get("diagonal_dominance")
+    real = results.baseline_metrics("nearest_real").get("diagonal_dominance")
+    if not has_value(share) or share.high >= 0.6:
+        return
+    if not has_value(real):
+        yield limiting_finding("traversal", "entangled", share=share.value)
+    elif real.value > share.high:
+        yield limiting_finding("traversal", "entangled_unlike_real", share=share.value, real=real.value)
+
+
+def find_preservation(results: EvaluationResults) -> Iterator[Finding]:
+    """Find whether the source is preserved, and whether people can see the edit."""
+    metrics = results.generator_metrics
+    size, jpeg = metrics.get("edit_l1"), results.baseline_metrics("source_jpeg").get("edit_l1")
+    yield from find_reconstruction(metrics.get("reconstruction_l1"), jpeg)
+    is_faint = has_value(size) and has_value(jpeg) and size.low <= jpeg.high
+    if has_value(size) and has_value(jpeg) and is_faint:
+        yield limiting_finding("preservation", "edit_faint", size=size.value, jpeg=jpeg.value)
+    low_frequency = metrics.get("edit_low_frequency_share_when_changed")
+    uniform = metrics.get("edit_uniform_share_when_changed")
+    if not has_value(low_frequency):
+        return
+    if has_value(uniform) and uniform.low > 0.5:
+        yield limiting_finding("preservation", "edit_uniform", share=uniform.value)
+    elif low_frequency.high < 0.5:
+        yield limiting_finding("preservation", "edit_fine", share=low_frequency.value)
+    elif low_frequency.low > 0.5 and not is_faint:
+        yield supporting_finding("preservation", "edit_coarse", share=low_frequency.value)
+
+
+def find_reconstruction(reconstruction: Estimate | None, jpeg: Estimate | None) -> Iterator[Finding]:
+    """Compare the reconstruction error with the change by JPEG."""
+    if not has_value(reconstruction):
+        return
+    if reconstruction.value > 0.2:
+        yield limiting_finding("preservation", "source_not_preserved", l1=reconstruction.value)
+    elif not has_value(jpeg):
+        return
+    elif reconstruction.low > MAX_RECONSTRUCTION_RATIO * jpeg.value:
+        yield limiting_finding("preservation", "reconstruction_changes", l1=reconstruction.value, jpeg=jpeg.value)
+    elif reconstruction.high <= MAX_RECONSTRUCTION_RATIO * jpeg.value:
+        yield supporting_finding("preservation", "source_preserved", l1=reconstruction.value, jpeg=jpeg.value)
+
+
+def find_color_shift(results: EvaluationResults) -> Iterator[Finding]:
+    """Find classes whose edits shift the color more than real images of the class do."""
+    shifted = []
+    for subgroup in results.subgroups_by_kind.get("class", ()):
+        shift, real = subgroup.metrics_by_column["generator"].get("color_shift"), real_color_shift(subgroup)
+        threshold = max(real.high if has_value(real) else 0.0, MIN_COLOR_SHIFT)
+        if not has_value(shift) or shift.count < MIN_PAIRS or shift.low <= threshold:
+            continue
+        if has_value(real):
+            shifted.append(
+                fill_template("item_color_shift_unlike_real", name=subgroup.name, shift=shift.value, real=real.value)
+            )
         else:
-            yield Remark("factors", "unknown", f"Whether nuisance factors stay put is too close to tell: {share}.")
+            shifted.append(fill_template("item_color_shift", name=subgroup.name, shift=shift.value))
+    if shifted:
+        yield limiting_finding("preservation", "color_shift", classes=join_items(shifted))
 
 
-RULES: tuple[Callable[[Findings], Iterator[Remark]], ...] = (
-    faithfulness_remarks,
-    region_remarks,
-    witness_remarks,
-    traversal_remarks,
-    preservation_remarks,
-    colour_remarks,
-    realism_remarks,
-    diversity_remarks,
-    factor_remarks,
+def real_color_shift(subgroup: SubgroupMetrics) -> Estimate | None:
+    """Return the color shift of real images with the target's features or label."""
+    tables = [subgroup.metrics_by_column.get(column, {}) for column in ("nearest_real", "target_real")]
+    return next((table["color_shift"] for table in tables if "color_shift" in table), None)
+
+
+def find_realism(results: EvaluationResults) -> Iterator[Finding]:
+    """Compare the Frechet distances of edited and of real images, in the first space in which they were measured."""
+    metrics = results.generator_metrics
+    spaces = (
+        (fill_template("space_inception"), "fid", "inception_kid"),
+        (
+            fill_template("space_second_classifier"),
+            "second_classifier_frechet_distance",
+            "second_classifier_kid",
+        ),
+        (classifier_space(results), "frechet_distance", "kid"),
+    )
+    for space, frechet_name, kid_name in spaces:
+        distance, real = metrics.get(frechet_name), metrics.get(f"{frechet_name}_real")
+        kid, real_kid = metrics.get(kid_name), metrics.get(f"{kid_name}_real")
+        if has_value(distance) and has_value(real) and has_value(kid) and has_value(real_kid):
+            is_separated = kid.low > real_kid.high or distance.low > real.high
+            yield compare_realism(space, distance, real, is_separated, is_only_space=frechet_name == "frechet_distance")
+            return
+
+
+def classifier_space(results: EvaluationResults) -> str:
+    """Describe the classifier's features: only feature-conditioned models, which have sweeps, are trained with it."""
+    if "traversal" in results.families:
+        return fill_template("space_training_classifier")
+    return fill_template("space_evaluation_classifier")
+
+
+def compare_realism(space: str, distance: Estimate, real: Estimate, is_separated: bool, is_only_space: bool) -> Finding:
+    """Return the finding in one space.
+
+    `is_separated`: the intervals of edited and real images do not overlap. `is_only_space`: the space is that of the
+    classifier, and neither Inception nor a second classifier was given.
+    """
+    is_far = distance.value > 2 * real.value
+    if is_far and is_separated:
+        return limiting_finding("realism", "far_from_real", space=space, distance=distance.value, real=real.value)
+    if is_far or distance.count < MIN_IMAGES:
+        return unknown_finding(
+            "realism",
+            "too_few_images",
+            space=space,
+            count=distance.count,
+            distance=distance.value,
+            real=real.value,
+        )
+    if distance.high - distance.low > 2 * real.value:
+        return unknown_finding(
+            "realism", "interval_too_wide", space=space, low=distance.low, high=distance.high, real=real.value
+        )
+    if is_only_space:
+        return unknown_finding("realism", "close_in_one_space", space=space, distance=distance.value, real=real.value)
+    return supporting_finding("realism", "close_to_real", space=space, distance=distance.value, real=real.value)
+
+
+def find_diversity(results: EvaluationResults) -> Iterator[Finding]:
+    """Find edits to the same target that lose the differences of their sources."""
+    ratio = results.generator_metrics.get("diversity_ratio")
+    if has_value(ratio) and ratio.high < 0.5:
+        yield limiting_finding("diversity", "diversity_lost", ratio=ratio.value)
+
+
+def find_factors(results: EvaluationResults) -> Iterator[Finding]:
+    """Find whether nuisance factors of synthetic faces stay unchanged."""
+    ratio = results.generator_metrics.get("factor_nuisance_ratio")
+    if not has_value(ratio):
+        return
+    if ratio.high <= MAX_NUISANCE_RATIO:
+        yield supporting_finding("factors", "nuisance_unchanged", ratio=ratio.value)
+    elif ratio.low > MAX_NUISANCE_RATIO:
+        yield limiting_finding("factors", "nuisance_changes", ratio=ratio.value)
+    else:
+        yield unknown_finding("factors", "nuisance_unknown", low=ratio.low, high=ratio.high)
+
+
+CONCLUSION_RULES: tuple[Callable[[EvaluationResults], Iterator[Finding]], ...] = (
+    find_faithfulness,
+    find_subgroups,
+    find_second_classifier,
+    find_traversal,
+    find_preservation,
+    find_color_shift,
+    find_realism,
+    find_diversity,
+    find_factors,
 )
+"""The rules, in the order of their conclusions."""
 
 
-def limit(about: str, text: str) -> Remark:
-    return Remark(about, "limits", text)
+def has_value(estimate: Estimate | None) -> TypeGuard[Estimate]:
+    """Whether a metric was measured."""
+    return estimate is not None and math.isfinite(estimate.value)
 
 
-def is_known(measure: Measure | None) -> TypeGuard[Measure]:
-    """Whether there is such a number."""
-    return measure is not None and math.isfinite(measure.value)
+def join_items(items: Sequence[str]) -> str:
+    return ", ".join(items)
 
 
-def listed(parts: Sequence[str]) -> str:
-    return ", ".join(parts)
-
-
-def plural(word: str, counted: Sequence[object]) -> str:
-    return word if len(counted) == 1 else f"{word}s"
+def join_slopes(slopes: Mapping[int, float]) -> str:
+    """List the numbers of components with their slopes."""
+    return join_items(
+        [fill_template("item_component_slope", number=number, slope=slope) for number, slope in slopes.items()]
+    )

@@ -1,237 +1,296 @@
-"""What an evaluation has found: as JSON, as tables with controls, in words, and on the terminal."""
+"""The evaluation document `RUN/evaluations/step-*.json`: one schema that is used to write it and to read it.
 
+Reading is tolerant: files may be older, incomplete or not from featgan. Unknown keys are ignored, missing parts are
+empty, malformed parts are dropped, and numbers that are not finite become None.
+"""
+
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Column as TerminalColumn
-from rich.table import Table as TerminalTable
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from featgan.evaluation.conclusions import remarks
-from featgan.evaluation.edit_metrics import Table
-from featgan.evaluation.results import FAMILIES, Findings
-from featgan.evaluation.subgroups import RegionFamily
-from featgan.metrics.bootstrap import Measure
+from featgan.system.files import atomic_write
 
-HEADLINES = {
-    "shift_aggregate": ("relative shift", "0: the box still sees the source, 1: it sees what was asked"),
-    "ccc": ("concordance", "of requested and re-extracted features, mean over dimensions, at most 1"),
-    "label_agreement": ("label agreement", "the box decides for the edited image as for the image it was asked to be"),
-    "attribute_agreement": ("attribute agreement", "share of attributes that the judge sees as asked"),
-    "flip_success": ("flips", "the same, on the pairs of which another decision was asked"),
-    "retrieval_top1": ("retrieval", "the request is the nearest of the gallery"),
-    "witness_agreement": ("witness", "a second box sees the label asked for, where another one was asked"),
-    "witness_gap": ("first box - witness", "what the first box sees more of than the witness, of the same pairs"),
-    "monotonicity": ("monotonicity", "rank correlation of requested and measured component"),
-    "diagonal_dominance": ("own component", "share of the measured change that lies in the component asked for"),
-    "frechet_edited": ("Frechet distance", "of edited images to real ones, in the box's own space"),
-    "frechet_real_floor": ("real to real", "the same between two halves of the real images: the floor"),
-    "self_l1": ("self-reconstruction", "mean |G(x, f(x)) - x|, of a range of 2"),
-    "edit_l1": ("size of the edit", "mean |G(x, c) - x|, of a range of 2"),
-    "asked_edit_coarse_share": ("coarse share", "of the edit's energy where another decision is asked; noise has .05"),
-    "diversity_ratio": ("diversity", "distance of sources asked for the same, as a share of their own; 1 as before"),
-    "factor_change_expression": ("expression factors", "change in deviations per deviation of a component"),
-    "factor_nuisance_ratio": ("nuisance / expression", "change of true factors that mean nothing, to those that do"),
-}
-"""Measure => label and how to read it, in the order shown."""
+MAX_EVALUATION_BYTES = 32 << 20
+"""Larger files are not read."""
+
+ConclusionKind = Literal["supports", "limits", "unknown"]
 
 
-def write_document(findings: Findings, step: int, suite: str, blackbox: dict[str, str] | None) -> dict[str, Any]:
-    """The evaluation as JSON: what the report, the board and other programs read."""
-    flat, said = findings.flat, remarks(findings)
-    headline = [
-        {"name": name, "label": label, "note": note, **flat[name].to_json()}
-        for name, (label, note) in HEADLINES.items()
-        if name in flat
-    ]
-    return {
-        "step": step,
-        "suite": suite,
-        "blackbox": blackbox,
-        **findings.record,
-        "headline": headline,
-        "statements": [remark.text for remark in said],
-        "remarks": [remark.to_json() for remark in said],
-        "tables": [*family_tables(findings), *region_tables(findings), *factor_tables(findings)],
-        "components": findings.components,
-        "crosstalk": findings.crosstalk,
-        "measures": as_json(flat),
-        "controls": {column: as_json(findings.control(column)) for column in findings.controls},
-        "regions": [region_json(region) for region in findings.regions],
-    }
-
-
-def as_json(table: Table) -> dict[str, Any]:
-    return {name: measure.to_json() for name, measure in table.items()}
-
-
-def region_json(region: RegionFamily) -> dict[str, Any]:
-    """One region: what it is of, its name, its pairs, the generator's measures and those of each control."""
-    family = region.family
-    controls = {column: as_json(table) for column, table in family.items() if column != "generator" and table}
-    own = as_json(family["generator"])
-    return {"by": region.by, "region": region.name, "pairs": region.count, "measures": own, "controls": controls}
-
-
-def family_tables(findings: Findings) -> list[dict[str, Any]]:
-    """Every family: measure, value, interval, N, and the value of each control; components are told apart."""
-    found = []
-    for name, title in FAMILIES.items():
-        family = findings.families.get(name, {})
-        others = [column for column in family if column != "generator"]
-        measures = [measure for measure in family.get("generator", {}) if not measure.startswith("component_")]
-        rows = [[measure, *row_beside(family, measure, others)] for measure in measures]
-        if rows:
-            columns = ["measure", "generator", "95 %", "images", *others]
-            found.append({"family": name, "title": title, "columns": columns, "rows": rows})
-    return found
-
-
-REGION_TITLES = {
-    "class": "By class asked for",
-    "octant": "By octant of valence and arousal asked for (1: valence 1, turning towards arousal 1)",
-    "component": "By range of each component between its training quantiles",
-}
-
-
-def region_tables(findings: Findings) -> list[dict[str, Any]]:
-    """A table for each kind of region: region, measure, and then as in every family."""
-    found = []
-    for by, regions in findings.regions_by.items():
-        others = [name for name in regions[0].family if name != "generator" and any(r.family[name] for r in regions)]
-        rows = [
-            [region_name(region), measure, *row_beside(region.family, measure, others)]
-            for region in regions
-            for measure in region.family["generator"]
-        ]
-        columns = ["region", "measure", "generator", "95 %", "pairs", *others]
-        found.append({"family": f"regions_{by}", "title": REGION_TITLES[by], "columns": columns, "rows": rows})
-    return found
-
-
-def region_name(region: RegionFamily) -> str:
-    return region.name if region.by == "class" else f"{region.by} {region.name}"
-
-
-def row_beside(family: Mapping[str, Table], measure: str, others: Sequence[str]) -> list[Any]:
-    """Value, interval and N of the generator's measure, and the value of each control."""
-    own = family["generator"][measure]
-    return [show(own), interval(own), own.count, *(show(family[column].get(measure)) for column in others)]
-
-
-def factor_tables(findings: Findings) -> list[dict[str, Any]]:
-    """What each component does to each true factor."""
-    if not findings.factor_names:
-        return []
-    rows = [
-        [name, *(f"{response[index]:+.2f}" for response in findings.factor_response)]
-        for index, name in enumerate(findings.factor_names)
-    ]
-    columns = ["factor", *(f"component {index + 1}" for index in range(len(findings.factor_response)))]
-    return [{"title": "True factors: change in deviations per deviation asked", "columns": columns, "rows": rows}]
-
-
-def show(measure: Measure | None) -> str:
-    """Three digits; a dash where there is none."""
-    return "-" if measure is None or not math.isfinite(measure.value) else f"{measure.value:.3f}"
-
-
-def interval(measure: Measure) -> str:
-    return f"{measure.low:.3f} to {measure.high:.3f}" if math.isfinite(measure.low) else "-"
-
-
-BESIDE: tuple[tuple[str, dict[str, str]], ...] = (
-    (
-        "beside controls",
-        {
-            "shift_aggregate": "shift",
-            "residue_median": "residue",
-            "ccc": "CCC",
-            "label_agreement": "labels",
-            "attribute_agreement": "attributes",
-            "flip_success": "flips",
-            "valence_ccc": "valence",
-            "arousal_ccc": "arousal",
-            "retrieval_top1": "top 1",
-        },
-    ),
-    (
-        "beside controls",
-        {
-            "slope": "slope",
-            "diagonal_dominance": "own",
-            "self_l1": "self",
-            "edit_l1": "edit",
-            "asked_edit_coarse_share": "coarse",
-            "diversity_ratio": "diverse",
-            "factor_nuisance_ratio": "nuisance",
-        },
-    ),
-    (
-        "where real ones are",
-        {
-            "frechet_edited": "Frechet",
-            "kid_edited": "KID",
-            "inception_frechet_edited": "FID",
-            "inception_kid_edited": "FID's KID",
-            "edit_lpips": "LPIPS",
-        },
-    ),
-    (
-        "a second box",
-        {
-            "witness_agreement": "labels",
-            "box_agreement": "box's",
-            "boxes_agree": "agree",
-            "witness_edit_cosine": "cosine",
-            "witness_shift_aggregate": "shift",
-            "witness_frechet_edited": "Frechet",
-            "witness_kid_edited": "KID",
-        },
-    ),
-)
-"""Titles and measures of the terminal's tables, which have a row a control and must fit 80 columns."""
-
-
-def beside_controls(title: str, document: Mapping[str, Any], headings: Mapping[str, str]) -> TerminalTable | None:
-    """The generator and every control that has such measures as rows, the measures as columns."""
-    columns = {"generator": document["measures"], **document["controls"]}
-    present = [name for name in headings if any(name in measures for measures in columns.values())]
-    if not present:
+def to_finite_number(value: object) -> float | None:
+    """Return a finite number as float, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    columns_shown = (TerminalColumn(headings[name], justify="right", no_wrap=True) for name in present)
-    table = TerminalTable(
-        TerminalColumn(title, no_wrap=True), *columns_shown, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for column, measures in columns.items():
-        values = [(measures.get(name) or {}).get("value") for name in present]
-        if any(value is not None for value in values):
-            table.add_row(column.replace("_", " "), *map(figure, values))
-    return table
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
-def figure(value: float | None) -> str:
-    """Short enough for a column, whatever the size."""
-    return "-" if value is None else f"{value:.3f}" if abs(value) < 10_000 else f"{value:.1e}"
+def to_integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def print_evaluation(document: Mapping[str, Any], out: Console) -> None:
-    """The headline, the controls beside it and the statements, on the terminal."""
-    images = max((line["count"] for line in document["headline"]), default=0)
-    title = f"step {document['step']}, suite {document['suite']}, {images} images"
-    table = TerminalTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("measure", "value", "95 %", "how to read it"):
-        table.add_column(column, justify="right" if column in ("value", "95 %") else "left")
-    for line in document["headline"]:
-        value = "-" if line["value"] is None else f"{line['value']:.3f}"
-        bounds = "-" if line["low"] is None else f"{line['low']:.3f} .. {line['high']:.3f}"
-        table.add_row(line["label"], value, bounds, line["note"])
-    out.print(table)
-    for heading, headings in BESIDE:
-        beside = beside_controls(heading, document, headings)
-        if beside is not None:
-            out.print(beside)
-    for sentence in document["statements"]:
-        out.print(f"* {sentence}")
+def to_text(value: object) -> str:
+    return str(value or "")
+
+
+def list_texts(value: object) -> list[str]:
+    """Return the strings of a list."""
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list | tuple) else []
+
+
+def list_records(value: object) -> list[object]:
+    """Return the mappings and records of a list."""
+    return [entry for entry in value if is_record(entry)] if isinstance(value, list | tuple) else []
+
+
+def to_named_records(value: object) -> dict[str, object]:
+    """Return the mappings and records of a mapping, with strings as keys."""
+    return {str(name): entry for name, entry in value.items() if is_record(entry)} if isinstance(value, dict) else {}
+
+
+def to_named_texts(value: object) -> dict[str, str | None] | None:
+    """Return the strings of a mapping, None for anything else."""
+    if not isinstance(value, dict):
+        return None
+    return {str(name): entry for name, entry in value.items() if entry is None or isinstance(entry, str)}
+
+
+def to_weight_files(value: object) -> dict[str, object]:
+    return {name: to_named_texts(entry) for name, entry in to_named_records(value).items()}
+
+
+def is_record(value: object) -> bool:
+    return isinstance(value, dict | BaseModel)
+
+
+def to_matrix(value: object) -> list[list[float | None]]:
+    """Return rows of numbers; nothing if a row is not a list."""
+    if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
+        return []
+    return [[to_finite_number(entry) for entry in row] for row in value]
+
+
+def to_table_cell(value: object) -> object:
+    """Return a string, a boolean or a finite number as it is, None for other numbers, and anything else as a string."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        return value if to_finite_number(value) is not None else None
+    return str(value)
+
+
+Number = Annotated[float | None, BeforeValidator(to_finite_number)]
+Integer = Annotated[int | None, BeforeValidator(to_integer)]
+Text = Annotated[str, BeforeValidator(to_text)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(list_texts)]
+NamedTexts = Annotated[dict[str, str | None] | None, BeforeValidator(to_named_texts)]
+Cell = Annotated[str | bool | int | float | None, BeforeValidator(to_table_cell)]
+
+
+class Record(BaseModel):
+    """A part of the document."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class EstimateRecord(Record):
+    """A metric with its 95 % interval and the number of images; None if it was not measured."""
+
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    count: Integer = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_half_interval(cls, values: Any) -> Any:
+        """An interval needs both bounds."""
+        if isinstance(values, dict) and None in (
+            to_finite_number(values.get("low")),
+            to_finite_number(values.get("high")),
+        ):
+            return {**values, "low": None, "high": None}
+        return values
+
+
+Metrics = Annotated[dict[str, EstimateRecord], BeforeValidator(to_named_records)]
+
+
+def metric_value(metrics: Mapping[str, EstimateRecord], name: str) -> float | None:
+    """Return the value of a metric, None if it was not measured."""
+    estimate = metrics.get(name)
+    return estimate.value if estimate else None
+
+
+def to_named_mappings(value: object) -> dict[str, object]:
+    """Return a mapping of baselines; the metrics of a malformed one are empty."""
+    return {str(name): entry for name, entry in value.items()} if isinstance(value, dict) else {}
+
+
+Baselines = Annotated[dict[str, Metrics], BeforeValidator(to_named_mappings)]
+
+
+class HeadlineEntry(EstimateRecord):
+    """A metric of the first table, with the texts shown next to it."""
+
+    name: Text = ""
+    label: Text = ""
+    note: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def set_default_label(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("label"):
+            return {**values, "label": values.get("name")}
+        return values
+
+
+class Conclusion(Record):
+    """A sentence that `supports` the edits as explanations, `limits` them, or states what is `unknown`."""
+
+    family: Text
+    """A family of metrics."""
+    kind: ConclusionKind
+    text: Text
+
+
+class SubgroupRecord(Record):
+    """The metrics over the pairs of one subgroup of targets."""
+
+    group: Text = ""
+    """`class`, `octant`, or `component` and its number."""
+    name: Text = ""
+    pairs: Integer = None
+    metrics: Metrics = {}
+    """Metrics of the generator."""
+    baselines: Baselines = {}
+
+
+class TableRecord(Record):
+    """A table that is ready to be shown."""
+
+    family: Text = ""
+    title: Text = ""
+    columns: tuple[Annotated[str, BeforeValidator(str)], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+class ComponentRecord(Record):
+    """Traversal metrics of one component; `index` starts at 0."""
+
+    index: int
+    dominance: Number = None
+    """Share of the measured change that is in the component itself."""
+    slope: Number = None
+    monotonicity: Number = None
+    linearity: Number = None
+    ccc: Number = None
+    nuisance_ratio: Number = None
+
+
+def valid_conclusions(value: object) -> list[object]:
+    """Return the records of a list whose kind is known."""
+    kinds = get_args(ConclusionKind)
+    return [entry for entry in list_records(value) if not isinstance(entry, dict) or entry.get("kind") in kinds]
+
+
+def valid_tables(value: object) -> list[object]:
+    """Return the records of a list that have columns and rows."""
+    return [entry for entry in list_records(value) if not isinstance(entry, dict) or is_table(entry)]
+
+
+def is_table(entry: dict[str, Any]) -> bool:
+    rows, columns = entry.get("rows"), entry.get("columns")
+    return isinstance(columns, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+
+
+def valid_components(value: object) -> list[object]:
+    """Return the records of a list that have an index."""
+    return [
+        entry
+        for entry in list_records(value)
+        if not isinstance(entry, dict) or to_integer(entry.get("index")) is not None
+    ]
+
+
+class EvaluationDocument(Record):
+    """One evaluation of one checkpoint; every part may be empty."""
+
+    step: Integer = None
+    suite: Text = ""
+    blackbox: NamedTexts = None
+    """The classifier of a feature-conditioned run; None for a label-conditioned run."""
+    pairs: Integer = None
+    """Number of pairs of a source and a target."""
+    swept_images: Integer = None
+    """Number of images whose components were swept."""
+    second_classifier: NamedTexts = None
+    """`spec`, `layer`, `sha256`, and `features`: the feature cache its predictions were read from."""
+    weights: Annotated[dict[str, dict[str, str | None]], BeforeValidator(to_weight_files)] = {}
+    """`inception` and `lpips`: `file` and `sha256` of the weights."""
+    arguments: Texts = ()
+    """Options of `featgan evaluate` that make this evaluation again, without run and step."""
+    headline: Annotated[tuple[HeadlineEntry, ...], BeforeValidator(list_records)] = ()
+    conclusions: Annotated[tuple[Conclusion, ...], BeforeValidator(valid_conclusions)] = ()
+    tables: Annotated[tuple[TableRecord, ...], BeforeValidator(valid_tables)] = ()
+    components: Annotated[tuple[ComponentRecord, ...], BeforeValidator(valid_components)] = ()
+    crosstalk: Annotated[tuple[tuple[float | None, ...], ...], BeforeValidator(to_matrix)] = ()
+    """[K, M]: mean change of measured component M per unit of target change of component K."""
+    metrics: Metrics = {}
+    """Metrics of the generator."""
+    baselines: Baselines = {}
+    subgroups: Annotated[tuple[SubgroupRecord, ...], BeforeValidator(list_records)] = ()
+    path: Annotated[Path | None, Field(exclude=True)] = None
+    """The file, which is not part of the content."""
+
+    @property
+    def components_by_index(self) -> dict[int, ComponentRecord]:
+        return {component.index: component for component in self.components}
+
+    @property
+    def num_sweep_images(self) -> int | None:
+        """Number of images that the metrics of the components are from."""
+        slope = self.metrics.get("slope")
+        return slope.count if slope else None
+
+
+def write_evaluation(path: Path, document: EvaluationDocument) -> None:
+    """Write a document to a JSON file, atomically."""
+    path.parent.mkdir(exist_ok=True)
+    atomic_write(path, json.dumps(document.model_dump(mode="json"), indent=1).encode())
+
+
+def read_evaluation(path: Path) -> EvaluationDocument | None:
+    """Read a document; None if the file is missing, larger than `MAX_EVALUATION_BYTES` or not a JSON object."""
+    try:
+        if path.stat().st_size > MAX_EVALUATION_BYTES:
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_evaluation(content, path) if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def parse_evaluation(content: dict[str, Any], path: Path | None = None) -> EvaluationDocument:
+    """Return the valid parts of a JSON object."""
+    return EvaluationDocument.model_validate({**content, "path": path})
+
+
+def best_evaluation(run: Path, step: int) -> EvaluationDocument | None:
+    """Return the most thorough evaluation of a step, or of another step if that step has none.
+
+    The most thorough evaluation has the most pairs, then the most metrics, then the newest file. None if there is none.
+    """
+    candidates = []
+    for path in sorted((run / "evaluations").glob("*.json")):
+        document = read_evaluation(path)
+        if document is not None:
+            thoroughness = document.pairs or 0, len(document.metrics)
+            sort_key = document.step == step, thoroughness, path.stat().st_mtime_ns, path.name
+            candidates.append((sort_key, document))
+    return max(candidates, key=lambda candidate: candidate[0])[1] if candidates else None

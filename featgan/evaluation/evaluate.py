@@ -1,259 +1,309 @@
-"""Evaluation: a checkpoint against its black box, into evaluations/ and TensorBoard."""
+"""Evaluate a checkpoint: load the models, run the list of measurements, and write the document and TensorBoard."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from featgan.blackbox.loading import BlackBox, load_blackbox
-from featgan.config.loading import read_yaml, validate
+from featgan.blackbox.loading import load_blackbox
+from featgan.config.loading import parse_config, read_yaml
+from featgan.config.metric_specs import SECOND_DATASET_PREFIX, Family
 from featgan.config.schema import Config
-from featgan.data.conditions import Condition, ConditionLayout, build_condition
+from featgan.data.conditions import ConditionLayout, build_condition
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.evaluation.document import write_document
+from featgan.evaluation.document import EvaluationDocument, read_evaluation, write_evaluation
+from featgan.evaluation.document_builder import build_document
 from featgan.evaluation.edit_metrics import (
-    FeatureSubject,
-    Pairs,
-    edit_pairs,
-    measure_faithfulness,
+    measure_decisions,
+    measure_diversity,
     measure_inception,
     measure_preservation,
     measure_realism,
 )
-from featgan.evaluation.evaluators import Observers, describe_files, load_observers
-from featgan.evaluation.label_models import LabelSubject, measure_labels
-from featgan.evaluation.results import Findings
-from featgan.evaluation.second_classifier import (
-    confirm,
-    hear_witness,
-    measure_agreement,
-    measure_identity,
-    measure_witnessed_diversity,
-    measure_witnessed_realism,
+from featgan.evaluation.evaluator import (
+    EditResults,
+    Evaluator,
+    MetricsByColumn,
+    SameTargetEdits,
+    edit_pairs,
+    edit_to_same_target,
 )
-from featgan.evaluation.subgroups import measure_regions
+from featgan.evaluation.feature_models import FeatureEvaluator, measure_feature_agreement
+from featgan.evaluation.label_models import LabelEvaluator, assign_evaluation_classifiers
+from featgan.evaluation.optional_models import OptionalModels, describe_weights, load_optional_models
+from featgan.evaluation.results import EvaluationResults
+from featgan.evaluation.second_classifier import (
+    SecondPredictions,
+    measure_feature_similarity,
+    measure_second_classifier_agreement,
+    measure_second_classifier_diversity,
+    measure_second_classifier_realism,
+    predict_second_classifier,
+    second_classifier_agrees,
+)
+from featgan.evaluation.subgroups import measure_component_subgroups, measure_subgroups
 from featgan.evaluation.sweeps import (
-    ask_all_the_same,
-    measure_diversity,
+    SweepResults,
     measure_projections,
     measure_sufficiency,
     measure_traversal,
     sweep_components,
 )
-from featgan.evaluation.true_factors import find_columns, measure_factors
-from featgan.inference.editor import Editor
-from featgan.inference.model import Model, load_model, open_cache, open_shards
+from featgan.evaluation.true_factors import SharedFactors, factor_response, find_shared_factors, measure_factors
+from featgan.inference.editor import ImageEditor
+from featgan.inference.model import EditingModel, load_model, open_cache, open_shards
 from featgan.inference.training_data import open_blackbox
-from featgan.run.checkpoint import read_json
-from featgan.run.metrics_log import append_line
+from featgan.run.metrics_log import append_metrics_line
 from featgan.run.paths import evaluation_path
-from featgan.system.files import write_whole
 
-ALL = 1 << 30
+UNLIMITED = 1 << 30
 
-SUITES = {"quick": (2_000, 128), "standard": (10_000, 256), "full": (ALL, 1024)}
-"""Pairs, and images that are swept, at most."""
+SUITE_SIZES = {"quick": (2_000, 128), "standard": (10_000, 256), "full": (UNLIMITED, 1024)}
+"""Suite => maximum number of pairs, and of images whose components are swept."""
 
-SWEPT_SHARE = 8
-"""Pairs for each image that is swept, where `count` bounds the pairs."""
+PAIRS_PER_SWEPT_IMAGE = 8
+"""Number of pairs per swept image if `max_pairs` limits the pairs."""
+
+Measurement = tuple[Family, Callable[[], MetricsByColumn]]
+"""A family of metrics, and a function that measures some of its metrics."""
 
 
 def evaluate_run(
     run: Path,
     step: int | None = None,
     suite: str = "standard",
-    blackboxes: Sequence[str] = (),
-    probe: str | None = None,
+    classifiers: Sequence[str] = (),
+    factor_probe: str | None = None,
     num_components: int = 10,
-    witness: str | None = None,
+    second_classifier: str | None = None,
     inception: Path | None = None,
     lpips: Path | None = None,
-    count: int | None = None,
-) -> dict[str, Any]:
-    """Evaluate a checkpoint (the newest by default) and write RUN/evaluations/step-XXXXXXXX-SUITE.json; returns it.
+    max_pairs: int | None = None,
+) -> EvaluationDocument:
+    """Evaluate a checkpoint (the newest by default), write RUN/evaluations/step-XXXXXXXX-SUITE.json and return it.
 
-    `blackboxes` holds the SPEC that replaces the one that the features were made with (the weights must be the same);
-    for a run on labels it holds judges, one for each data set at most. `probe` is a box fitted on the true factors of
-    drawn faces, `witness` the SPEC of a second box; `inception` and `lpips` are files of weights. `count` bounds the
-    pairs further than the suite does, and follows its name. UserError when the data or a box is gone.
+    `classifiers` has at most one SPEC for a feature-conditioned run; it replaces the SPEC of the extraction, and its
+    weights must be equal. For a label-conditioned run it has the evaluation classifiers, at most one per data set.
+    `factor_probe` is the SPEC of a classifier of the true factors of synthetic faces, and `second_classifier` that of
+    a classifier that was not used in training. `inception` and `lpips` are files of weights. `max_pairs` limits the
+    pairs below the suite's number.
+    Raises UserError if the data or a model is missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run, step, device)
-    named = {"blackbox": blackboxes, "probe": probe, "witness": witness, "inception": inception, "lpips": lpips}
-    arguments = as_arguments({"suite": suite, **named, "count": count, "components": num_components})
-    pairs, swept = suite_size(suite, count)
-    shards = open_shards(model)
-    if witness is not None and model.condition_kind != "features":
-        raise UserError("--witness: a run on labels has a judge for that, a box that took no part in it: --blackbox")
-    observers = load_observers(shards, device, probe, witness, inception, lpips)
-    if model.condition_kind == "features":
-        if len(blackboxes) > 1:
-            raise UserError("--blackbox: a run on features has one black box; name a second one with --witness")
-        spec = blackboxes[0] if blackboxes else None
-        findings = evaluate_features(model, shards, pairs, swept, spec, observers, num_components)
-    else:
-        config = validate(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
-        findings = evaluate_labels(model, shards, config, pairs, blackboxes, observers)
-    findings.record |= {
-        "pairs": min(pairs, len(shards.split("validation"))),
-        "witness": observers.witness.describe() if observers.witness else None,
-        "weights": describe_files(inception, lpips),
-        "arguments": arguments,
+    options = {
+        "classifier": classifiers,
+        "factor-probe": factor_probe,
+        "second-classifier": second_classifier,
+        "inception": inception,
+        "lpips": lpips,
     }
-    document = write_document(findings, model.step, suite, model.blackbox)
-    path = result_path(run, model.step, suite, count)
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, json.dumps(document, indent=1).encode())
-    write_board(run, findings, model.step)
-    return document | {"path": str(path)}
+    arguments = to_cli_arguments({"suite": suite, **options, "max-pairs": max_pairs, "num-components": num_components})
+    num_pairs, num_swept = suite_size(suite, max_pairs)
+    shards = open_shards(model)
+    if second_classifier is not None and model.metadata.condition_kind != "features":
+        raise UserError(
+            "--second-classifier: only for feature-conditioned runs; "
+            "a label-conditioned run has an evaluation classifier that was not used in training: give --classifier"
+        )
+    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips)
+    if model.metadata.condition_kind == "features":
+        if len(classifiers) > 1:
+            raise UserError(
+                "--classifier: a feature-conditioned run has one classifier; give another one as --second-classifier"
+            )
+        spec = classifiers[0] if classifiers else None
+        results = evaluate_feature_model(model, shards, num_pairs, num_swept, spec, models, num_components)
+    else:
+        config = parse_config(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+        results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models)
+    results.metadata |= {
+        "pairs": min(num_pairs, len(shards.get_split("validation"))),
+        "second_classifier": models.second_classifier.to_metadata() if models.second_classifier else None,
+        "weights": describe_weights(inception, lpips),
+        "arguments": arguments,
+        "path": result_path(run, model.metadata.step, suite, max_pairs),
+    }
+    document = build_document(results, model.metadata.step, suite, model.metadata.blackbox)
+    assert document.path is not None
+    write_evaluation(document.path, document)
+    log_to_tensorboard(run, results, model.metadata.step)
+    return document
 
 
-def as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options of `featgan evaluate` as they are written, those left out that were not given."""
-    found: list[str] = []
+def to_cli_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as arguments of `featgan evaluate`, without those that are None."""
+    arguments: list[str] = []
     for name, value in options.items():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            found += [f"--{name}", str(each)] if each is not None else []
-    return found
+        for item in value if isinstance(value, list | tuple) else [value]:
+            arguments += [f"--{name}", str(item)] if item is not None else []
+    return arguments
 
 
-def suite_size(suite: str, count: int | None) -> tuple[int, int]:
-    """Pairs, and images that are swept, at most."""
-    pairs, swept = SUITES[suite]
-    if count is None:
-        return pairs, swept
-    return min(pairs, count), min(swept, max(1, count // SWEPT_SHARE))
+def suite_size(suite: str, max_pairs: int | None) -> tuple[int, int]:
+    """Return the maximum number of pairs, and of images whose components are swept."""
+    num_pairs, num_swept = SUITE_SIZES[suite]
+    if max_pairs is None:
+        return num_pairs, num_swept
+    return min(num_pairs, max_pairs), min(num_swept, max(1, max_pairs // PAIRS_PER_SWEPT_IMAGE))
 
 
-def result_path(run: Path, step: int, suite: str, count: int | None) -> Path:
-    """Where an evaluation lies; a count that bounds nothing leaves the suite whole."""
-    return evaluation_path(run, step, suite, count if count is not None and count < SUITES[suite][0] else None)
+def result_path(run: Path, step: int, suite: str, max_pairs: int | None) -> Path:
+    """Return the path of an evaluation; a `max_pairs` that limits nothing has the path of the complete suite."""
+    is_limited = max_pairs is not None and max_pairs < SUITE_SIZES[suite][0]
+    return evaluation_path(run, step, suite, max_pairs if is_limited else None)
 
 
-def find_evaluation(run: Path, step: int, suite: str, count: int | None = None) -> dict[str, Any] | None:
-    """The evaluation of a step that is there already."""
-    path = result_path(run, step, suite, count)
-    return read_json(path) | {"path": str(path)} if path.exists() else None
+def find_evaluation(run: Path, step: int, suite: str, max_pairs: int | None = None) -> EvaluationDocument | None:
+    """Return the evaluation of a step, if it exists."""
+    return read_evaluation(result_path(run, step, suite, max_pairs))
 
 
-def evaluate_features(
-    model: Model,
+def evaluate_feature_model(
+    model: EditingModel,
     shards: ShardSet,
-    pairs: int,
-    swept: int,
-    blackbox: str | None,
-    observers: Observers,
+    num_pairs: int,
+    num_swept: int,
+    blackbox_spec: str | None,
+    models: OptionalModels,
     num_components: int,
-) -> Findings:
-    """All families of measures for a run on features."""
-    reader = observers.probe
-    columns = find_columns(shards, reader) if reader else None  # a probe that does not fit is refused first
+) -> EvaluationResults:
+    """Measure all families of a feature-conditioned model."""
+    probe, second_classifier = models.factor_probe, models.second_classifier
+    # Check the probe first, before anything is measured.
+    shared_factors = find_shared_factors(shards, probe) if probe else None
     cache = open_cache(model, shards)
-    subject = FeatureSubject(model, open_blackbox(model, blackbox), shards, cache)
-    if observers.witness and observers.witness.box.sha256 == subject.box.sha256:
-        raise UserError(f"--witness {observers.witness.box.spec}: is the black box itself; name another one")
-    drawn = Pairs.draw(len(subject.split), pairs)
-    count = min(num_components, subject.space.num_components)
-    findings = Findings(num_components=count)
-    measure_pairs(findings, subject, drawn, observers)
-    rows = drawn.source_rows[:swept]
-    sweeps = sweep_components(subject, rows, count, reader)
-    family, crosstalk = measure_traversal(subject, sweeps)
-    findings.add("traversal", family)
-    findings.add("traversal", measure_projections(subject, rows))
-    findings.crosstalk = crosstalk.tolist()
-    if reader is not None and columns is not None:
-        family, response = measure_factors(subject, reader, sweeps)
-        findings.add("factors", family)
-        findings.factor_names = list(columns.names.all)
-        findings.factor_response = response.tolist()
-    findings.record["swept"] = len(rows)
-    return findings
+    evaluator = FeatureEvaluator(model, open_blackbox(model, blackbox_spec), shards, cache, num_pairs)
+    if second_classifier and second_classifier.classifier.sha256 == evaluator.classifier.sha256:
+        raise UserError(
+            f"--second-classifier {second_classifier.classifier.spec}: is the classifier of the run; give another one"
+        )
+    num_components = min(num_components, evaluator.space.num_components)
+    rows = evaluator.pairs.source_rows[:num_swept]
+    edits, same_target_edits = edit_pairs(evaluator), edit_to_same_target(evaluator)
+    second = predict_second_classifier(evaluator, edits, second_classifier) if second_classifier else None
+    sweeps = sweep_components(evaluator, rows, num_components, probe)
+
+    results = EvaluationResults()
+    add_measurements(
+        results,
+        [
+            ("faithfulness", partial(measure_feature_agreement, evaluator, edits)),
+            *shared_measurements(evaluator, edits, same_target_edits, models),
+            ("sufficiency", partial(measure_sufficiency, evaluator)),
+            *second_classifier_measurements(evaluator, edits, same_target_edits, second),
+            ("traversal", partial(measure_traversal, evaluator, sweeps)),
+            ("traversal", partial(measure_projections, evaluator, rows)),
+            *factor_measurements(evaluator, models, shared_factors, sweeps),
+        ],
+    )
+    second_agrees = second_classifier_agrees(evaluator, second) if second else {}
+    results.subgroups = [
+        *measure_subgroups(evaluator, edits, second_agrees),
+        *measure_component_subgroups(evaluator, edits, num_components),
+    ]
+    results.crosstalk = sweeps.crosstalk.tolist()
+    if shared_factors is not None:
+        results.factor_names = list(shared_factors.names.all_names)
+        results.factor_response = factor_response(evaluator, shared_factors, sweeps).tolist()
+    results.metadata["swept_images"] = len(rows)
+    return results
 
 
-def measure_pairs(findings: Findings, subject: FeatureSubject, drawn: Pairs, observers: Observers) -> None:
-    """Everything that is taken from one set of edits, which is made once and shown once to each box."""
-    edits, witness = edit_pairs(subject, drawn), observers.witness
-    findings.add("faithfulness", measure_faithfulness(subject, edits))
-    findings.add("preservation", measure_preservation(subject, edits, observers.lpips))
-    findings.add("realism", measure_realism(subject, edits))
-    findings.add("sufficiency", measure_sufficiency(subject, edits))
-    equal = ask_all_the_same(subject, edits)
-    findings.add("diversity", measure_diversity(equal))
-    confirmed = {}
-    if witness is not None:
-        heard = hear_witness(subject, edits, witness)
-        findings.add("witness", measure_agreement(subject, edits, witness, heard))
-        findings.add("witness", measure_witnessed_realism(heard), prefix="witness_")
-        findings.add("preservation", measure_identity(heard), prefix="witness_")
-        findings.add("diversity", measure_witnessed_diversity(equal, witness, heard), prefix="witness_")
-        confirmed = confirm(subject, edits, witness, heard)
-    if observers.inception is not None:
-        findings.add("realism", measure_inception(observers.inception, edits.images), prefix="inception_")
-    findings.regions = measure_regions(subject, edits, findings.num_components, confirmed)
+def evaluate_label_model(
+    model: EditingModel,
+    shards: ShardSet,
+    config: Config,
+    num_pairs: int,
+    classifier_specs: Sequence[str],
+    models: OptionalModels,
+) -> EvaluationResults:
+    """Measure a label-conditioned model: preservation and diversity, and all else if there is a classifier.
 
-
-def evaluate_labels(
-    model: Model, shards: ShardSet, config: Config, pairs: int, judges: Sequence[str], observers: Observers
-) -> Findings:
-    """What can be measured for a run on labels: preservation, and with a judge whether it obeys.
-
-    Measures of a second data set are prefixed `second_`; regions are of the first alone.
+    Metrics of a second data set have the prefix `second_dataset_`; subgroups are those of the first data set
+    whose targets have any.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
     all_shards = [shards, *(ShardSet.open(dataset.shards) for dataset in datasets[1:])]
-    for each in all_shards[1:]:
-        each.verify()
-    pairs_of = zip(datasets, all_shards, strict=True)
-    conditions = [build_condition(dataset, shard, "validation") for dataset, shard in pairs_of]
+    for other_shards in all_shards[1:]:
+        other_shards.verify()
+    conditions = [
+        build_condition(dataset, shard_set, "validation")
+        for dataset, shard_set in zip(datasets, all_shards, strict=True)
+    ]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))
-    boxes = assign_judges([load_blackbox(spec, device=model.device) for spec in judges], conditions)
-    findings, editor = Findings(), Editor(model)
-    for index, (shard, condition) in enumerate(zip(all_shards, conditions, strict=True)):
-        subject = LabelSubject(editor, shard.split("validation"), condition, layout, index, boxes[index])
-        families, regions = measure_labels(subject, pairs, observers)
-        for name, family in families.items():
-            findings.add(name, family, prefix="second_" if index else "")
-        findings.regions = findings.regions or regions
-    return findings
+    classifiers = assign_evaluation_classifiers(
+        [load_blackbox(spec, device=model.device) for spec in classifier_specs], conditions
+    )
+    results, editor = EvaluationResults(), ImageEditor(model)
+    for index, (shard_set, condition) in enumerate(zip(all_shards, conditions, strict=True)):
+        split = shard_set.get_split("validation")
+        evaluator = LabelEvaluator(editor, split, condition, layout, index, classifiers[index], num_pairs)
+        edits, same_target_edits = edit_pairs(evaluator), edit_to_same_target(evaluator)
+        measurements = shared_measurements(evaluator, edits, same_target_edits, models)
+        add_measurements(results, measurements, prefix=SECOND_DATASET_PREFIX if index else "")
+        results.subgroups = results.subgroups or measure_subgroups(evaluator, edits)
+    return results
 
 
-def assign_judges(judges: Sequence[BlackBox], conditions: Sequence[Condition]) -> list[BlackBox | None]:
-    """Each data set's judge: the box whose outputs are its labels; UserError when a box fits none that is left."""
-    found: list[BlackBox | None] = [None] * len(conditions)
-    for judge in judges:
-        free = (place for place in range(len(conditions)) if found[place] is None)
-        places = [place for place in free if fits(judge, conditions[place])]
-        if not places:
-            labels = "; ".join(f"{each.config.kind} ({', '.join(each.names)})" for each in conditions)
-            raise UserError(
-                f"{judge.spec}: tells {judge.output_kind} ({', '.join(judge.class_names)}), but this run's labels are "
-                f"{labels}; fit a judge with `featgan blackbox fit`"
-            )
-        found[places[0]] = judge
-    return found
+def shared_measurements(
+    evaluator: Evaluator, edits: EditResults, same_target_edits: SameTargetEdits, models: OptionalModels
+) -> list[Measurement]:
+    """The measurements of every model."""
+    return [
+        ("faithfulness", partial(measure_decisions, evaluator, edits)),
+        ("preservation", partial(measure_preservation, evaluator, edits, models.lpips)),
+        ("realism", partial(measure_realism, evaluator, edits)),
+        ("realism", partial(measure_inception, models.inception, edits)),
+        ("diversity", partial(measure_diversity, same_target_edits)),
+    ]
 
 
-def fits(judge: BlackBox, condition: Condition) -> bool:
-    """Whether a box tells a condition's labels: the same classes, or at least its attributes."""
-    if judge.output_kind != condition.config.kind:
-        return False
-    if condition.config.kind == "attributes":
-        return set(condition.names) <= set(judge.class_names)
-    return tuple(judge.class_names) == tuple(condition.names)
+def second_classifier_measurements(
+    evaluator: FeatureEvaluator,
+    edits: EditResults,
+    same_target_edits: SameTargetEdits,
+    second: SecondPredictions | None,
+) -> list[Measurement]:
+    """The measurements of a second classifier, if there is one."""
+    if second is None:
+        return []
+    return [
+        ("second_classifier", partial(measure_second_classifier_agreement, evaluator, edits, second)),
+        ("second_classifier", partial(measure_second_classifier_realism, second)),
+        ("preservation", partial(measure_feature_similarity, second)),
+        ("diversity", partial(measure_second_classifier_diversity, same_target_edits, second)),
+    ]
 
 
-def write_board(run: Path, findings: Findings, step: int) -> None:
-    """Every measure as a point of TensorBoard, and all of them as a line of metrics.jsonl."""
+def factor_measurements(
+    evaluator: FeatureEvaluator, models: OptionalModels, shared_factors: SharedFactors | None, sweeps: SweepResults
+) -> list[Measurement]:
+    """The measurement of true factors, if there is a factor probe."""
+    if models.factor_probe is None or shared_factors is None:
+        return []
+    return [("factors", partial(measure_factors, evaluator, models.factor_probe, shared_factors, sweeps))]
+
+
+def add_measurements(results: EvaluationResults, measurements: Sequence[Measurement], prefix: str = "") -> None:
+    """Run the measurements in order and add their metrics."""
+    for family, measure in measurements:
+        results.add_metrics(family, measure(), prefix)
+
+
+def log_to_tensorboard(run: Path, results: EvaluationResults, step: int) -> None:
+    """Write every finite metric to TensorBoard, and all of them as one line of metrics.jsonl."""
     scalars = {
-        f"evaluation/{name}": measure.value for name, measure in findings.flat.items() if math.isfinite(measure.value)
+        f"evaluation/{name}": estimate.value
+        for name, estimate in results.generator_metrics.items()
+        if math.isfinite(estimate.value)
     }
-    append_line(run, step, scalars)
-    with SummaryWriter(str(run / "tensorboard" / "evaluation")) as board:
+    append_metrics_line(run, step, scalars)
+    with SummaryWriter(str(run / "tensorboard" / "evaluation")) as writer:
         for name, value in scalars.items():
-            board.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)

@@ -1,78 +1,74 @@
-"""What one evaluation has found: families of measures for the generator and every control, regions, components."""
+"""The results of one evaluation: metrics by family and column, subgroups, and the response of each component."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from featgan.evaluation.edit_metrics import Family, Table
-from featgan.evaluation.subgroups import RegionFamily
+from featgan.config.metric_specs import METRIC_FAMILIES, Family
+from featgan.evaluation.document import ComponentRecord
+from featgan.evaluation.evaluator import MetricsByColumn, MetricTable, prefix_names
+from featgan.evaluation.subgroups import SubgroupMetrics
 
-FAMILIES = {
-    "faithfulness": "Faithfulness: does the box see what was asked?",
-    "sufficiency": "Sufficiency: how many components decide?",
-    "witness": "Witness: does a second box see the change?",
-    "traversal": "Traversal: does a slider do one thing?",
-    "preservation": "Preservation: what stays?",
-    "realism": "Realism: are the edits where real images are?",
-    "diversity": "Diversity: do different sources stay different when the same is asked?",
-    "factors": "True factors, as a probe reads them",
-}
-"""Family => title of its table, in the order shown."""
+COMPONENT_METRICS = ("slope", "monotonicity", "linearity", "ccc", "nuisance_ratio")
+"""Metrics in a component's record, if they were measured."""
 
 
 @dataclass
-class Findings:
-    """Everything one evaluation has found."""
+class EvaluationResults:
+    """Everything that one evaluation measures."""
 
-    families: dict[str, Family] = field(default_factory=dict)  # family => generator and controls => measures
-    regions: list[RegionFamily] = field(default_factory=list)
+    families: dict[str, MetricsByColumn] = field(default_factory=dict)
+    subgroups: list[SubgroupMetrics] = field(default_factory=list)
     crosstalk: list[list[float]] = field(default_factory=list)
     factor_names: list[str] = field(default_factory=list)
     factor_response: list[list[float]] = field(default_factory=list)
-    num_components: int = 0
-    record: dict[str, Any] = field(default_factory=dict)  # what was measured, and with which observers
+    metadata: dict[str, Any] = field(default_factory=dict)  # of the document: what was measured, and with which models
 
-    def add(self, name: str, family: Family, prefix: str = "") -> None:
-        """More measures of a family, each name after `prefix`."""
-        for column, table in family.items():
-            named = {f"{prefix}{measure}": value for measure, value in table.items()}
-            self.families.setdefault(name, {}).setdefault(column, {}).update(named)
+    def add_metrics(self, family: Family, metrics_by_column: MetricsByColumn, prefix: str = "") -> None:
+        """Add metrics to a family; the prefix is put before the name of each metric."""
+        for column, metrics in prefix_names(metrics_by_column, prefix).items():
+            self.families.setdefault(family, {}).setdefault(column, {}).update(metrics)
 
     @property
-    def flat(self) -> Table:
-        """The generator's own measures by name; those by region are apart."""
-        own = [self.families[name].get("generator", {}) for name in FAMILIES if name in self.families]
-        return {name: measure for table in own for name, measure in table.items()}
+    def generator_metrics(self) -> MetricTable:
+        """The metrics of the generator over all families, without the subgroups."""
+        tables = [self.families[name].get("generator", {}) for name in METRIC_FAMILIES if name in self.families]
+        return {name: estimate for table in tables for name, estimate in table.items()}
 
-    def control(self, column: str) -> Table:
-        """A control's measures by name, over all families."""
-        return {name: found for family in self.families.values() for name, found in family.get(column, {}).items()}
+    def baseline_metrics(self, column: str) -> MetricTable:
+        """Return the metrics of a baseline over all families."""
+        return {
+            name: estimate for family in self.families.values() for name, estimate in family.get(column, {}).items()
+        }
 
     @property
-    def controls(self) -> list[str]:
-        """Every control, in the order of its first appearance."""
-        columns = (column for name in FAMILIES for column in self.families.get(name, {}))
+    def baselines(self) -> list[str]:
+        """Names of the baselines, in the order of their first appearance."""
+        columns = (column for name in METRIC_FAMILIES for column in self.families.get(name, {}))
         return list(dict.fromkeys(column for column in columns if column != "generator"))
 
     @property
-    def regions_by(self) -> Mapping[str, list[RegionFamily]]:
-        """Regions by what they are regions of; all components together."""
-        found: dict[str, list[RegionFamily]] = {}
-        for region in self.regions:
-            found.setdefault(region.by.split()[0], []).append(region)
-        return found
+    def subgroups_by_kind(self) -> Mapping[str, list[SubgroupMetrics]]:
+        """Subgroups by kind: `class`, `octant`, `component`."""
+        grouped: dict[str, list[SubgroupMetrics]] = {}
+        for subgroup in self.subgroups:
+            grouped.setdefault(subgroup.group.split()[0], []).append(subgroup)
+        return grouped
 
     @property
-    def components(self) -> list[dict[str, Any]]:
-        """By component, from 0: slope, monotonicity, linearity, share of the change in itself, nuisance."""
-        table, found = self.flat, []
+    def components(self) -> list[ComponentRecord]:
+        """The metrics of each component, and the share of the measured change that is in the component itself."""
+        table, components = self.generator_metrics, []
         for index, row in enumerate(self.crosstalk):
             total = sum(map(abs, row))
-            entry: dict[str, Any] = {"index": index, "dominance": abs(row[index]) / total if total else 0.0}
-            for name in ("slope", "monotonicity", "linearity", "ccc", "nuisance_ratio"):
-                measure = table.get(f"component_{index + 1:02d}_{name}")
-                if measure is not None and math.isfinite(measure.value):
-                    entry[name] = measure.value
-            found.append(entry)
-        return found
+            dominance = abs(row[index]) / total if total else 0.0
+            values = {name: finite_value(table, f"component_{index + 1:02d}_{name}") for name in COMPONENT_METRICS}
+            components.append(ComponentRecord(index=index, dominance=dominance, **values))
+        return components
+
+
+def finite_value(table: MetricTable, name: str) -> float | None:
+    """Return the value of a metric; None if it is missing or not finite."""
+    estimate = table.get(name)
+    return estimate.value if estimate is not None and math.isfinite(estimate.value) else None

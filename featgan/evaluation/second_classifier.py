@@ -1,111 +1,156 @@
-"""What an evaluation asks of a witness: does a box that took no part in training see the change as well?"""
+"""Metrics of a second classifier that was not used in training: does it respond to the edits, too?"""
 
 from dataclasses import dataclass
 
-from featgan.evaluation.edit_metrics import Edits, Family, FeatureSubject, Table
-from featgan.evaluation.evaluators import Witness
-from featgan.evaluation.sweeps import EqualRequests, diversity_family
+from featgan.config.metric_specs import SECOND_CLASSIFIER_PREFIX
+from featgan.evaluation.edit_metrics import diversity_by_column
+from featgan.evaluation.evaluator import EditResults, MetricsByColumn, MetricTable, SameTargetEdits, prefix_names
+from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.evaluation.optional_models import SecondClassifier
 from featgan.metrics import realism
-from featgan.metrics.bootstrap import Floats, mean_measure
-from featgan.metrics.decisions import decision_table
+from featgan.metrics.bootstrap import Floats, bootstrap_mean
+from featgan.metrics.decisions import decision_metrics
 from featgan.metrics.diversity import pairwise_distance
-from featgan.metrics.faithfulness import centred_cosine, shift_table
-from featgan.metrics.model_agreement import Seen, agreement_table, confirmations
-from featgan.metrics.predictions import Response, standardize_by
+from featgan.metrics.faithfulness import centered_cosine, target_progress_metrics
+from featgan.metrics.model_agreement import BeforeAfter, classifier_agreement_metrics, second_classifier_correct
+from featgan.metrics.predictions import Predictions, standardize_by_real
 
-SHOWN = {"generator": "edits", "shuffled_condition": "shuffled"}
-"""Columns whose pictures are not real ones, so that the witness has to look at them, and what they are."""
+EDITED_COLUMNS = {"generator": "edits", "shuffled_target": "shuffled"}
+"""Columns with edited images => their description in the progress bar. All other columns have real images."""
 
 
 @dataclass(frozen=True)
-class Testimony:
-    """What a witness said of the sources, of what stands for their edits, and of their reconstructions."""
+class SecondPredictions:
+    """The second classifier, and its predictions for the sources, for every column and for the reconstructions."""
 
-    source: Response
-    seen: dict[str, Response]  # the generator's, then each control's
-    kept: Response
+    classifier: SecondClassifier
+    source: Predictions
+    by_column: dict[str, Predictions]
+    reconstructed: Predictions
 
-    def standardized(self, response: Response) -> Floats:
-        """Features in deviations of the sources'."""
-        return standardize_by(self.source.features, response.features)
+    @property
+    def output_kind(self) -> str:
+        return self.classifier.classifier.output_kind
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.classifier.classifier.class_names)
+
+    def standardize(self, predictions: Predictions) -> Floats:
+        """Return features in standard deviations of the sources' features."""
+        return standardize_by_real(self.source.features, predictions.features)
 
 
-def hear_witness(subject: FeatureSubject, edits: Edits, witness: Witness) -> Testimony:
-    """Show it every set of pictures once; of real ones it may have spoken before."""
-    source = witness.real("validation", edits.pairs.source_rows)
-    shown = {name: witness.see(edits.images[name], what) for name, what in SHOWN.items()}
-    seen = {
-        "generator": shown["generator"],
-        "identity_copy": source,
-        "shuffled_condition": shown["shuffled_condition"],
-        "nearest_real": witness.real("train", subject.known_rows[edits.nearest]),
-        "ceiling_real": source.take(edits.pairs.others),
+def predict_second_classifier(
+    evaluator: FeatureEvaluator, edits: EditResults, classifier: SecondClassifier
+) -> SecondPredictions:
+    """Run the second classifier once on every set of images; a feature cache may replace the real images."""
+    source = classifier.predict_real("validation", evaluator.pairs.source_rows)
+    edited = {
+        column: classifier.predict(edits.images[column], description) for column, description in EDITED_COLUMNS.items()
     }
-    return Testimony(source, seen, witness.see(edits.kept, "kept"))
+    by_column = {
+        "generator": edited["generator"],
+        "copy_source": source,
+        "shuffled_target": edited["shuffled_target"],
+        "nearest_real": classifier.predict_real("train", evaluator.training_rows[evaluator.nearest_to_target]),
+        "target_real": source.select_rows(evaluator.pairs.target_indices),
+    }
+    return SecondPredictions(classifier, source, by_column, classifier.predict(edits.reconstructed, "reconstructed"))
 
 
-def measure_agreement(subject: FeatureSubject, edits: Edits, witness: Witness, heard: Testimony) -> Family:
-    """Does it decide as asked, like the first box, and move towards the target's features as it sees them?"""
-    source, target = heard.standardized(heard.source), heard.standardized(heard.seen["ceiling_real"])
-    found: Family = {}
-    for name, seen in heard.seen.items():
-        shift = shift_table(source, target, heard.standardized(seen))
-        found[name] = decide(subject, edits, witness, heard, name)
-        found[name]["witness_shift_aggregate"] = shift["shift_aggregate"]
-    return found
+def measure_second_classifier_agreement(
+    evaluator: FeatureEvaluator, edits: EditResults, second: SecondPredictions
+) -> MetricsByColumn:
+    """Measure how often the second classifier predicts the target, and the progress toward the target's features."""
+    source, target = second.standardize(second.source), second.standardize(second.by_column["target_real"])
+    metrics: MetricsByColumn = {}
+    for column, predictions in second.by_column.items():
+        progress = target_progress_metrics(source, target, second.standardize(predictions))
+        metrics[column] = second_classifier_decisions(evaluator, edits, second, column)
+        metrics[column]["second_classifier_target_progress_pooled"] = progress["target_progress_pooled"]
+    return metrics
 
 
-def decide(subject: FeatureSubject, edits: Edits, witness: Witness, heard: Testimony, column: str) -> Table:
-    """Decisions of both boxes where both tell expressions; else the witness's outputs where they are of one kind."""
-    kind, names = subject.cache.output_kind, subject.cache.class_names
-    seen, box, target = heard.seen[column], edits.seen.get(column, edits.target), edits.target
-    before, after = edits.source.outputs, box.outputs
-    other_before, other_after = heard.source.outputs, seen.outputs
-    if before is None or after is None or target.outputs is None or other_before is None or other_after is None:
+def second_classifier_decisions(
+    evaluator: FeatureEvaluator, edits: EditResults, second: SecondPredictions, column: str
+) -> MetricTable:
+    """Return the agreement of both classifiers if both predict classes, else decision metrics if their outputs match.
+
+    Empty if the outputs of the two classifiers cannot be compared.
+    """
+    kind, names, target = evaluator.output_kind, evaluator.class_names, evaluator.target
+    first_edited, second_edited = edits.predictions.get(column, target), second.by_column[column]
+    first_source_outputs, first_edited_outputs = evaluator.source.outputs, first_edited.outputs
+    second_source_outputs, second_edited_outputs = second.source.outputs, second_edited.outputs
+    if (
+        first_source_outputs is None
+        or first_edited_outputs is None
+        or target.outputs is None
+        or second_source_outputs is None
+        or second_edited_outputs is None
+    ):
         return {}
-    if kind == witness.box.output_kind == "expression":
-        assert edits.asked is not None
-        first = Seen(before, after, names)
-        second = Seen(other_before, other_after, witness.box.class_names)
-        return agreement_table(first, second, target.outputs, edits.asked)
-    if kind == witness.box.output_kind and tuple(names) == tuple(witness.box.class_names):
-        table = decision_table(kind, heard.source, target, seen, names)
-        return {f"witness_{name}": found for name, found in table.items()}
+    if kind == second.output_kind == "expression":
+        assert evaluator.target_differs is not None
+        before_after = BeforeAfter(first_source_outputs, first_edited_outputs, names)
+        second_before_after = BeforeAfter(second_source_outputs, second_edited_outputs, second.class_names)
+        return classifier_agreement_metrics(before_after, second_before_after, target.outputs, evaluator.target_differs)
+    if kind == second.output_kind and tuple(names) == second.class_names:
+        table = decision_metrics(kind, second.source, target, second_edited, names)
+        return prefix_names({column: table}, SECOND_CLASSIFIER_PREFIX)[column]
     return {}
 
 
-def measure_witnessed_realism(heard: Testimony) -> Family:
-    """Distances of edited images to real ones in its space."""
-    half = realism.judged_half(len(heard.source))
-    seen = {name: heard.standardized(response)[half] for name, response in heard.seen.items()}
-    return realism.realism_family(heard.standardized(heard.source), seen)
+def measure_second_classifier_realism(second: SecondPredictions) -> MetricsByColumn:
+    """Measure distances of edited images to real images in the second classifier's features."""
+    half = realism.second_half(len(second.source))
+    features_by_column = {
+        column: second.standardize(predictions)[half] for column, predictions in second.by_column.items()
+    }
+    metrics = realism.realism_metrics(second.standardize(second.source), features_by_column)
+    return prefix_names(metrics, SECOND_CLASSIFIER_PREFIX)
 
 
-def measure_identity(heard: Testimony) -> Family:
-    """Cosine of the witness's features before and after: of nothing asked (self), and of the edit."""
-    source = heard.standardized(heard.source)
-    found: Family = {"generator": {"self_cosine": mean_measure(centred_cosine(source, heard.standardized(heard.kept)))}}
-    for name, seen in heard.seen.items():
-        cosines = centred_cosine(source, heard.standardized(seen))
-        found.setdefault(name, {})["edit_cosine"] = mean_measure(cosines)
-    return found
+def measure_feature_similarity(second: SecondPredictions) -> MetricsByColumn:
+    """Measure the cosine of the second classifier's features before and after reconstruction and edit."""
+    source = second.standardize(second.source)
+    reconstructed = centered_cosine(source, second.standardize(second.reconstructed))
+    metrics: MetricsByColumn = {"generator": {"reconstruction_cosine": bootstrap_mean(reconstructed)}}
+    for column, predictions in second.by_column.items():
+        cosines = centered_cosine(source, second.standardize(predictions))
+        metrics.setdefault(column, {})["edit_cosine"] = bootstrap_mean(cosines)
+    return prefix_names(metrics, SECOND_CLASSIFIER_PREFIX)
 
 
-def measure_witnessed_diversity(equal: EqualRequests, witness: Witness, heard: Testimony) -> Family:
-    """Do different sources stay different in its space when the same is asked of all?"""
-    source = heard.standardized(heard.source)[: len(equal.sources)]
-    edited = [pairwise_distance(heard.standardized(witness.see(images, "same request"))) for images in equal.edited]
-    return diversity_family(pairwise_distance(source), edited)
+def measure_second_classifier_diversity(
+    same_target_edits: SameTargetEdits, second: SecondPredictions
+) -> MetricsByColumn:
+    """Measure in the second classifier's features whether edits to the same target stay different."""
+    source = second.standardize(second.source)[: len(same_target_edits.sources)]
+    edited = [
+        pairwise_distance(second.standardize(second.classifier.predict(images, "same target")))
+        for images in same_target_edits.edited
+    ]
+    return prefix_names(diversity_by_column(pairwise_distance(source), edited), SECOND_CLASSIFIER_PREFIX)
 
 
-def confirm(subject: FeatureSubject, edits: Edits, witness: Witness, heard: Testimony) -> dict[str, Floats]:
-    """By column and pair: 1 where the witness sees the label asked for, else 0; empty where it tells no expressions."""
-    if not subject.cache.output_kind == witness.box.output_kind == "expression" or edits.asked is None:
+def second_classifier_agrees(evaluator: FeatureEvaluator, second: SecondPredictions) -> dict[str, Floats]:
+    """Return for each column and pair [N]: 1 if the second classifier predicts the target class, else 0.
+
+    Empty if one of the classifiers does not predict classes.
+    """
+    target_differs, target_outputs = evaluator.target_differs, evaluator.target.outputs
+    if not evaluator.output_kind == second.output_kind == "expression" or target_differs is None:
         return {}
-    wanted, names = edits.target.outputs, subject.cache.class_names
-    assert wanted is not None
+    assert target_outputs is not None
     return {
-        name: confirmations(Seen(seen.outputs, seen.outputs, witness.box.class_names), names, wanted, edits.asked)
-        for name, seen in heard.seen.items()
-        if seen.outputs is not None
+        column: second_classifier_correct(
+            BeforeAfter(predictions.outputs, predictions.outputs, second.class_names),
+            evaluator.class_names,
+            target_outputs,
+            target_differs,
+        )
+        for column, predictions in second.by_column.items()
+        if predictions.outputs is not None
     }

@@ -1,153 +1,157 @@
-"""What an evaluation asks beside pairs: sweeps of one component, projections, few components, one request of many."""
+"""Metrics of feature-conditioned models from other targets than pairs: sweeps, projections, and few components."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
-from featgan.evaluation.edit_metrics import Edits, Family, FeatureSubject, live_features
-from featgan.features.directions import component_sweep, projections
-from featgan.inference.editor import ask
+from featgan.evaluation.evaluator import MetricsByColumn
+from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.features.directions import component_sweep, leading_component_projections
+from featgan.inference.editor import predict
 from featgan.metrics import decisions, traversal
-from featgan.metrics.bootstrap import Floats, Integers, as_floats
-from featgan.metrics.diversity import diversity_table, pairwise_l1
-from featgan.metrics.predictions import project, standardize
-from featgan.metrics.preservation import in_floats
+from featgan.metrics.bootstrap import Floats, Integers, to_float64
+from featgan.metrics.predictions import project_features
 
-SWEEP = (-2.0, -1.0, 0.0, 1.0, 2.0)
-"""Whitened values that a component is swept over: deviations of the training features."""
+SWEEP_LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Whitened values of a swept component, in standard deviations of the training features."""
 
-EQUAL_REQUESTS, EQUAL_SOURCES = 4, 64
-"""Requests that many sources get alike, and the sources at most."""
+SWEEP_VALUES = to_float64(SWEEP_LEVELS)
+
+SUFFICIENCY_COUNTS = (1, 2, 5, 10)
+"""Numbers of leading components that are set to the target alone."""
 
 
 @dataclass(frozen=True)
-class Sweeps:
-    """Each of K components swept over the S values of `SWEEP` on N images, and what was seen in M components."""
+class SweepResults:
+    """The first K components, each swept over the S values of `SWEEP_LEVELS` on N images; K components are measured."""
 
     rows: Integers  # [N]
     images: Tensor  # uint8 [N, 3, S, S]
-    nearest: Integers  # [N, K, S], row in `known` of the training image nearest to each request
-    measured: Floats  # whitened [N, K, S, M]
-    factors: Floats | None  # [N, K, S, number of the probe's outputs], where there is a probe
+    nearest_indices: Integers  # [N, K, S], index in `training_rows` of the training image nearest to each target
+    measured: Floats  # whitened [N, K, S, K]
+    factors: Floats | None  # [N, K, S, number of the probe's outputs]; None without a factor probe
+
+    @cached_property
+    def crosstalk(self) -> Floats:
+        """Mean change of each measured component per unit of target change of each component [K, K]."""
+        return traversal.crosstalk_matrix(SWEEP_VALUES, self.measured)
 
 
-def sweep_components(subject: FeatureSubject, rows: Integers, count: int, probe: BlackBox | None) -> Sweeps:
-    """Sweep each of the first components, all others as in the source."""
-    images, features = subject.images(rows), torch.from_numpy(subject.cache.features("validation", rows))
-    shape = (len(rows), len(SWEEP), -1)
-    nearest, measured, factors = [], [], []
-    with subject.editor.showing("sweeping components", count * len(SWEEP) * len(rows)):
-        for component in range(count):
-            wanted = component_sweep(subject.space, features, component, SWEEP).flatten(0, 1)
-            repeated, own = (each.repeat_interleave(len(SWEEP), 0) for each in (images, features))
-            frames = subject.edit(repeated, wanted, own)
-            nearest.append(subject.nearest(as_floats(wanted)).reshape(shape[:2]))
-            measured.append(project(subject.space, subject.see(frames).features)[:, :count].reshape(shape))
-            if probe is not None:
-                factors.append(outputs_of(probe, frames).reshape(shape))
-    return Sweeps(
-        rows, images, np.stack(nearest, 1), np.stack(measured, 1), np.stack(factors, 1) if probe is not None else None
+def sweep_components(
+    evaluator: FeatureEvaluator, rows: Integers, num_components: int, factor_probe: BlackBox | None
+) -> SweepResults:
+    """Sweep each of the first components; all other components keep the value of the source."""
+    images, features = evaluator.validation_images(rows), torch.from_numpy(evaluator.cache.features("validation", rows))
+    shape = (len(rows), len(SWEEP_LEVELS), -1)
+    nearest_indices, measured, factors = [], [], []
+    with evaluator.editor.show_progress("sweeping components", num_components * len(SWEEP_LEVELS) * len(rows)):
+        for component in range(num_components):
+            target = component_sweep(evaluator.space, features, component, SWEEP_LEVELS).flatten(0, 1)
+            repeated_images, source = (values.repeat_interleave(len(SWEEP_LEVELS), 0) for values in (images, features))
+            edited = evaluator.edit_to_features(repeated_images, target, source)
+            nearest_indices.append(evaluator.nearest_training_indices(to_float64(target)).reshape(shape[:2]))
+            components = project_features(evaluator.space, evaluator.predict(edited).features)
+            measured.append(components[:, :num_components].reshape(shape))
+            if factor_probe is not None:
+                factors.append(predict_outputs(factor_probe, edited).reshape(shape))
+    return SweepResults(
+        rows,
+        images,
+        np.stack(nearest_indices, 1),
+        np.stack(measured, 1),
+        np.stack(factors, 1) if factor_probe is not None else None,
     )
 
 
-def outputs_of(box: BlackBox, images: Tensor) -> Floats:
-    """A box's outputs alone [N, O]."""
-    outputs = ask(box, images).outputs
+def predict_outputs(classifier: BlackBox, images: Tensor) -> Floats:
+    """Return the outputs [N, O] of a classifier."""
+    outputs = predict(classifier, images).outputs
     assert outputs is not None
     return outputs
 
 
-def measure_traversal(subject: FeatureSubject, sweeps: Sweeps) -> tuple[Family, Floats]:
-    """Does a slider do one thing? And the cross-talk matrix [K, M] of the generator."""
-    requested, count = np.array(SWEEP), sweeps.measured.shape[-1]
-    own = project(subject.space, subject.cached("validation", sweeps.rows).features)[:, None, None, :count]
-    known = project(subject.space, subject.known.features)[:, :count]
-    found = {
-        "generator": traversal.traversal_table(requested, sweeps.measured),
-        "identity_copy": traversal.traversal_table(requested, np.broadcast_to(own, sweeps.measured.shape)),
-        "nearest_real": traversal.traversal_table(requested, known[sweeps.nearest]),
+def measure_traversal(evaluator: FeatureEvaluator, sweeps: SweepResults) -> MetricsByColumn:
+    """Measure whether a swept component follows its target values, and whether the others stay unchanged."""
+    num_components = sweeps.measured.shape[-1]
+    source = evaluator.cached_predictions("validation", sweeps.rows).features
+    source_components = project_features(evaluator.space, source)[:, None, None, :num_components]
+    training_components = project_features(evaluator.space, evaluator.training_predictions.features)
+    measured_by_column = {
+        "generator": sweeps.measured,
+        "copy_source": np.broadcast_to(source_components, sweeps.measured.shape),
+        "nearest_real": training_components[:, :num_components][sweeps.nearest_indices],
     }
-    return found, traversal.crosstalk(requested, sweeps.measured)
-
-
-def measure_projections(subject: FeatureSubject, rows: Integers) -> Family:
-    """How much of the source arrives when it keeps its first 0, 1, 2, 4, ... components, the rest at their mean?"""
-    images, seen = subject.images(rows), subject.cached("validation", rows)
-    counts = [0, *(2**power for power in range(subject.space.num_components.bit_length()))]
-    own = torch.from_numpy(seen.features).float()
-    asked = {count: projections(subject.space, own, [count])[:, 0] for count in counts}
-    with subject.editor.showing("projecting", len(counts) * len(rows)):
-        edited = {count: subject.see(subject.edit(images, wanted, own)) for count, wanted in asked.items()}
-    nearest = {count: subject.known.take(subject.nearest(as_floats(wanted))) for count, wanted in asked.items()}
-    wishes = {count: standardize(subject.space, as_floats(wanted)) for count, wanted in asked.items()}
-    responses = {"generator": edited, "identity_copy": dict.fromkeys(counts, seen), "nearest_real": nearest}
     return {
-        name: traversal.projection_table(
-            wishes, {count: live_features(subject, each) for count, each in by_count.items()}
+        column: traversal.traversal_metrics(SWEEP_VALUES, measured) for column, measured in measured_by_column.items()
+    }
+
+
+def measure_projections(evaluator: FeatureEvaluator, rows: Integers) -> MetricsByColumn:
+    """Measure reconstructions from the first 0, 1, 2, 4, ... components; all other components are set to their mean."""
+    images, predictions = evaluator.validation_images(rows), evaluator.cached_predictions("validation", rows)
+    counts = [0, *(2**power for power in range(evaluator.space.num_components.bit_length()))]
+    features = torch.from_numpy(predictions.features).float()
+    targets = {count: leading_component_projections(evaluator.space, features, [count])[:, 0] for count in counts}
+    with evaluator.editor.show_progress("projecting", len(counts) * len(rows)):
+        edited = {
+            count: evaluator.predict(evaluator.edit_to_features(images, target, features))
+            for count, target in targets.items()
+        }
+    nearest = {
+        count: evaluator.training_predictions.select_rows(evaluator.nearest_training_indices(to_float64(target)))
+        for count, target in targets.items()
+    }
+    standardized_targets = {
+        count: evaluator.standardize_features(to_float64(target)) for count, target in targets.items()
+    }
+    predictions_by_column = {
+        "generator": edited,
+        "copy_source": dict.fromkeys(counts, predictions),
+        "nearest_real": nearest,
+    }
+    return {
+        column: traversal.projection_metrics(
+            standardized_targets,
+            {count: evaluator.standardize(count_predictions) for count, count_predictions in by_count.items()},
         )
-        for name, by_count in responses.items()
+        for column, by_count in predictions_by_column.items()
     }
 
 
-def measure_sufficiency(subject: FeatureSubject, edits: Edits, counts: tuple[int, ...] = (1, 2, 5, 10)) -> Family:
-    """How many of the target's first components make the box decide as asked? Expression boxes only."""
-    if subject.cache.output_kind != "expression":
-        return {}
-    assert edits.source.outputs is not None and edits.target.outputs is not None and subject.known.outputs is not None
-    space = subject.space
-    own, asked = (torch.from_numpy(each.features).float() for each in (edits.source, edits.target))
-    before, wanted = edits.source.outputs.argmax(1), edits.target.outputs.argmax(1)
-    possible = [count for count in counts if count <= space.num_components]
-    decided: dict[str, dict[int, Integers]] = {"generator": {}, "identity_copy": {}, "nearest_real": {}}
-    with subject.editor.showing("setting components", len(possible) * len(own)):
-        for count in possible:
-            # The components' difference is added, so that what lies outside them stays the source's own.
-            mixed = own + projections(space, asked, [count])[:, 0] - projections(space, own, [count])[:, 0]
-            outputs = subject.see(subject.edit(edits.sources, mixed, own)).outputs
-            assert outputs is not None
-            decided["generator"][count] = outputs.argmax(1)
-            decided["identity_copy"][count] = before
-            decided["nearest_real"][count] = subject.known.outputs[subject.nearest(as_floats(mixed))].argmax(1)
-    return {name: decisions.sufficiency_table(before, wanted, labels) for name, labels in decided.items()}
+def measure_sufficiency(evaluator: FeatureEvaluator) -> MetricsByColumn:
+    """Measure how often setting only the first components to the target changes the prediction to the target class.
 
-
-@dataclass(frozen=True)
-class EqualRequests:
-    """The first sources, each asked for the same features, several times."""
-
-    sources: Tensor  # uint8 [S, 3, H, W]
-    edited: list[Tensor]  # one such set for each request
-
-
-def ask_all_the_same(subject: FeatureSubject, edits: Edits) -> EqualRequests:
-    """Edit many sources to the features of one target, and of the next."""
-    requests, images = edits.target.features[:EQUAL_REQUESTS], edits.sources[:EQUAL_SOURCES]
-    own = edits.source.features[:EQUAL_SOURCES]
-    with subject.editor.showing("asking all for the same", len(requests) * len(images)):
-        edited = [subject.edit(images, np.tile(request, (len(images), 1)), own) for request in requests]
-    return EqualRequests(images, edited)
-
-
-def measure_diversity(equal: EqualRequests) -> Family:
-    """Do different sources stay different, in pixels, when the same is asked of all?"""
-    return diversity_family(pixel_distances(equal.sources), [pixel_distances(images) for images in equal.edited])
-
-
-def pixel_distances(pictures: Tensor) -> Floats:
-    """Mean |difference| of every two pictures [N, 3, S, S], of a range of 2 => [N, N]."""
-    return pairwise_l1(as_floats(in_floats(pictures).flatten(1)))
-
-
-def diversity_family(source: Floats, edited: list[Floats]) -> Family:
-    """Distances [N, N] of sources and of their edits to each request => the measures of the generator and two controls.
-
-    The nearest real image to a request is one picture, whatever the source.
+    Empty if the classifier does not predict classes.
     """
+    if evaluator.output_kind != "expression":
+        return {}
+    source_outputs, target_outputs = evaluator.source.outputs, evaluator.target.outputs
+    training_outputs = evaluator.training_predictions.outputs
+    assert source_outputs is not None and target_outputs is not None and training_outputs is not None
+    space = evaluator.space
+    source, target = (torch.from_numpy(item.features).float() for item in (evaluator.source, evaluator.target))
+    source_labels, target_labels = source_outputs.argmax(1), target_outputs.argmax(1)
+    counts = [count for count in SUFFICIENCY_COUNTS if count <= space.num_components]
+    predicted: dict[str, dict[int, Integers]] = {"generator": {}, "copy_source": {}, "nearest_real": {}}
+    with evaluator.editor.show_progress("setting components", len(counts) * len(source)):
+        for count in counts:
+            # The difference of the components is added, so that the part of the source outside them is kept.
+            mixed = (
+                source
+                + leading_component_projections(space, target, [count])[:, 0]
+                - leading_component_projections(space, source, [count])[:, 0]
+            )
+            outputs = evaluator.predict(evaluator.edit_to_features(evaluator.source_images, mixed, source)).outputs
+            assert outputs is not None
+            predicted["generator"][count] = outputs.argmax(1)
+            predicted["copy_source"][count] = source_labels
+            nearest_indices = evaluator.nearest_training_indices(to_float64(mixed))
+            predicted["nearest_real"][count] = training_outputs[nearest_indices].argmax(1)
     return {
-        "generator": diversity_table(source, edited),
-        "identity_copy": diversity_table(source, [source]),
-        "nearest_real": diversity_table(source, [np.zeros_like(source)]),
+        column: decisions.sufficiency_metrics(source_labels, target_labels, labels)
+        for column, labels in predicted.items()
     }

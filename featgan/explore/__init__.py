@@ -1,1 +1,1 @@
-"""The live page of a run: move a component, and see the picture and the box's answer change."""
+"""The interactive page of a run: change an image and watch the edit and the classifier's prediction change."""

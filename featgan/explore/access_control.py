@@ -1,8 +1,7 @@
-"""Who may talk to the page: this machine's browser and nobody through it; with a token, whoever holds it.
+"""Access control of the page: reject requests from other sites, and require a token outside the loopback interface.
 
-A page of another site that is open in the same browser could reach a server on the loopback too. It is refused by the
-Host header (its own name, when it has that name point to 127.0.0.1: DNS rebinding), by the Origin header, and by what
-the browser says of a request's origin (Sec-Fetch-Site).
+A page of another site, open in the same browser, can send requests to a server on the loopback interface. Three
+headers reveal such requests: Host (DNS rebinding), Origin and Sec-Fetch-Site.
 """
 
 import ipaddress
@@ -17,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PROTECTION = {
+SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -28,92 +27,98 @@ PROTECTION = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-"""Headers of every answer: nothing is loaded from elsewhere, shown elsewhere, or kept."""
+"""Headers of every response: the browser loads nothing from other sites, embeds it nowhere and caches nothing."""
 
-NEEDS_TOKEN = "this page needs the address that `featgan explore` printed, with its token\n"
+TOKEN_REQUIRED_MESSAGE = "access token: missing or wrong; open the address that `featgan explore` printed\n"
+OTHER_SITE_MESSAGE = "requests from other sites are rejected\n"
 
 
 @dataclass(frozen=True)
-class Access:
-    """What a server is reached as, and the token it asks for (None: it does not)."""
+class AccessPolicy:
+    """Which requests the server accepts."""
 
-    names: frozenset[str] = frozenset({"localhost"})
-    any_address: bool = False  # any IP address is a right Host, not only those of the loopback
-    token: str | None = None
-    cookie: str = "featgan"
-
-
-def access_for(host: str, address: str, port: int, token: str | None) -> Access:
-    """Access to a server that was asked to listen on `host` and does so on the IP `address`."""
-    own = frozenset(name.lower() for name in (host, "localhost", socket.gethostname(), socket.getfqdn()))
-    local = ipaddress.ip_address(address).is_loopback
-    # Cookies do not know ports: each server has one of its own name.
-    return Access(frozenset({"localhost"}) if local else own, not local, token, f"featgan-{port}")
+    host_names: frozenset[str] = frozenset({"localhost"})
+    allows_any_ip: bool = False  # accept any IP address in the Host header, not only loopback addresses
+    token: str | None = None  # None: no token is required
+    cookie_name: str = "featgan"
 
 
-def knows_host(access: Access, host: str) -> bool:
-    """Whether a Host header names this server; an IP address does, since no foreign name stands in for it."""
+def build_access_policy(host: str, address: str, port: int, token: str | None) -> AccessPolicy:
+    """Return the policy of a server started with `--host host` that listens on the IP `address`."""
+    machine_names = frozenset(name.lower() for name in (host, "localhost", socket.gethostname(), socket.getfqdn()))
+    is_local = ipaddress.ip_address(address).is_loopback
+    # Browsers share cookies between the ports of a host, so each server uses its own cookie name.
+    return AccessPolicy(frozenset({"localhost"}) if is_local else machine_names, not is_local, token, f"featgan-{port}")
+
+
+def is_allowed_host(policy: AccessPolicy, host: str) -> bool:
+    """Return whether a Host header names this server.
+
+    IP addresses are safe: DNS rebinding needs a name that resolves to this machine.
+    """
     try:
-        name = urlsplit(f"//{host}").hostname or ""
+        host_name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
     try:
-        address = ipaddress.ip_address(name)
+        address = ipaddress.ip_address(host_name)
     except ValueError:
-        return name in access.names
-    return access.any_address or address.is_loopback
+        return host_name in policy.host_names
+    return policy.allows_any_ip or address.is_loopback
 
 
-def refusal(access: Access, request: Request) -> tuple[int, str] | None:
-    """Status and one line for a request that is not answered; None for one that is."""
+def access_error(policy: AccessPolicy, request: Request) -> tuple[int, str] | None:
+    """Return the status and the one-line message of a rejected request, or None if the request is allowed."""
     hosts, origins = request.headers.getlist("host"), request.headers.getlist("origin")
-    if len(hosts) != 1 or not knows_host(access, hosts[0]):
-        return 403, "the Host header names another server\n"
+    if len(hosts) != 1 or not is_allowed_host(policy, hosts[0]):
+        return 403, "Host: not a name of this server\n"
     if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
-        return 403, "requests from other sites are refused\n"
-    opens_page = request.url.path == "/" and request.method == "GET"
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not opens_page:
-        return 403, "requests from other sites are refused\n"
-    if access.token is not None and not holds_token(access.token, access.cookie, request):
-        return 401, NEEDS_TOKEN
+        return 403, f"Origin: {OTHER_SITE_MESSAGE}"
+    is_page_request = request.url.path == "/" and request.method == "GET"
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not is_page_request:
+        return 403, f"Sec-Fetch-Site: {OTHER_SITE_MESSAGE}"
+    if policy.token is not None and not has_valid_token(policy.token, policy.cookie_name, request):
+        return 401, TOKEN_REQUIRED_MESSAGE
     return None
 
 
-def holds_token(token: str, cookie: str, request: Request) -> bool:
-    """Whether the token comes as the cookie, in the Authorization header, or in the address of the page itself."""
+def has_valid_token(token: str, cookie_name: str, request: Request) -> bool:
+    """Return whether the cookie, the Authorization header or the query of the page's own URL contains the token."""
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    shown = [request.cookies.get(cookie, ""), bearer if scheme.lower() == "bearer" else ""]
+    candidates = [request.cookies.get(cookie_name, ""), bearer if scheme.lower() == "bearer" else ""]
     if request.url.path == "/":
-        shown.append(request.query_params.get("token", ""))
-    return any([compare_digest(each.encode(), token.encode()) for each in shown])
+        candidates.append(request.query_params.get("token", ""))
+    # A list, not a generator: every candidate is compared, so that the time does not depend on the match.
+    matches = [compare_digest(candidate.encode(), token.encode()) for candidate in candidates]
+    return any(matches)
 
 
-class Guard:
-    """Stands before the routes: refuses who may not talk, protects what is answered."""
+class AccessMiddleware:
+    """ASGI middleware that applies the access policy and adds the security headers."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
         self.app = app
-        self.access = access
+        self.policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         request = Request(scope)
-        headers = dict(PROTECTION)
-        refused = refusal(self.access, request)
-        if refused is None and self.access.token is not None and request.url.path == "/":
-            # The page's own address carries the token; what the page asks for carries the cookie.
-            headers["set-cookie"] = f"{self.access.cookie}={self.access.token}; HttpOnly; SameSite=Strict; Path=/"
-        answer = self.app if refused is None else PlainTextResponse(refused[1], refused[0])
-        await answer(scope, receive, protecting(send, headers))
+        headers = dict(SECURITY_HEADERS)
+        error = access_error(self.policy, request)
+        if error is None and self.policy.token is not None and request.url.path == "/":
+            # The page is opened with the token in its URL; its later requests carry the cookie.
+            headers["set-cookie"] = f"{self.policy.cookie_name}={self.policy.token}; HttpOnly; SameSite=Strict; Path=/"
+        handler = self.app if error is None else PlainTextResponse(error[1], error[0])
+        await handler(scope, receive, with_response_headers(send, headers))
 
 
-def protecting(send: Send, headers: Mapping[str, str]) -> Send:
-    """Adds headers to the answer."""
+def with_response_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """Return a `send` function that adds the headers to the response."""
 
-    async def protected(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message).update(headers)
         await send(message)
 
-    return protected
+    return send_with_headers

@@ -1,4 +1,4 @@
-"""What the page may ask for: one edit of one picture, every part of it bounded, whatever was sent."""
+"""The edit request that the page sends: one edit of one image, with bounds on every field."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,69 +6,79 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from featgan.config.base import Section
+from featgan.config.base import ConfigModel
 from featgan.errors import UserError
-from featgan.report.edits.sweeps import signed
+from featgan.report.edits.sweeps import format_signed
 
-MOST_BYTES = 64 << 10
-"""Of an edit as it is sent."""
-MOST_NUMBERS = 4096
-"""Components or labels of one edit."""
-MOST_DEVIATIONS = 50.0
-"""Farther out no training image lies, and the numbers of the networks overflow sooner or later."""
+MAX_REQUEST_BYTES = 64 << 10
+"""Maximum size of the JSON body of an edit request."""
+MAX_VALUES = 4096
+"""Maximum number of components or labels in one edit."""
+MAX_STANDARD_DEVIATIONS = 50.0
+"""Bound of component values: far outside the training images, and small enough that the networks do not overflow."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
-Deviations = Annotated[float, Field(ge=-MOST_DEVIATIONS, le=MOST_DEVIATIONS, allow_inf_nan=False)]
-Label = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
+ValueIndex = Annotated[int, Field(ge=0, lt=MAX_VALUES)]
+StandardDeviations = Annotated[
+    float, Field(ge=-MAX_STANDARD_DEVIATIONS, le=MAX_STANDARD_DEVIATIONS, allow_inf_nan=False)
+]
+LabelValue = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
-class Push(Section):
-    """A step along a direction of the classes."""
+class ClassStep(ConfigModel):
+    """A step along the direction of one class or output."""
 
     kind: Literal["class", "head"]
-    """Along the difference of a class's mean features, or along the weights of the box's last layer."""
-    index: Annotated[int, Field(ge=0, lt=MOST_NUMBERS)]
-    """Of the class, or of the box's output."""
-    amount: Deviations
-    """Times the difference of the means, or deviations along the weights."""
+    """`class`: the class's mean features minus the mean over classes; `head`: the classifier's last-layer weights."""
+    index: ValueIndex
+    """Index of the class, or of the classifier's output."""
+    amount: StandardDeviations
+    """Multiple of the difference of means (`class`), or standard deviations along the weights (`head`)."""
 
 
-class Ask(Section):
-    """One edit: the picture's own features, moved towards those of another, pushed, and components set last."""
+class EditRequest(ConfigModel):
+    """One edit of one image.
 
-    session: Name
-    """Of the open page: of its edits only the newest waits."""
-    picture: Name
-    """What is edited."""
-    second: Name | None = None
-    """The picture whose features are moved to."""
+    The target features start at the source's features. They move toward those of the target image, then along the
+    class step; the component values are set last.
+    """
+
+    client_id: Identifier
+    """Identifies the open page; a newer request of the same page replaces its pending one."""
+    image: Identifier
+    """Image to edit."""
+    target_image: Identifier | None = None
+    """Image whose features the edit moves toward."""
     amount: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
-    """How far to those of `second`."""
-    push: Push | None = None
-    """A step along a class's direction."""
-    pins: Annotated[dict[Annotated[int, Field(ge=0, lt=MOST_NUMBERS)], Deviations], Field(max_length=MOST_NUMBERS)] = {}
-    """Components that are set, in deviations; all others follow from the rest."""
-    labels: Annotated[tuple[Label, ...], Field(max_length=MOST_NUMBERS)] | None = None
-    """For a run on labels: the condition; the picture's own by default."""
+    """Fraction of the way to the features of `target_image`."""
+    class_step: ClassStep | None = None
+    """Step along the direction of a class."""
+    component_values: dict[ValueIndex, StandardDeviations] = Field(default_factory=dict, max_length=MAX_VALUES)
+    """Values of the components that are set, by index, in standard deviations; the other fields determine the rest."""
+    labels: Annotated[tuple[LabelValue, ...], Field(max_length=MAX_VALUES)] | None = None
+    """Target labels of a label-conditioned run; the source's labels by default."""
     dataset: Literal[0, 1] = 0
-    """Whose labels they are, for a run on two data sets."""
-    difference: bool = False
-    """Whether the map of what changed is wanted."""
+    """Data set that the labels belong to, for a run trained on two data sets."""
+    include_difference: bool = False
+    """Whether the response includes a difference map."""
 
 
-def parse_ask(body: bytes) -> Ask:
-    """What was sent, checked; UserError names the first part that is not allowed."""
+def parse_edit_request(body: bytes) -> EditRequest:
+    """Parse and validate a JSON body.
+
+    Raises UserError that names the first invalid field.
+    """
     try:
-        return Ask.model_validate_json(body)
+        return EditRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the request"
-        raise UserError(f"{where}: {first['msg'].lower()}"[:200]) from None
+        first_error = error.errors(include_url=False)[0]
+        location = ".".join(str(key) for key in first_error["loc"]) or "request"
+        raise UserError(f"{location}: {first_error['msg'].lower()}"[:200]) from None
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the parts of an edit are called."""
+class DisplayNames:
+    """Names of the classes, outputs, labels and components that an edit can refer to."""
 
     classes: Sequence[str] = ()
     outputs: Sequence[str] = ()
@@ -76,20 +86,29 @@ class Words:
     components: Mapping[int, str] = field(default_factory=dict)
 
 
-def describe(ask: Ask, words: Words) -> str:
-    """What is asked for, in words."""
-    parts = []
-    if ask.second is not None:
-        parts.append(f"{100 * ask.amount:.0f} % of the way to another image")
-    if ask.push is not None:
-        names, way = (words.classes, "mean of") if ask.push.kind == "class" else (words.outputs, "weights of")
-        parts.append(f"{signed(ask.push.amount)} along the {way} {name_of(names, ask.push.index)}")
-    for component, value in sorted(ask.pins.items()):
-        parts.append(f"{words.components.get(component, f'component {component + 1}')} at {signed(value)}")
-    for index, value in enumerate(ask.labels or ()):
-        parts += [f"{name_of(words.labels, index)} {signed(value)}"] if value else []
-    return ", ".join(parts) or "nothing asked"
+def describe_edit(edit_request: EditRequest, display_names: DisplayNames) -> str:
+    """Describe an edit in words, for the title of an exported image."""
+    phrases = []
+    if edit_request.target_image is not None:
+        phrases.append(f"{100 * edit_request.amount:.0f} % of the way to another image")
+    if edit_request.class_step is not None:
+        phrases.append(describe_class_step(edit_request.class_step, display_names))
+    for component, value in sorted(edit_request.component_values.items()):
+        name = display_names.components.get(component, f"component {component + 1}")
+        phrases.append(f"{name} at {format_signed(value)}")
+    for index, value in enumerate(edit_request.labels or ()):
+        phrases += [f"{name_or_number(display_names.labels, index)} {format_signed(value)}"] if value else []
+    return ", ".join(phrases) or "no change"
 
 
-def name_of(names: Sequence[str], index: int) -> str:
+def describe_class_step(class_step: ClassStep, display_names: DisplayNames) -> str:
+    """Describe a class step, such as `+2.00 toward the mean of happy`."""
+    amount = format_signed(class_step.amount)
+    if class_step.kind == "class":
+        return f"{amount} toward the mean of {name_or_number(display_names.classes, class_step.index)}"
+    return f"{amount} along the weights of {name_or_number(display_names.outputs, class_step.index)}"
+
+
+def name_or_number(names: Sequence[str], index: int) -> str:
+    """Return the name at an index, or its number from 1 if there is no such name."""
     return names[index] if index < len(names) else str(index + 1)

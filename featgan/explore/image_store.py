@@ -1,4 +1,4 @@
-"""The pictures that can be edited: validation images of the run, and those that the user drops in."""
+"""The images that can be edited: validation images of the run and uploaded images."""
 
 import secrets
 import tempfile
@@ -19,127 +19,139 @@ from featgan.data.packing.crop import DECODER_ERRORS
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.report.edits.sources import label_names, read_image, sample_rows
-from featgan.report.figures.grids import to_image
+from featgan.report.figures.grids import to_pil_image
 
-MOST_BYTES = 16 << 20
-"""Of a picture that is dropped in."""
-MOST_PIXELS = 25_000_000
-"""Of a picture that is dropped in; a larger one is refused before it is decoded."""
-MOST_KEPT = 32
-"""Dropped pictures kept, in the sizes of the runs only; the oldest gives way."""
-MOST_NAME = 80
-SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
-"""How the files that are decoded start; nothing else reaches a decoder."""
+MAX_UPLOAD_BYTES = 16 << 20
+"""Maximum file size of an uploaded image."""
+MAX_UPLOAD_PIXELS = 25_000_000
+"""Maximum number of pixels of an uploaded image; checked before the image is decoded."""
+MAX_STORED_UPLOADS = 32
+"""Number of uploaded images that are kept; the oldest is evicted."""
+MAX_NAME_LENGTH = 80
+FILE_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+"""First bytes of the accepted file formats; other files never reach a decoder."""
 
 
-class GoneError(UserError):
-    """A picture that is not there, or no longer."""
+class ImageNotFoundError(UserError):
+    """The image does not exist or has been evicted."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image in the sizes of the runs: uint8 [3, S, S] by S."""
+class StoredImage:
+    """One image at the image size of every run: uint8 [3, S, S] by S."""
 
     id: str
     name: str
-    images: Mapping[int, Tensor]
+    images_by_size: Mapping[int, Tensor]
     row: int = -1
-    """Of the validation split, where it is from there."""
-    origin: str = ""
-    """Fingerprint of its shards."""
+    """Row in the validation split; -1 for an uploaded image."""
+    shards_fingerprint: str = ""
+    """Fingerprint of the shards that contain it."""
 
 
-class Gallery:
-    """The validation images of a shard set that a run can start from."""
+class ValidationImages:
+    """The validation images of a shard set that have a known source condition."""
 
-    def __init__(self, shards: ShardSet, usable: np.ndarray, sizes: Sequence[int]) -> None:
+    def __init__(self, shards: ShardSet, rows: np.ndarray, sizes: Sequence[int]) -> None:
         self.shards = shards
-        self.usable = usable
+        self.rows = rows
         self.sizes = sizes
         self.lock = Lock()
-        self.read = lru_cache(256)(self.decode)
+        self.decode_cached = lru_cache(256)(self.decode)
 
-    def sample(self, count: int, seed: int) -> list[Picture]:
-        """Up to `count` of them, the same for the same seed, from the classes in turn."""
-        labels = self.shards.split("validation").expression
-        return [self.read(int(row)) for row in sample_rows(labels, self.usable, count, seed)]
+    def sample(self, count: int, seed: int) -> list[StoredImage]:
+        """Return up to `count` images, spread over the classes; the same seed returns the same images."""
+        labels = self.shards.get_split("validation").expression
+        return [self.decode_cached(int(row)) for row in sample_rows(labels, self.rows, count, seed)]
 
-    def decode(self, row: int) -> Picture:
-        """An image of the split by its row; GoneError when there is no such row."""
-        split = self.shards.split("validation")
+    def decode(self, row: int) -> StoredImage:
+        """Decode the image in a row of the validation split.
+
+        Raises ImageNotFoundError if there is no such row.
+        """
+        split = self.shards.get_split("validation")
         if not 0 <= row < len(split):
-            raise GoneError("no such validation image")
+            raise ImageNotFoundError("no such validation image")
         with self.lock:
             image = split.decode([row])[0]
         label = label_names(split.expression, [row], self.shards.classes)[0]
         name = f"{split.keys[row]} ({label})" if label else str(split.keys[row])
-        images = {size: resize(image, size) for size in self.sizes}
-        return Picture(f"v{row}", name, images, row, self.shards.fingerprint)
+        images = {size: resize_image(image, size) for size in self.sizes}
+        return StoredImage(f"v{row}", name, images, row, self.shards.fingerprint)
 
 
-def resize(image: Tensor, size: int) -> Tensor:
-    """uint8 [3, S, S] => uint8 [3, size, size]."""
+def resize_image(image: Tensor, size: int) -> Tensor:
+    """Resize an image: uint8 [3, S, S] => uint8 [3, size, size]."""
     if image.shape[-1] == size:
         return image
-    resized = to_image(image).resize((size, size), Image.Resampling.LANCZOS)
+    resized = to_pil_image(image).resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
-class Pictures:
-    """Every picture by its id: `v12` is row 12 of the validation images, `u...` was dropped in."""
+class ImageStore:
+    """All images by id: `v12` is row 12 of the validation split, `u...` is an uploaded image."""
 
-    def __init__(self, gallery: Gallery | None, sizes: Sequence[int]) -> None:
-        self.gallery = gallery
+    def __init__(self, validation_images: ValidationImages | None, sizes: Sequence[int]) -> None:
+        self.validation_images = validation_images
         self.sizes = sizes
-        self.dropped: OrderedDict[str, Picture] = OrderedDict()
+        self.uploads: OrderedDict[str, StoredImage] = OrderedDict()
 
-    def find(self, name: str) -> Picture:
-        """GoneError when there is none of that id, or it has given way to newer ones."""
-        if name.startswith("v") and name[1:].isdecimal() and len(name) < 12 and self.gallery:
-            return self.gallery.read(int(name[1:]))
-        if name not in self.dropped:
-            raise GoneError("this picture is no longer kept; drop it in again")
-        return self.dropped[name]
+    def find_image(self, image_id: str) -> StoredImage:
+        """Return the image with an id.
 
-    def sample(self, count: int, seed: int = 0) -> list[Picture]:
-        """Validation images; none where the run's shards are gone."""
-        return self.gallery.sample(count, seed) if self.gallery else []
+        Raises ImageNotFoundError if there is none, or if it has been evicted.
+        """
+        if image_id.startswith("v") and image_id[1:].isdecimal() and len(image_id) < 12 and self.validation_images:
+            return self.validation_images.decode_cached(int(image_id[1:]))
+        if image_id not in self.uploads:
+            raise ImageNotFoundError("this image is no longer stored; upload it again")
+        return self.uploads[image_id]
 
-    def add(self, content: bytes, name: str) -> Picture:
-        """Decode and keep a picture that was dropped in; UserError when it is no JPEG or PNG, damaged or too large."""
-        shown = " ".join(name.split())[:MOST_NAME] or "your image"
-        picture = Picture(f"u{secrets.token_hex(8)}", shown, decode_upload(content, self.sizes))
-        while len(self.dropped) >= MOST_KEPT:
-            self.dropped.popitem(last=False)
-        self.dropped[picture.id] = picture
-        return picture
+    def sample(self, count: int, seed: int = 0) -> list[StoredImage]:
+        """Return up to `count` validation images; none if the shards are not available."""
+        return self.validation_images.sample(count, seed) if self.validation_images else []
+
+    def add_upload(self, content: bytes, name: str) -> StoredImage:
+        """Decode and store an uploaded image.
+
+        Raises UserError if the file is not a JPEG or PNG image, is corrupted or is too large.
+        """
+        display_name = " ".join(name.split())[:MAX_NAME_LENGTH] or "your image"
+        stored_image = StoredImage(f"u{secrets.token_hex(8)}", display_name, decode_upload(content, self.sizes))
+        while len(self.uploads) >= MAX_STORED_UPLOADS:
+            self.uploads.popitem(last=False)
+        self.uploads[stored_image.id] = stored_image
+        return stored_image
 
 
 def decode_upload(content: bytes, sizes: Sequence[int]) -> dict[int, Tensor]:
-    """Bytes of a JPEG or PNG => uint8 [3, S, S] for every S of `sizes`, upright, cropped to the central square."""
-    if len(content) > MOST_BYTES:
-        raise UserError(f"larger than {MOST_BYTES >> 20} MiB; drop in a smaller picture")
-    if not content.startswith(tuple(SIGNATURES.values())):
+    """Decode a JPEG or PNG file into uint8 [3, S, S] for every S of `sizes`, upright and cropped to the center square.
+
+    Raises UserError if the file is not a JPEG or PNG image, is corrupted or is too large.
+    """
+    if len(content) > MAX_UPLOAD_BYTES:
+        raise UserError(f"larger than {MAX_UPLOAD_BYTES >> 20} MiB; upload a smaller image")
+    if not content.startswith(tuple(FILE_SIGNATURES.values())):
         raise UserError("not a JPEG or PNG image")
     with tempfile.NamedTemporaryFile(prefix="featgan-") as file:
         file.write(content)
         file.flush()
         path = Path(file.name)
         try:
-            check_pixels(path)
+            check_pixel_count(path)
             return {size: read_image(path, size) for size in sizes}
         except UserError as error:
             raise UserError(str(error).removeprefix(f"{path}: ")) from None
         except (*DECODER_ERRORS, zlib.error, MemoryError):
-            raise UserError("not a readable image: it is damaged") from None
+            raise UserError("not a readable image: the file is corrupted") from None
 
 
-def check_pixels(path: Path) -> None:
-    """UserError for a picture that is too large to decode here; only its header is read."""
+def check_pixel_count(path: Path) -> None:
+    """Raise UserError if an image has too many pixels to decode; reads only the header."""
     try:
-        with Image.open(path, formats=tuple(SIGNATURES)) as image:
-            count = image.width * image.height
+        with Image.open(path, formats=tuple(FILE_SIGNATURES)) as image:
+            num_pixels = image.width * image.height
     except Image.DecompressionBombError:
-        count = MOST_PIXELS + 1
-    if count > MOST_PIXELS:
-        raise UserError(f"more than {MOST_PIXELS // 1_000_000} million pixels; drop in a smaller picture")
+        num_pixels = MAX_UPLOAD_PIXELS + 1
+    if num_pixels > MAX_UPLOAD_PIXELS:
+        raise UserError(f"more than {MAX_UPLOAD_PIXELS // 1_000_000} million pixels; upload a smaller image")

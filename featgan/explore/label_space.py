@@ -1,4 +1,4 @@
-"""What can be asked of a run on labels: classes, valence and arousal, attributes, for one data set or two."""
+"""The label space of a label-conditioned run: classes, valence and arousal, or attributes of each data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,51 +7,54 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featgan.config.loading import read_yaml, validate
+from featgan.config.loading import parse_config, read_yaml
 from featgan.data.conditions import ConditionLayout
 from featgan.errors import UserError
-from featgan.inference.model import Model
+from featgan.inference.model import EditingModel
 from featgan.inference.training_data import label_layout
 
-PLAIN = "neutral"
-"""The class that a picture of unknown expression starts from, where there is one of this name."""
+DEFAULT_EXPRESSION = "neutral"
+"""Default class of an image with an unknown expression, if the data set has a class with this name."""
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The labels of one data set, C of them."""
+    """The C labels of one data set."""
 
     kind: str
     names: tuple[str, ...]
     dataset: int
     layout: ConditionLayout
 
-    def plain(self) -> Tensor:
-        """Where a picture starts whose own labels are unknown [1, C]: neutral or the first class, else zeros."""
+    def default_values(self) -> Tensor:
+        """Return the labels [1, C] of an image with unknown labels: neutral or the first class, otherwise zeros."""
         values = torch.zeros(1, len(self.names))
         if self.kind == "expression":
-            values[0, self.names.index(PLAIN) if PLAIN in self.names else 0] = 1
+            values[0, self.names.index(DEFAULT_EXPRESSION) if DEFAULT_EXPRESSION in self.names else 0] = 1
         return values
 
-    def check(self, labels: Sequence[float]) -> Tensor:
-        """The labels as values [1, C]; UserError when they are not as many as the run has."""
+    def validate_labels(self, labels: Sequence[float]) -> Tensor:
+        """Return the labels as a tensor [1, C].
+
+        Raises UserError if their number differs from C.
+        """
         if len(labels) != len(self.names):
-            raise UserError(f"labels: {len(labels)} numbers where the run has {len(self.names)}")
+            raise UserError(f"labels: expected {len(self.names)} values, got {len(labels)}")
         return torch.tensor([list(labels)])
 
     def embed(self, values: Tensor) -> Tensor:
-        """[N, C] => what G takes."""
+        """Return the generator's condition input for labels [N, C]."""
         return self.layout.embed(values, self.dataset)
 
 
-def label_spaces(run: Path, model: Model) -> tuple[LabelSpace, ...]:
-    """The spaces of a run's data sets, the second one's kind as its configuration tells."""
+def load_label_spaces(run: Path, model: EditingModel) -> tuple[LabelSpace, ...]:
+    """Return the label space of each data set of a run; config.yaml names the kind of the second one."""
     layout = label_layout(model)
-    first = layout.dims[0]
-    spaces = [LabelSpace(model.condition_kind, model.card.names[:first], 0, layout)]
+    first_dim = layout.dims[0]
+    spaces = [LabelSpace(model.metadata.condition_kind, model.metadata.names[:first_dim], 0, layout)]
     if len(layout.dims) > 1:
-        path = run / "config.yaml"
-        second = validate(read_yaml(path), str(path)).second_dataset
-        if second is not None:
-            spaces.append(LabelSpace(second.condition.kind, model.card.names[first:], 1, layout))
+        config_path = run / "config.yaml"
+        second_dataset = parse_config(read_yaml(config_path), str(config_path)).second_dataset
+        if second_dataset is not None:
+            spaces.append(LabelSpace(second_dataset.condition.kind, model.metadata.names[first_dim:], 1, layout))
     return tuple(spaces)

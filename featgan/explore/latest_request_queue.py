@@ -1,4 +1,4 @@
-"""The desk where edits are carried out, one at a time: of each open page only its newest wish waits."""
+"""A queue that runs one request at a time and keeps only the newest pending request of each client."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,62 +6,69 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
-MOST_WAITING = 16
-"""Pages whose wish waits; the next one is told to come again."""
+MAX_PENDING_REQUESTS = 16
+"""Maximum number of clients with a pending request."""
 
 
 class SupersededError(Exception):
-    """A newer wish of the same page has come."""
+    """The same client has sent a newer request."""
 
 
-class BusyError(Exception):
-    """Too many pages wait already."""
+class QueueFullError(Exception):
+    """Too many clients have a pending request."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """Something to compute and where its outcome is awaited."""
+class PendingRequest:
+    """A function to call and the future that receives its result."""
 
     compute: Callable[[], Any]
-    outcome: "asyncio.Future[Any]"
+    future: "asyncio.Future[Any]"
 
 
-class Desk:
-    """Computes in a thread, so that the server goes on listening; a second thread would only slow the first down."""
+class LatestRequestQueue:
+    """Runs requests in one worker thread, so that the server stays responsive.
 
-    def __init__(self, most_waiting: int = MOST_WAITING) -> None:
-        self.most_waiting = most_waiting
-        self.waiting: dict[str, Wish] = {}
-        self.worker: asyncio.Task[None] | None = None
-        self.thread = ThreadPoolExecutor(1, "explore")
+    There is only one thread because torch already uses every core.
+    """
 
-    async def ask(self, session: str, compute: Callable[[], Outcome]) -> Outcome:
-        """The outcome of `compute`; SupersededError once the same session asks anew, BusyError when too many wait."""
-        older = self.waiting.pop(session, None)
-        if older is None and len(self.waiting) >= self.most_waiting:
-            raise BusyError
-        if older is not None and not older.outcome.done():
-            older.outcome.set_exception(SupersededError())
-        wish = Wish(compute, asyncio.get_running_loop().create_future())
-        self.waiting[session] = wish
-        if self.worker is None or self.worker.done():
-            self.worker = asyncio.create_task(self.work())
-        result: Outcome = await wish.outcome
+    def __init__(self, max_pending: int = MAX_PENDING_REQUESTS) -> None:
+        self.max_pending = max_pending
+        self.pending: dict[str, PendingRequest] = {}
+        self.worker_task: asyncio.Task[None] | None = None
+        self.executor = ThreadPoolExecutor(1, "explore")
+
+    async def submit(self, client_id: str, compute: Callable[[], Result]) -> Result:
+        """Return the result of `compute`.
+
+        Raises SupersededError if the same client submits a newer request first, and QueueFullError if `max_pending`
+        other clients are waiting.
+        """
+        previous_request = self.pending.pop(client_id, None)
+        if previous_request is None and len(self.pending) >= self.max_pending:
+            raise QueueFullError
+        if previous_request is not None and not previous_request.future.done():
+            previous_request.future.set_exception(SupersededError())
+        pending_request = PendingRequest(compute, asyncio.get_running_loop().create_future())
+        self.pending[client_id] = pending_request
+        if self.worker_task is None or self.worker_task.done():
+            self.worker_task = asyncio.create_task(self.run_pending())
+        result: Result = await pending_request.future
         return result
 
-    async def work(self) -> None:
-        """Carry out what waits, the longest-waiting page first, until nothing does."""
-        while self.waiting:
-            wish = self.waiting.pop(next(iter(self.waiting)))
-            if wish.outcome.done():  # whoever asked has left
+    async def run_pending(self) -> None:
+        """Run the pending requests, the oldest first, until none is left."""
+        while self.pending:
+            pending_request = self.pending.pop(next(iter(self.pending)))
+            if pending_request.future.done():  # the client has disconnected
                 continue
             try:
-                result = await asyncio.get_running_loop().run_in_executor(self.thread, wish.compute)
+                result = await asyncio.get_running_loop().run_in_executor(self.executor, pending_request.compute)
             except Exception as error:
-                if not wish.outcome.done():
-                    wish.outcome.set_exception(error)
+                if not pending_request.future.done():
+                    pending_request.future.set_exception(error)
             else:
-                if not wish.outcome.done():
-                    wish.outcome.set_result(result)
+                if not pending_request.future.done():
+                    pending_request.future.set_result(result)

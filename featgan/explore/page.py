@@ -1,4 +1,4 @@
-"""The page itself, filled from its template: a control for everything that can be asked of the run."""
+"""The HTML page, rendered from its template: a control for every part of an edit request."""
 
 import math
 from collections.abc import Sequence
@@ -8,136 +8,145 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from featgan.explore.image_store import Picture
+from featgan.evaluation.document import best_evaluation
+from featgan.explore.image_store import StoredImage
 from featgan.explore.label_space import LabelSpace
-from featgan.explore.loaded_run import LiveRun
-from featgan.explore.session import MOST_SLIDERS, Session
-from featgan.features.directions import is_hair_colour
+from featgan.explore.loaded_run import LoadedRun
+from featgan.explore.session import MAX_SLIDERS, ExploreSession
+from featgan.features.directions import is_hair_color
 from featgan.metrics.bootstrap import Floats
-from featgan.report.analysis.predictions import most_pushed
+from featgan.report.analysis.component_facts import ComponentFacts
+from featgan.report.analysis.predictions import most_affected_outputs
 from featgan.report.html import page as report_page
-from featgan.report.html.cards import ComponentFacts
-from featgan.report.run_files import best_evaluation
 
-MARKED = (0.01, 0.1, 0.5, 0.9, 0.99)
+MARKED_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Training quantiles marked on a slider."""
-NUM_PICTURES = 12
-OPEN_SLIDERS = 8
-"""Sliders shown at once; the others fold away."""
-MOST_CLASSES = 24
-LEAST_REACH = 3.0
+NUM_IMAGES = 12
+"""Number of validation images to choose from."""
+NUM_OPEN_SLIDERS = 8
+"""Number of sliders shown at first; the others are folded away."""
+MAX_CLASSES = 24
+"""Maximum number of class directions of each kind."""
+MIN_SLIDER_LIMIT = 3.0
+"""Minimum range of a slider, in standard deviations on each side of 0."""
 
 STATIC = Path(__file__).parent / "static"
 
-FILES = {
+STATIC_FILES = {
     "report.css": (Path(report_page.__file__).parent / "static", "text/css"),
     "explore.css": (STATIC, "text/css"),
     "explore.js": (STATIC, "text/javascript"),
-    "latest.js": (STATIC, "text/javascript"),
-    "show.js": (STATIC, "text/javascript"),
+    "latest_request.js": (STATIC, "text/javascript"),
+    "render_result.js": (STATIC, "text/javascript"),
 }
-"""What the page loads, all of it from here."""
+"""Folder and media type of every file that the page loads."""
 
 
 @dataclass(frozen=True)
-class Slider:
-    """One component: how far it goes, in deviations, and the training quantiles on the way."""
+class ComponentSlider:
+    """The slider of one component, in standard deviations of the training images."""
 
     index: int
     title: str
-    reach: float
-    marks: tuple[tuple[str, float], ...]
-    remark: str
-    slope: float | None
+    limit: float  # the slider ranges from -limit to limit
+    marks: tuple[tuple[str, float], ...]  # training quantiles
+    note: str
+    slope: float | None  # from the evaluation
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Directions of the classes that a picture can be pushed along."""
+class ClassDirections:
+    """Directions of the classes or outputs along which features can be shifted."""
 
     kind: str
     title: str
     note: str
     names: tuple[str, ...]
-    most: float
-    start: float
+    max_amount: float
+    initial_amount: float
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelControls:
     """Controls for the labels of one data set."""
 
-    space: LabelSpace
-    exclusive: tuple[bool, ...]  # of the hair colours one at a time is set
+    label_space: LabelSpace
+    exclusive: tuple[bool, ...]  # whether each label is a hair color, of which only one can be set
 
 
-def build_sliders(run: LiveRun) -> list[Slider]:
-    """A slider for each of the first components."""
+def build_component_sliders(run: LoadedRun) -> list[ComponentSlider]:
+    """Return a slider for each of the first MAX_SLIDERS components; none for a label-conditioned run."""
     space = run.model.space
-    if space is None or not run.on_features:
+    if space is None or not run.is_feature_conditioned:
         return []
-    evaluation = best_evaluation(run.path, run.model.step)
-    measured = evaluation.components if evaluation and evaluation.step == run.model.step else {}
-    facts = ComponentFacts(space, run.head_weight, run.answer.names, measured)
-    pushes = facts.pushes() if run.head_weight is not None else None
+    step = run.model.metadata.step
+    evaluation = best_evaluation(run.path, step)
+    measured_components = evaluation.components_by_index if evaluation and evaluation.step == step else {}
+    facts = ComponentFacts(space, run.head_weight, run.output_spec.names, measured_components)
+    output_effects = facts.output_effects() if run.head_weight is not None else None
     sliders = []
-    for index in range(min(space.num_components, MOST_SLIDERS)):
-        marks = tuple((f"{100 * level:.0f} %", round(float(space.quantile(level)[index]), 3)) for level in MARKED)
-        reach = math.ceil(2 * max(LEAST_REACH, 1.1 * max(abs(at) for _, at in marks))) / 2
-        title = run.names.get(index) or f"Component {index + 1}"
-        remark = "" if pushes is None else describe_push(pushes[index], run.answer.names)
-        sliders.append(Slider(index, title, reach, marks, remark, facts.evaluated(index).get("slope")))
+    for index in range(min(space.num_components, MAX_SLIDERS)):
+        marks = tuple(
+            (f"{100 * level:.0f} %", round(float(space.quantile(level)[index]), 3)) for level in MARKED_QUANTILES
+        )
+        limit = math.ceil(2 * max(MIN_SLIDER_LIMIT, 1.1 * max(abs(position) for _, position in marks))) / 2
+        title = run.component_names.get(index) or f"Component {index + 1}"
+        note = "" if output_effects is None else describe_output_effects(output_effects[index], run.output_spec.names)
+        sliders.append(ComponentSlider(index, title, limit, marks, note, facts.component_metrics(index).get("slope")))
     return sliders
 
 
-def describe_push(pushes: Floats, names: Sequence[str]) -> str:
-    """The outputs that the box's last layer raises and lowers most as a component rises [O]."""
-    up, down = most_pushed(pushes[: len(names)], names, 1)
-    parts = [f"towards {name}" for name in up] + [f"away from {name}" for name in down]
-    return f"Upwards: {', '.join(parts)}." if parts else ""
+def describe_output_effects(output_effects: Floats, names: Sequence[str]) -> str:
+    """Describe the outputs [O] that increase and decrease most, through the last layer, as a component increases."""
+    raised, lowered = most_affected_outputs(output_effects[: len(names)], names, 1)
+    phrases = [f"raise {name}" for name in raised] + [f"lower {name}" for name in lowered]
+    return f"Higher values {' and '.join(phrases)}." if phrases else ""
 
 
-def build_choices(run: LiveRun) -> list[Choice]:
-    """The class directions that the run has."""
-    found = []
+def build_class_directions(run: LoadedRun) -> list[ClassDirections]:
+    """Return the class directions that the run has."""
+    class_directions = []
     if run.class_means is not None:
-        note = "The picture's features are moved by the class's mean, less the mean over classes, so many times."
-        found.append(Choice("class", "Towards a class", note, run.model.class_names[:MOST_CLASSES], 3, 1))
+        note = "Adds a multiple of the difference between the class's mean features and the mean over all classes."
+        class_names = run.model.metadata.class_names[:MAX_CLASSES]
+        class_directions.append(ClassDirections("class", "Toward the mean of a class", note, class_names, 3, 1))
     if run.head_weight is not None:
-        note = "So many deviations along the weights of the box's own last layer."
-        names = run.answer.names[: min(MOST_CLASSES, len(run.head_weight))]
-        found.append(Choice("head", "Along the box's own weights", note, names, 5, 2))
-    return found
+        note = "Moves the features along the weights of the classifier's last layer, in standard deviations."
+        names = run.output_spec.names[: min(MAX_CLASSES, len(run.head_weight))]
+        class_directions.append(ClassDirections("head", "Along the weights of an output", note, names, 5, 2))
+    return class_directions
 
 
-def build_labels(run: LiveRun) -> list[Labels]:
-    return [Labels(space, tuple(map(is_hair_colour, space.names))) for space in run.labels]
+def build_label_controls(run: LoadedRun) -> list[LabelControls]:
+    """Return the label controls of each data set; none for a feature-conditioned run."""
+    return [LabelControls(space, tuple(map(is_hair_color, space.names))) for space in run.label_spaces]
 
 
-def environment() -> Environment:
-    """The report's, with the template of this folder: everything is escaped, a missing name is an error."""
-    return report_page.environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
+def create_environment() -> Environment:
+    """Return the report's Jinja environment (autoescaping, strict undefined names) with the templates of this page."""
+    return report_page.build_environment().overlay(loader=FileSystemLoader(Path(__file__).parent / "templates"))
 
 
-def list_pictures(pictures: Sequence[Picture]) -> list[dict[str, str]]:
-    return [{"id": picture.id, "name": picture.name} for picture in pictures]
+def images_to_json(images: Sequence[StoredImage]) -> list[dict[str, str]]:
+    """Return the id and the name of each image."""
+    return [{"id": image.id, "name": image.name} for image in images]
 
 
-def build_page(session: Session) -> str:
-    """The page as HTML."""
-    run = session.first
+def build_page(session: ExploreSession) -> str:
+    """Return the page as HTML."""
+    run = session.first_run
     context: dict[str, Any] = {
         "session": session,
         "run": run,
-        "sliders": build_sliders(run),
-        "open_sliders": OPEN_SLIDERS,
-        "choices": build_choices(run),
-        "labels": build_labels(run),
-        "pictures": list_pictures(session.pictures.sample(NUM_PICTURES)),
+        "sliders": build_component_sliders(run),
+        "open_sliders": NUM_OPEN_SLIDERS,
+        "class_directions": build_class_directions(run),
+        "label_controls": build_label_controls(run),
+        "images": images_to_json(session.image_store.sample(NUM_IMAGES)),
     }
-    return environment().get_template("explore.html.j2").render(context)
+    return create_environment().get_template("explore.html.j2").render(context)
 
 
-def load_files() -> dict[str, tuple[bytes, str]]:
-    """Style and scripts by name, with their media types."""
-    return {name: (folder.joinpath(name).read_bytes(), kind) for name, (folder, kind) in FILES.items()}
+def load_static_files() -> dict[str, tuple[bytes, str]]:
+    """Return the content and the media type of each static file by name."""
+    return {name: (folder.joinpath(name).read_bytes(), kind) for name, (folder, kind) in STATIC_FILES.items()}

@@ -1,23 +1,23 @@
-"""The black box's answer as a person reads it: a bar for each output, and its decision in a few words."""
+"""The classifier's prediction for display: a bar for each output, and a short text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from featgan.metrics.bootstrap import as_floats
-from featgan.report.analysis.predictions import Answer
-from featgan.report.edits.sweeps import signed
+from featgan.metrics.bootstrap import to_float64
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.edits.sweeps import format_signed
 
-MOST_BARS = 12
-"""A box with more outputs shows those that are largest, before or after the edit."""
-MOST_ATTRIBUTES = 3
-"""Named in the headline."""
+MAX_BARS = 12
+"""Maximum number of bars; a classifier with more outputs shows the largest, before or after the edit."""
+MAX_ATTRIBUTES = 3
+"""Maximum number of attributes in the text."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One output of the box: of the edited picture, and of the source."""
+class OutputBar:
+    """One output of the classifier: its value for the edited image (`value`) and for the source (`source`)."""
 
     name: str
     value: float
@@ -25,30 +25,40 @@ class Bar:
     text: str
 
 
-def read_outputs(answer: Answer, outputs: Tensor) -> list[float]:
-    """Outputs [O] => what is shown of them, probabilities where they are of classes or attributes."""
-    return [round(float(value), 4) for value in answer.shown(as_floats(outputs))]
+def to_display_values(output_spec: OutputSpec, outputs: Tensor) -> list[float]:
+    """Convert outputs [O] to the values on display: probabilities for classes and attributes."""
+    return [round(float(value), 4) for value in output_spec.display_values(to_float64(outputs))]
 
 
-def show_value(answer: Answer, value: float) -> str:
-    return f"{100 * value:.0f} %" if answer.is_share else signed(value)
+def format_output_value(output_spec: OutputSpec, value: float) -> str:
+    """Format one value on display as a percentage or a signed number."""
+    return f"{100 * value:.0f} %" if output_spec.is_probability else format_signed(value)
 
 
-def headline(answer: Answer, values: Sequence[float]) -> str:
-    """The box's decision: the likeliest class, the attributes that it sees, both of valence and arousal."""
+def format_prediction(output_spec: OutputSpec, values: Sequence[float]) -> str:
+    """Format the prediction: the most likely class, the attributes at 50 % or more, or valence and arousal."""
     order = sorted(range(len(values)), key=lambda index: -values[index])
-    chosen = order[:1]
-    if answer.kind == "valence_arousal":
-        chosen = list(range(len(values)))
-    elif answer.kind == "attributes":
-        chosen = [index for index in order if values[index] >= 0.5][:MOST_ATTRIBUTES] or chosen
-    return ", ".join(f"{answer.names[index]} {show_value(answer, values[index])}" for index in chosen)
+    shown_indices = order[:1]
+    if output_spec.kind == "valence_arousal":
+        shown_indices = list(range(len(values)))
+    elif output_spec.kind == "attributes":
+        shown_indices = [index for index in order if values[index] >= 0.5][:MAX_ATTRIBUTES] or shown_indices
+    return ", ".join(
+        f"{output_spec.names[index]} {format_output_value(output_spec, values[index])}" for index in shown_indices
+    )
 
 
-def build_bars(answer: Answer, values: Sequence[float], sources: Sequence[float]) -> list[Bar]:
-    """A bar for each output in the box's order; of many outputs the largest."""
-    largest = sorted(range(len(values)), key=lambda index: -max(values[index], sources[index]))[:MOST_BARS]
+def build_output_bars(
+    output_spec: OutputSpec, values: Sequence[float], source_values: Sequence[float]
+) -> list[OutputBar]:
+    """Return a bar for each output in the classifier's order; at most MAX_BARS, the largest."""
+    largest_indices = sorted(range(len(values)), key=lambda index: -max(values[index], source_values[index]))[:MAX_BARS]
     return [
-        Bar(answer.names[index], values[index], sources[index], show_value(answer, values[index]))
-        for index in sorted(largest)
+        OutputBar(
+            output_spec.names[index],
+            values[index],
+            source_values[index],
+            format_output_value(output_spec, values[index]),
+        )
+        for index in sorted(largest_indices)
     ]

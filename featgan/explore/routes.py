@@ -1,4 +1,4 @@
-"""The routes of the page: what is asked over HTTP, bounded, and handed to the session."""
+"""The HTTP routes of the page: check the size and form of every request and pass it to the session."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,139 +12,156 @@ from starlette.types import ASGIApp
 
 from featgan.errors import UserError
 from featgan.explore import edit_request, image_store
-from featgan.explore.access_control import Access, Guard
-from featgan.explore.edit_request import Ask, parse_ask
-from featgan.explore.export import save_gif, save_png
-from featgan.explore.image_store import GoneError
-from featgan.explore.latest_request_queue import BusyError, Desk, SupersededError
-from featgan.explore.page import NUM_PICTURES, build_page, list_pictures, load_files
-from featgan.explore.session import Session, encode_png
+from featgan.explore.access_control import AccessMiddleware, AccessPolicy
+from featgan.explore.edit_request import EditRequest, parse_edit_request
+from featgan.explore.export import export_gif, export_png
+from featgan.explore.image_store import ImageNotFoundError
+from featgan.explore.latest_request_queue import LatestRequestQueue, QueueFullError, SupersededError
+from featgan.explore.page import NUM_IMAGES, build_page, images_to_json, load_static_files
+from featgan.explore.session import ExploreSession, encode_png
 
-SECONDS_TO_SEND = 30
-"""A request's body must have arrived by then."""
-MOST_UPLOADS = 2
-"""Pictures on their way in at once."""
-MOST_SEED = 1 << 31
+BODY_TIMEOUT_SECONDS = 30
+"""Time limit for receiving the body of a request."""
+MAX_CONCURRENT_UPLOADS = 2
+"""Maximum number of uploads in progress."""
+MAX_SEED = (1 << 31) - 1
 
 
-class BoundError(Exception):
-    """A request that breaks a bound: the status and one line."""
+class HttpError(Exception):
+    """A rejected request: the status and a one-line message."""
 
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body, read only as far as it is allowed to go."""
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > most_bytes:
-        raise BoundError(413, f"larger than {most_bytes >> 10} KiB")
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read the body of a request, at most `max_bytes`.
+
+    Raises HttpError if it is larger or takes longer than BODY_TIMEOUT_SECONDS.
+    """
+    content_length = request.headers.get("content-length", "0")
+    if not content_length.isdecimal() or int(content_length) > max_bytes:
+        raise HttpError(413, f"request body: larger than {max_bytes >> 10} KiB")
     body = bytearray()
     try:
-        async with asyncio.timeout(SECONDS_TO_SEND):
-            async for part in request.stream():
-                body += part
-                if len(body) > most_bytes:
-                    raise BoundError(413, f"larger than {most_bytes >> 10} KiB")
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise HttpError(413, f"request body: larger than {max_bytes >> 10} KiB")
     except TimeoutError:
-        raise BoundError(408, f"not sent within {SECONDS_TO_SEND} seconds") from None
+        raise HttpError(408, f"request body: not received within {BODY_TIMEOUT_SECONDS} seconds") from None
     return bytes(body)
 
 
-class Server:
-    """A session behind routes; every refusal is one line of plain text."""
+class ExploreServer:
+    """The request handlers of a session; every error response is one line of plain text."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ExploreSession) -> None:
         self.session = session
-        self.desk = Desk()
-        self.uploading = 0
-        self.files = load_files()
-        self.page = build_page(session)
+        self.request_queue = LatestRequestQueue()
+        self.num_uploads = 0
+        self.static_files = load_static_files()
+        self.page_html = build_page(session)
 
-    async def show_page(self, request: Request) -> Response:
-        return HTMLResponse(self.page)
+    async def get_page(self, request: Request) -> Response:
+        """Return the page."""
+        return HTMLResponse(self.page_html)
 
-    async def show_file(self, request: Request) -> Response:
-        content, kind = self.files[request.url.path.removeprefix("/")]
+    async def get_static_file(self, request: Request) -> Response:
+        """Return a style sheet or script."""
+        content, kind = self.static_files[request.url.path.removeprefix("/")]
         return Response(content, media_type=kind)
 
-    async def list_pictures(self, request: Request) -> Response:
-        """Another sample of the validation images: ?seed=3."""
+    async def list_images(self, request: Request) -> Response:
+        """Return a sample of the validation images, chosen by `?seed=N`."""
         seed = request.query_params.get("seed", "0")
-        if not seed.isdecimal() or len(seed) > 10 or int(seed) >= MOST_SEED:
-            raise BoundError(400, "seed: a whole number from 0")
-        found = await asyncio.to_thread(self.session.pictures.sample, NUM_PICTURES, int(seed))
-        return JSONResponse(list_pictures(found))
+        if not seed.isdecimal() or len(seed) > 10 or int(seed) > MAX_SEED:
+            raise HttpError(400, f"seed: must be an integer from 0 to {MAX_SEED}")
+        stored_images = await asyncio.to_thread(self.session.image_store.sample, NUM_IMAGES, int(seed))
+        return JSONResponse(images_to_json(stored_images))
 
-    async def show_picture(self, request: Request) -> Response:
-        """A source as PNG, in the size of the first run."""
-        picture = self.session.pictures.find(request.path_params["id"])
-        return Response(encode_png(picture.images[self.session.first.model.image_size]), media_type="image/png")
+    async def get_image(self, request: Request) -> Response:
+        """Return an image as PNG, at the image size of the first run."""
+        stored_image = self.session.image_store.find_image(request.path_params["id"])
+        image_size = self.session.first_run.model.metadata.image_size
+        return Response(encode_png(stored_image.images_by_size[image_size]), media_type="image/png")
 
-    async def add_picture(self, request: Request) -> Response:
-        """Take in a picture: the file is the body, its name comes as ?name=."""
-        if not self.session.takes_uploads:
-            raise BoundError(403, "without its black box the run edits validation images only")
-        if self.uploading >= MOST_UPLOADS:
-            raise BoundError(429, f"{MOST_UPLOADS} pictures are on their way already; try again")
-        self.uploading += 1
+    async def upload_image(self, request: Request) -> Response:
+        """Store an uploaded image: the body is the file, `?name=` its name."""
+        if not self.session.accepts_uploads:
+            raise HttpError(403, "the classifier is not available, so only validation images can be edited")
+        if self.num_uploads >= MAX_CONCURRENT_UPLOADS:
+            raise HttpError(429, f"{MAX_CONCURRENT_UPLOADS} uploads are in progress; try again")
+        self.num_uploads += 1
         try:
-            content = await read_body(request, image_store.MOST_BYTES)
+            content = await read_body(request, image_store.MAX_UPLOAD_BYTES)
             name = request.query_params.get("name", "")
-            picture = await asyncio.to_thread(self.session.pictures.add, content, name)
+            stored_image = await asyncio.to_thread(self.session.image_store.add_upload, content, name)
         finally:
-            self.uploading -= 1
-        return JSONResponse(list_pictures([picture])[0])
+            self.num_uploads -= 1
+        return JSONResponse(images_to_json([stored_image])[0])
 
-    async def edit(self, request: Request) -> Response:
-        ask = await self.read_ask(request)
-        return JSONResponse(await self.desk.ask(ask.session, lambda: self.session.edit(ask)))
+    async def post_edit(self, request: Request) -> Response:
+        """Apply an edit with every run and return the results as JSON."""
+        edit_request = await self.read_edit_request(request)
+        return JSONResponse(
+            await self.request_queue.submit(
+                edit_request.client_id, lambda: self.session.edit_with_all_runs(edit_request)
+            )
+        )
 
     async def save_png(self, request: Request) -> Response:
-        return Response(await self.save(request, save_png), media_type="image/png")
+        """Return an edit as PNG image."""
+        return Response(await self.export_edit(request, export_png), media_type="image/png")
 
     async def save_gif(self, request: Request) -> Response:
-        return Response(await self.save(request, save_gif), media_type="image/gif")
+        """Return an edit as GIF animation."""
+        return Response(await self.export_edit(request, export_gif), media_type="image/gif")
 
-    async def save(self, request: Request, draw: Callable[[Session, Ask], bytes]) -> bytes:
-        ask = await self.read_ask(request)
-        return await self.desk.ask(f"{ask.session} saves", lambda: draw(self.session, ask))
+    async def export_edit(self, request: Request, export: Callable[[ExploreSession, EditRequest], bytes]) -> bytes:
+        """Export the requested edit in the worker thread; an export does not supersede the client's pending edit."""
+        edit_request = await self.read_edit_request(request)
+        return await self.request_queue.submit(
+            f"{edit_request.client_id} export", lambda: export(self.session, edit_request)
+        )
 
-    async def read_ask(self, request: Request) -> Ask:
-        """The edit that is asked for; only JSON is, which no form of another site can send."""
+    async def read_edit_request(self, request: Request) -> EditRequest:
+        """Parse the edit request in the body; it must be JSON, which an HTML form of another site cannot send."""
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            raise BoundError(415, "an edit is asked for as application/json")
-        return parse_ask(await read_body(request, edit_request.MOST_BYTES))
+            raise HttpError(415, "Content-Type: an edit request must be application/json")
+        return parse_edit_request(await read_body(request, edit_request.MAX_REQUEST_BYTES))
 
 
-def say(status: int, line: str) -> Response:
-    return PlainTextResponse(" ".join(line.split()) + "\n", status)
+def text_response(status: int, message: str) -> Response:
+    """Return a response with a message on one line."""
+    return PlainTextResponse(" ".join(message.split()) + "\n", status)
 
 
-async def explain(request: Request, error: Exception) -> Response:
-    """One line for what the page, or who else asks, has done wrong."""
-    if isinstance(error, BoundError):
-        return say(error.status, str(error))
+async def error_response(request: Request, error: Exception) -> Response:
+    """Return the response for a rejected or failed request."""
+    if isinstance(error, HttpError):
+        return text_response(error.status, str(error))
     if isinstance(error, SupersededError):
-        return say(409, "superseded by a newer request")
-    if isinstance(error, BusyError):
-        return say(503, "too many pages ask at once; try again")
-    return say(404 if isinstance(error, GoneError) else 400, str(error))
+        return text_response(409, "superseded by a newer request")
+    if isinstance(error, QueueFullError):
+        return text_response(503, "too many requests are pending; try again")
+    return text_response(404 if isinstance(error, ImageNotFoundError) else 400, str(error))
 
 
-def build_app(session: Session, access: Access) -> ASGIApp:
-    """The page of a session as an ASGI application."""
-    server = Server(session)
+def build_app(session: ExploreSession, policy: AccessPolicy) -> ASGIApp:
+    """Return the ASGI application that serves the page of a session."""
+    server = ExploreServer(session)
     routes = [
-        Route("/", server.show_page),
-        *(Route(f"/{name}", server.show_file) for name in server.files),
-        Route("/pictures", server.list_pictures),
-        Route("/pictures", server.add_picture, methods=["POST"]),
-        Route("/pictures/{id:str}", server.show_picture),
-        Route("/edit", server.edit, methods=["POST"]),
+        Route("/", server.get_page),
+        *(Route(f"/{name}", server.get_static_file) for name in server.static_files),
+        Route("/images", server.list_images),
+        Route("/images", server.upload_image, methods=["POST"]),
+        Route("/images/{id:str}", server.get_image),
+        Route("/edit", server.post_edit, methods=["POST"]),
         Route("/save.png", server.save_png, methods=["POST"]),
         Route("/save.gif", server.save_gif, methods=["POST"]),
     ]
-    errors = {kind: explain for kind in (UserError, BoundError, SupersededError, BusyError)}
-    return Starlette(routes=routes, exception_handlers=errors, middleware=[Middleware(Guard, access=access)])
+    errors = dict.fromkeys((UserError, HttpError, SupersededError, QueueFullError), error_response)
+    return Starlette(routes=routes, exception_handlers=errors, middleware=[Middleware(AccessMiddleware, policy=policy)])

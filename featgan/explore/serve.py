@@ -1,7 +1,8 @@
-"""`featgan explore`: load the runs, listen on the loopback, print the address, serve until stopped."""
+"""`featgan explore`: load the runs, print the address of the page, and serve it until interrupted."""
 
 import errno
 import ipaddress
+import logging
 import secrets
 import socket
 from collections.abc import Sequence
@@ -10,72 +11,82 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.system.progress import console
 
-MOST_CONNECTIONS = 64
-SECONDS_TO_CLOSE = 2
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+SHUTDOWN_TIMEOUT_SECONDS = 2
 
 
-def explore(
+def explore_runs(
     runs: Sequence[Path],
     steps: Sequence[int | None] = (),
-    blackboxes: Sequence[str] = (),
+    classifiers: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8765,
-    ask_token: bool = False,
+    require_token: bool = False,
 ) -> None:
-    """Serve the page of one run, or of two side by side, until it is stopped.
+    """Serve the page of one run, or of two runs side by side, until interrupted.
 
-    Anywhere but on the loopback a token is asked for, and there with `ask_token`. UserError, before anything is
-    loaded, for an address that cannot be listened on, and for a run that cannot be explored.
+    `steps` and `classifiers` contain one value for each run, in order; missing ones have defaults. An access token is
+    required unless the address is a loopback address; `require_token` requires it there as well.
+
+    Raises UserError if the address is not available, before anything is loaded, or if a run cannot be loaded.
     """
     uvicorn = import_uvicorn()
-    listener = listen(host, port)
+    listener = open_listener(host, port)
     try:
-        from featgan.explore.access_control import access_for
+        from featgan.explore.access_control import build_access_policy
         from featgan.explore.routes import build_app
-        from featgan.explore.session import open_session
+        from featgan.explore.session import load_session
 
         address, port = listener.getsockname()[:2]
-        token = make_token(address, ask_token)
-        session = open_session(runs, steps, blackboxes)
-        for remark in (remark for run in session.runs for remark in run.remarks):
-            console.print(remark, markup=False)
-        app = build_app(session, access_for(host, address, port, token))
+        token = make_token(address, require_token)
+        session = load_session(runs, steps, classifiers)
+        for run in session.runs:
+            for notice in run.notices:
+                logger.warning(f"{run.name}: {notice}" if len(session.runs) > 1 else notice)
+        app = build_app(session, build_access_policy(host, address, port, token))
         config = uvicorn.Config(
             app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=SECONDS_TO_CLOSE,
+            server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_SECONDS,
         )  # fmt: skip
-        print(page_address(address, port, token), flush=True)
-        console.print("Ctrl-C ends it.", markup=False)
+        print(page_url(address, port, token), flush=True)
+        logger.info("Press Ctrl-C to stop.")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
 
 
-def make_token(address: str, ask_token: bool) -> str | None:
-    """What a page must be opened with; none on the loopback, unless it is wished for there too."""
-    return secrets.token_urlsafe(24) if ask_token or not ipaddress.ip_address(address).is_loopback else None
+def make_token(address: str, require_token: bool) -> str | None:
+    """Return a random access token, or None if the address is a loopback address and `require_token` is false."""
+    return secrets.token_urlsafe(24) if require_token or not ipaddress.ip_address(address).is_loopback else None
 
 
 def import_uvicorn() -> Any:
-    """The server; UserError where what the page needs is not installed."""
+    """Import uvicorn.
+
+    Raises UserError if the `explore` extra is not installed.
+    """
     try:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise UserError(f"explore: {error.name} is not installed; pip install 'featgan[explore]'") from None
+        raise UserError(f"explore: {error.name} is not installed; run `pip install 'featgan[explore]'`") from None
     return uvicorn
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address; UserError when it cannot be."""
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address.
+
+    Raises UserError if the address does not exist or is not available.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError):
-        raise UserError(f"--host {host}: no such address; 127.0.0.1 is this machine alone") from None
+        raise UserError(f"--host {host}: no such address; use 127.0.0.1 to listen on this machine only") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -83,15 +94,17 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port {port}: taken by another program; choose another, or 0 for any free one") from None
+            raise UserError(
+                f"--port {port}: in use by another program; choose another port, or 0 for any free port"
+            ) from None
         if error.errno == errno.EACCES:
-            raise UserError(f"--port {port}: not allowed to this user; choose one above 1023") from None
-        raise UserError(f"--host {host}: cannot be listened on: {(error.strerror or str(error)).lower()}") from None
+            raise UserError(f"--port {port}: permission denied; choose a port above 1023") from None
+        raise UserError(f"--host {host}: cannot listen on it: {(error.strerror or str(error)).lower()}") from None
     return listener
 
 
-def page_address(address: str, port: int, token: str | None) -> str:
-    """What to open in a browser."""
+def page_url(address: str, port: int, token: str | None) -> str:
+    """Return the address to open in a browser."""
     ip = ipaddress.ip_address(address)
     name = socket.gethostname() if ip.is_unspecified else f"[{address}]" if ip.version == 6 else address
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")

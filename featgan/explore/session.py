@@ -1,4 +1,4 @@
-"""All that the page works with: one run or two to compare, their pictures, and what an edit shows of each."""
+"""The state of the page: one run, or two runs to compare, their images, and the result of an edit as JSON."""
 
 import base64
 import io
@@ -11,146 +11,191 @@ import torch
 from torch import Tensor
 
 from featgan.errors import UserError
-from featgan.explore.edit_request import Ask, Words, describe
-from featgan.explore.image_store import Gallery, Picture, Pictures
-from featgan.explore.loaded_run import Edited, LiveRun, open_run
-from featgan.explore.prediction_bars import build_bars, headline, read_outputs
+from featgan.explore.edit_request import DisplayNames, EditRequest, describe_edit
+from featgan.explore.image_store import ImageStore, StoredImage, ValidationImages
+from featgan.explore.loaded_run import EditResult, LoadedRun, load_run
+from featgan.explore.prediction_bars import build_output_bars, format_prediction, to_display_values
 from featgan.report.edits.rendering import difference_images
-from featgan.report.figures.grids import to_image
+from featgan.report.figures.grids import to_pil_image
 
-SCALES = (0.05, 0.1, 0.2, 0.4, 1.0)
-"""Shares of the range that the brightest point of a difference map can stand for."""
-MOST_SLIDERS = 128
-"""Components that the page has sliders for."""
+DIFFERENCE_SCALES = (0.05, 0.1, 0.2, 0.4, 1.0)
+"""Differences, as fractions of the value range, that the brightest pixel of a difference map can represent."""
+MAX_SLIDERS = 128
+"""Maximum number of component sliders on the page."""
 
-Shown = dict[str, Any]
-"""What is sent to the page, ready for JSON."""
+JsonObject = dict[str, Any]
+"""Part of a response to the page."""
 
 
 @dataclass(frozen=True)
-class Session:
-    """One run, or two of the same kind of condition."""
+class ExploreSession:
+    """One run, or two runs with the same kind of condition, and the images that can be edited."""
 
-    runs: tuple[LiveRun, ...]
-    pictures: Pictures
+    runs: tuple[LoadedRun, ...]
+    image_store: ImageStore
 
     @property
-    def first(self) -> LiveRun:
+    def first_run(self) -> LoadedRun:
         return self.runs[0]
 
     @property
-    def takes_uploads(self) -> bool:
-        return any(run.takes_uploads for run in self.runs)
+    def accepts_uploads(self) -> bool:
+        """Whether at least one run can edit uploaded images."""
+        return any(run.accepts_uploads for run in self.runs)
 
     @property
-    def shares_space(self) -> bool:
-        """Whether component k means the same in all runs that have it."""
+    def shares_feature_space(self) -> bool:
+        """Whether component k is the same direction in all runs that have it."""
         spaces = [run.model.space for run in self.runs]
-        known = [space for space in spaces if space is not None]
-        if len(known) < len(spaces):
-            return not known
-        both = min(space.num_components for space in known)
-        first = known[0]
+        known_spaces = [space for space in spaces if space is not None]
+        if len(known_spaces) < len(spaces):
+            return not known_spaces
+        num_shared = min(space.num_components for space in known_spaces)
+        first_space = known_spaces[0]
         return all(
-            first.feature_dim == space.feature_dim
-            and torch.allclose(first.components[:both], space.components[:both], atol=0.01)
-            for space in known[1:]
+            first_space.feature_dim == space.feature_dim
+            and torch.allclose(first_space.components[:num_shared], space.components[:num_shared], atol=0.01)
+            for space in known_spaces[1:]
         )
 
-    def find(self, ask: Ask) -> tuple[Picture, Picture | None]:
-        """The picture that is edited, and the one whose features it is moved to."""
-        return self.pictures.find(ask.picture), self.pictures.find(ask.second) if ask.second else None
+    def find_images(self, edit_request: EditRequest) -> tuple[StoredImage, StoredImage | None]:
+        """Return the source image and the target image, if the request has one."""
+        source_image = self.image_store.find_image(edit_request.image)
+        target_id = edit_request.target_image
+        return source_image, self.image_store.find_image(target_id) if target_id else None
 
-    def edit(self, ask: Ask) -> Shown:
-        """Carry an edit out with every run; UserError when none of them can."""
-        picture, second = self.find(ask)
-        outcomes: list[Edited | UserError] = []
+    def edit_with_all_runs(self, edit_request: EditRequest) -> JsonObject:
+        """Apply an edit with every run and return the results as JSON.
+
+        Raises UserError if no run can apply it.
+        """
+        source_image, target_image = self.find_images(edit_request)
+        results: list[EditResult | UserError] = []
         for run in self.runs:
             try:
-                outcomes.append(run.edit(ask, picture, second))
+                results.append(run.apply_edit(edit_request, source_image, target_image))
             except UserError as error:
-                outcomes.append(error)
-        done = [outcome for outcome in outcomes if isinstance(outcome, Edited)]
-        if not done:
-            raise UserError(str(outcomes[0]))
-        scale = choose_scale([difference(edited) for edited in done]) if ask.difference else None
-        return {"scale": scale, "runs": [show(*each, scale) for each in zip(self.runs, outcomes, strict=True)]}
+                results.append(error)
+        edit_results = [result for result in results if isinstance(result, EditResult)]
+        if not edit_results:
+            raise UserError(str(results[0]))
+        scale = (
+            choose_difference_scale([difference_map(edit_result) for edit_result in edit_results])
+            if edit_request.include_difference
+            else None
+        )
+        return {
+            "scale": scale,
+            "runs": [result_to_json(run, result, scale) for run, result in zip(self.runs, results, strict=True)],
+        }
 
-    def describe(self, ask: Ask) -> str:
-        """What an edit asks for, in words."""
-        run = self.first
-        labels = run.labels[ask.dataset].names if ask.dataset < len(run.labels) else ()
-        return describe(ask, Words(run.model.class_names, run.answer.names, labels, run.names))
-
-
-def open_session(paths: Sequence[Path], steps: Sequence[int | None] = (), specs: Sequence[str | None] = ()) -> Session:
-    """Load the runs, each with its step and its box's SPEC where given; UserError when they cannot be compared."""
-    given = zip(paths, [*steps, None, None], [*specs, None, None], strict=False)
-    runs = tuple(open_run(*each) for each in given)
-    for other in runs[1:]:
-        check_comparable(runs[0], other)
-    sizes = sorted({run.model.image_size for run in runs})
-    shards = runs[0].material.shards
-    gallery = Gallery(shards, runs[0].usable, sizes) if shards is not None else None
-    return Session(runs, Pictures(gallery, sizes))
+    def edit_title(self, edit_request: EditRequest) -> str:
+        """Describe an edit in words, with the names of the first run."""
+        run = self.first_run
+        label_names = (
+            run.label_spaces[edit_request.dataset].names if edit_request.dataset < len(run.label_spaces) else ()
+        )
+        class_names, output_names = run.model.metadata.class_names, run.output_spec.names
+        return describe_edit(edit_request, DisplayNames(class_names, output_names, label_names, run.component_names))
 
 
-def check_comparable(run: LiveRun, other: LiveRun) -> None:
-    """UserError unless what is asked of one can be asked of the other."""
-    kinds = [each.model.condition_kind.replace("_", " ") for each in (run, other)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"{other.path}: trained on {kinds[1]}, {run.path} on {kinds[0]}; compare runs of one kind")
-    names = [[space.names for space in each.labels] for each in (run, other)]
-    if names[0] != names[1]:
-        raise UserError(f"{other.path}: trained on other labels than {run.path}; compare runs on the same labels")
+def load_session(
+    paths: Sequence[Path], steps: Sequence[int | None] = (), specs: Sequence[str | None] = ()
+) -> ExploreSession:
+    """Load the runs, each with its step and its classifier's SPEC if given.
+
+    Raises UserError if a run cannot be loaded, or if two runs cannot be compared.
+    """
+    run_arguments = zip(paths, [*steps, None, None], [*specs, None, None], strict=False)
+    runs = tuple(load_run(*arguments) for arguments in run_arguments)
+    for other_run in runs[1:]:
+        check_comparable(runs[0], other_run)
+    sizes = sorted({run.model.metadata.image_size for run in runs})
+    shards = runs[0].training_data.shards
+    validation_images = ValidationImages(shards, runs[0].validation_rows, sizes) if shards is not None else None
+    return ExploreSession(runs, ImageStore(validation_images, sizes))
 
 
-def difference(edited: Edited) -> Tensor:
-    """|edit - before| averaged over colours, as a share of the whole range: float [S, S]."""
-    return (edited.image.float() - edited.before.float()).abs().mean(0) / 255
+def check_comparable(run: LoadedRun, other_run: LoadedRun) -> None:
+    """Raise UserError unless both runs accept the same edit requests."""
+    kind, other_kind = (
+        compared_run.model.metadata.condition_kind.replace("_", " ") for compared_run in (run, other_run)
+    )
+    if kind != other_kind:
+        raise UserError(
+            f"{other_run.path}: was trained on {other_kind}, but {run.path} on {kind}; "
+            "compare runs with the same kind of condition"
+        )
+    names, other_names = ([space.names for space in compared_run.label_spaces] for compared_run in (run, other_run))
+    if names != other_names:
+        raise UserError(
+            f"{other_run.path}: was trained on other labels than {run.path}; compare runs with the same labels"
+        )
 
 
-def choose_scale(maps: Sequence[Tensor]) -> float:
-    """The smallest of SCALES that holds nearly every point of the maps; runs side by side share it."""
-    peak = max(float(torch.quantile(each, 0.98)) for each in maps)
-    return next((scale for scale in SCALES if peak <= scale), SCALES[-1])
+def difference_map(edit_result: EditResult) -> Tensor:
+    """Return |edited - unedited|, averaged over the color channels, as a fraction of the value range: float [S, S]."""
+    return (edit_result.image.float() - edit_result.unedited_image.float()).abs().mean(0) / 255
 
 
-def show(run: LiveRun, outcome: Edited | UserError, scale: float | None) -> Shown:
-    """What the page shows of one run."""
-    if isinstance(outcome, UserError):
-        return {"error": str(outcome)}
-    shown: Shown = {"edited": picture_uri(outcome.image), "shift": run.shift(outcome), **show_values(run, outcome)}
+def choose_difference_scale(maps: Sequence[Tensor]) -> float:
+    """Return the smallest of DIFFERENCE_SCALES that covers 98 % of every map; all runs share it."""
+    peak = max(float(torch.quantile(difference, 0.98)) for difference in maps)
+    return next((scale for scale in DIFFERENCE_SCALES if peak <= scale), DIFFERENCE_SCALES[-1])
+
+
+def result_to_json(run: LoadedRun, result: EditResult | UserError, scale: float | None) -> JsonObject:
+    """Return the response for one run: images as data URIs, values, bars and predictions, or an error."""
+    if isinstance(result, UserError):
+        return {"error": str(result)}
+    content: JsonObject = {
+        "edited": png_data_uri(result.image),
+        "target_progress": run.measure_target_progress(result),
+        **values_to_json(run, result),
+    }
     if scale is not None:
-        shown["difference"] = picture_uri(difference_images(difference(outcome), scale))
-    if outcome.outputs is not None and outcome.source_outputs is not None:
-        values, sources = (read_outputs(run.answer, each) for each in (outcome.outputs, outcome.source_outputs))
-        shown["bars"] = [asdict(bar) for bar in build_bars(run.answer, values, sources)]
-        shown["headline"], shown["source"] = headline(run.answer, values), headline(run.answer, sources)
-    return shown
+        content["difference"] = png_data_uri(difference_images(difference_map(result), scale))
+    if result.outputs is not None and result.source_outputs is not None:
+        values, source_values = (
+            to_display_values(run.output_spec, outputs) for outputs in (result.outputs, result.source_outputs)
+        )
+        content["bars"] = [asdict(bar) for bar in build_output_bars(run.output_spec, values, source_values)]
+        content["prediction"] = format_prediction(run.output_spec, values)
+        content["source_prediction"] = format_prediction(run.output_spec, source_values)
+    return content
 
 
-def show_values(run: LiveRun, edited: Edited) -> Shown:
-    """Components asked for, the source's own and those measured, in deviations; or the labels asked for."""
+def values_to_json(run: LoadedRun, edit_result: EditResult) -> JsonObject:
+    """Return target, source and measured component values in standard deviations, or the target labels."""
     space = run.model.space
-    if not run.on_features or space is None:
-        return {"labels": rounded(edited.values[0]), "known": edited.own is not None}
-    count = min(space.num_components, MOST_SLIDERS)
-    rows = {"asked": edited.values, "own": edited.own, "measured": edited.features}
-    return {name: rounded(space.project(row)[0, :count]) for name, row in rows.items() if row is not None}
+    if not run.is_feature_conditioned or space is None:
+        has_known_labels = edit_result.source_values is not None
+        return {"labels": round_values(edit_result.target_values[0]), "has_known_labels": has_known_labels}
+    count = min(space.num_components, MAX_SLIDERS)
+    named_values = {
+        "target_values": edit_result.target_values,
+        "source_values": edit_result.source_values,
+        "measured_values": edit_result.features,
+    }
+    return {
+        name: round_values(space.project(values)[0, :count])
+        for name, values in named_values.items()
+        if values is not None
+    }
 
 
-def rounded(values: Tensor) -> list[float]:
+def round_values(values: Tensor) -> list[float]:
+    """Round values [K] for JSON."""
     return [round(value, 3) for value in values.tolist()]
 
 
 def encode_png(image: Tensor) -> bytes:
-    """uint8 [3, H, W] => a PNG; little compression, since it only crosses the loopback."""
+    """Encode uint8 [3, H, W] as PNG, with little compression, since it is only sent within this machine."""
     buffer = io.BytesIO()
-    to_image(image).save(buffer, "PNG", compress_level=1)
+    to_pil_image(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def picture_uri(image: Tensor) -> str:
-    """uint8 [3, H, W] => a data address, exact to the bit."""
+def png_data_uri(image: Tensor) -> str:
+    """Encode uint8 [3, H, W] as a lossless data URI."""
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")

@@ -1,0 +1,1 @@
+"""The feature space of a classifier, and directions in it; pure tensor functions."""

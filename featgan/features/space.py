@@ -1,4 +1,4 @@
-"""The feature space of a black box: standardization and principal components."""
+"""The feature space of a classifier: standardization and principal components."""
 
 from dataclasses import dataclass, fields
 
@@ -6,36 +6,38 @@ import torch
 from torch import Tensor
 
 QUANTILE_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-"""Training quantiles kept for each component."""
+"""Levels of the training quantiles that are stored for each component."""
 
 
-SMALLEST_VARIANCE = 1e-8
-"""Of a component, relative to the first one's; below lies what float32 features make of zero."""
+MIN_RELATIVE_VARIANCE = 1e-8
+"""Minimum variance of a component, relative to the first; smaller values are rounding noise of float32 features."""
 
 
 ENCODINGS = ("raw", "standardized", "components")
+"""How features become a condition."""
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """The training features' mean, deviation and principal components; F features, L of them alive, K components.
+    """Mean, standard deviation and principal components of the training features.
 
-    A feature that never varies on the training set (a dead unit) has std 1 and is left out of the components.
+    F is the number of features, L the number of live features, K the number of components. A feature that is constant
+    on the training set (a dead unit) has std 1 and is excluded from the components.
     """
 
     mean: Tensor  # [F]
-    std: Tensor  # [F], 1 where dead
+    std: Tensor  # [F], 1 if dead
     live: Tensor  # [F] bool
-    components: Tensor  # [K, F], orthonormal rows over the standardised live features, 0 where dead
-    scales: Tensor  # [K], deviation along each component, descending
+    components: Tensor  # [K, F], orthonormal rows over the standardized live features, 0 if dead
+    scales: Tensor  # [K], standard deviation along each component, descending
     quantiles: Tensor  # [K, len(QUANTILE_LEVELS)], of the whitened components
 
     @classmethod
     def fit(cls, features: Tensor, num_components: int | None = None) -> "FeatureSpace":
-        """Fit on training features [N, F]; keeps at most `num_components` components (all by default).
+        """Fit the space to training features [N, F]; keep at most `num_components` components (all by default).
 
-        Components along which the features do not vary, but for rounding, are never kept: whitening would blow them up.
-        Signs are fixed (the largest entry of each component is positive), so that two fits agree.
+        Components with no variance except rounding noise are never kept, because whitening would amplify the noise.
+        The largest entry of each component is positive, so that two fits have equal signs.
         """
         features = features.double()
         mean, std = features.mean(0), features.std(0, correction=0)
@@ -44,39 +46,41 @@ class FeatureSpace:
         standardized = ((features - mean) / std) * live
         covariance = standardized.T @ standardized / len(features)
         variances, vectors = torch.linalg.eigh(covariance)
-        varying = int((variances > SMALLEST_VARIANCE * variances.max()).sum())
-        rank = varying if num_components is None else min(num_components, varying)
+        num_varying = int((variances > MIN_RELATIVE_VARIANCE * variances.max()).sum())
+        rank = num_varying if num_components is None else min(num_components, num_varying)
         components = vectors.flip(1)[:, :rank].T
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = components * largest.sign()
         scales = variances.flip(0)[:rank].clamp_min(1e-12).sqrt()
         whitened = standardized @ components.T / scales
         levels = torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)
-        quantiles = torch.stack([torch.quantile(column, levels) for column in thin(whitened).unbind(1)])
+        quantiles = torch.stack([torch.quantile(column, levels) for column in subsample_rows(whitened).unbind(1)])
         return cls(mean.float(), std.float(), live, components.float(), scales.float(), quantiles.float())
 
     @property
     def feature_dim(self) -> int:
+        """F, the number of features."""
         return len(self.mean)
 
     @property
     def num_components(self) -> int:
+        """K, the number of components."""
         return len(self.components)
 
     def standardize(self, features: Tensor) -> Tensor:
-        """[..., F] => [..., F], zero mean and unit deviation on the training set; dead features 0."""
+        """Standardize features, [..., F] => [..., F]: mean 0 and SD 1 on the training set; dead features are 0."""
         return (features - self.mean) / self.std * self.live
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., F] => whitened components [..., K]: zero mean, unit deviation, uncorrelated on the training set."""
+        """Compute whitened components, [..., F] => [..., K]: mean 0, SD 1 and uncorrelated on the training set."""
         return self.standardize(features) @ self.components.T / self.scales
 
     def reconstruct(self, whitened: Tensor) -> Tensor:
-        """Whitened components [..., K] => features [..., F] in the components' span."""
+        """Compute features in the span of the components from whitened components, [..., K] => [..., F]."""
         return self.mean + self.std * ((whitened * self.scales) @ self.components)
 
     def encode(self, features: Tensor, encoding: str) -> Tensor:
-        """Features [..., F] => the condition as the generator takes it [..., C] (C is F, L or K)."""
+        """Convert features [..., F] to the condition [..., C] of the generator (C is F, L or K)."""
         if encoding == "raw":
             return features
         if encoding == "standardized":
@@ -85,7 +89,7 @@ class FeatureSpace:
         return self.project(features)
 
     def decode(self, condition: Tensor, encoding: str) -> Tensor:
-        """The inverse of `encode` on its range: condition [..., C] => features [..., F]."""
+        """Convert a condition [..., C] to features [..., F]; the inverse of `encode` on its range."""
         if encoding == "raw":
             return condition
         if encoding == "components":
@@ -96,33 +100,36 @@ class FeatureSpace:
         return self.mean + self.std * standardized
 
     def condition_dim(self, encoding: str) -> int:
-        """C for an encoding."""
+        """Return C, the length of the condition, for an encoding."""
         return {"raw": self.feature_dim, "standardized": int(self.live.sum()), "components": self.num_components}[
             encoding
         ]
 
-    def agrees(self, other: "FeatureSpace", encoding: str) -> bool:
-        """Whether both encode features alike, but for the rounding of another machine."""
+    def is_equivalent(self, other: "FeatureSpace", encoding: str) -> bool:
+        """Whether both spaces encode features equally, except for rounding on another machine."""
         if other.feature_dim != self.feature_dim or other.condition_dim(encoding) != self.condition_dim(encoding):
             return False
-        probes = torch.cat([self.mean[None], self.mean + self.std.diag()])
-        return torch.allclose(self.encode(probes, encoding), other.encode(probes, encoding), rtol=0.01, atol=0.01)
+        probe_features = torch.cat([self.mean[None], self.mean + self.std.diag()])
+        return torch.allclose(
+            self.encode(probe_features, encoding), other.encode(probe_features, encoding), rtol=0.01, atol=0.01
+        )
 
     def quantile(self, level: float) -> Tensor:
-        """The training quantile of every whitened component [K], interpolated between the levels kept."""
+        """Return the training quantile of every whitened component [K], interpolated between the stored levels."""
         levels = torch.tensor(QUANTILE_LEVELS)
         right = int(torch.searchsorted(levels, torch.tensor(level)).clamp(1, len(levels) - 1))
         weight = (level - levels[right - 1]) / (levels[right] - levels[right - 1])
         return torch.lerp(self.quantiles[:, right - 1], self.quantiles[:, right], weight.clamp(0, 1))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved with the model; `FeatureSpace(**tensors)` restores it."""
+        """Return the tensors that are saved with a model; `FeatureSpace(**tensors)` restores the space."""
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
 
     def to(self, device: torch.device | str) -> "FeatureSpace":
+        """Copy the space to a device."""
         return FeatureSpace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
-def thin(rows: Tensor, most: int = 100_000) -> Tensor:
-    """Every n-th row, so that quantiles of millions of rows stay cheap."""
-    return rows[:: max(1, len(rows) // most)]
+def subsample_rows(rows: Tensor, max_rows: int = 100_000) -> Tensor:
+    """Keep every n-th row, so that quantiles of millions of rows stay cheap."""
+    return rows[:: max(1, len(rows) // max_rows)]

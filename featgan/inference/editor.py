@@ -1,4 +1,4 @@
-"""What an evaluation does to pictures: it edits them, a batch at a time behind a bar, and shows them to a box."""
+"""Edit images in batches with a progress bar, and run a classifier on images in batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,43 +7,43 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
-from featgan.inference.model import Model
-from featgan.metrics.predictions import Response
+from featgan.inference.model import EditingModel
+from featgan.metrics.predictions import Predictions
 from featgan.system.images import to_float, to_uint8
-from featgan.system.progress import Meter, meter
+from featgan.system.progress import ProgressBar, progress_bar
 
-BATCH = 64
+BATCH_SIZE = 64
 
 
-class Editor:
-    """A model's G at work on pictures as they are stored."""
+class ImageEditor:
+    """Edits uint8 images with the generator of a model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: EditingModel) -> None:
         self.model = model
-        self.bar: Meter | None = None
+        self.progress_bar: ProgressBar | None = None
 
     @contextmanager
-    def showing(self, what: str, total: int) -> Iterator[None]:
-        """A bar over the next `total` edits."""
-        with meter(what, total, "edits") as self.bar:
+    def show_progress(self, description: str, total: int) -> Iterator[None]:
+        """Show a progress bar over the next `total` edits."""
+        with progress_bar(description, total, "edits") as self.progress_bar:
             yield
-        self.bar = None
+        self.progress_bar = None
 
-    def edit(self, images: Tensor, condition: Tensor) -> Tensor:
-        """G(x, c), rounded to the 256 levels of a picture: uint8 [N, 3, S, S], [N, C] => uint8 [N, 3, S, S].
+    def edit_uint8(self, images: Tensor, condition: Tensor) -> Tensor:
+        """Compute G(x, c): uint8 [N, 3, S, S], conditions [N, C] => uint8 [N, 3, S, S].
 
-        So that what is measured is what can be saved and seen.
+        Edits are rounded to 256 levels, so that metrics are computed on the images that would be saved.
         """
         edited = []
-        for part, wanted in zip(images.split(BATCH), condition.split(BATCH), strict=True):
-            edited.append(to_uint8(self.model.edit(to_float(part.to(self.model.device)), wanted)))
-            if self.bar is not None:
-                self.bar.advance(len(part))
+        for batch, condition_batch in zip(images.split(BATCH_SIZE), condition.split(BATCH_SIZE), strict=True):
+            edited.append(to_uint8(self.model.edit_images(to_float(batch.to(self.model.device)), condition_batch)))
+            if self.progress_bar is not None:
+                self.progress_bar.advance(len(batch))
         return torch.cat(edited)
 
 
-def ask(box: BlackBox, images: Tensor) -> Response:
-    """What a box says of images uint8 [N, 3, S, S], a batch at a time; bytes travel to its device, few numbers back."""
-    found = [box(to_float(part.to(box.device))) for part in images.split(BATCH)]
-    features, outputs = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return Response.of(features, outputs)
+def predict(classifier: BlackBox, images: Tensor) -> Predictions:
+    """Run a classifier on uint8 images [N, 3, S, S] in batches; return features [N, F] and outputs [N, O]."""
+    results = [classifier(to_float(batch.to(classifier.device))) for batch in images.split(BATCH_SIZE)]
+    features, outputs = (torch.cat(batches).cpu() for batches in zip(*results, strict=True))
+    return Predictions.from_values(features, outputs)

@@ -1,7 +1,7 @@
-"""Bootstrap 95 % intervals over images (Efron 1979), percentile form, seeded.
+"""Bootstrap 95 % intervals over images (Efron 1979), percentile method, seeded.
 
-A statistic takes many weightings of the images at once: weights [D, N], each row summing to 1, give values [D, ...].
-A resample of the images is such a weighting, so means, medians, CCC and the like are all one matrix product per moment.
+A statistic is a function of weights [D, N], D weightings of N images at once, whose rows sum to 1; it returns values
+[D, ...]. A resample of the images is such a weighting, so a mean or a CCC of all resamples is a few matrix products.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 Statistic = Callable[[Floats], Floats]
 
-DRAWS = 200
-"""Resamples an interval is taken from."""
+NUM_RESAMPLES = 200
+"""Number of resamples for an interval."""
 
-LEVELS = (2.5, 97.5)
-"""Percentiles of the resampled values that bound the interval."""
+PERCENTILES = (2.5, 97.5)
+"""Percentiles of the resampled values that are the ends of the interval."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A statistic over `count` images with its 95 % interval; not a number when there was no image to take it from."""
+class Estimate:
+    """A statistic over `count` images with its 95 % interval; NaN if there were no images."""
 
     value: float
     low: float
@@ -35,29 +35,29 @@ class Measure:
     count: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Fields by name; None stands for not-a-number and infinity, which JSON cannot say."""
+        """Return the fields by name; NaN and infinity become None, because JSON cannot represent them."""
         return {name: field if isfinite(field) else None for name, field in asdict(self).items()}
 
 
-NOTHING = Measure(float("nan"), float("nan"), float("nan"), 0)
-"""The measure of no images at all."""
+NO_DATA = Estimate(float("nan"), float("nan"), float("nan"), 0)
+"""The estimate without any images."""
 
 
-def as_floats(values: Tensor | ArrayLike) -> Floats:
-    """A tensor on any device, or anything numpy reads => float64 array."""
+def to_float64(values: Tensor | ArrayLike) -> Floats:
+    """Convert a tensor on any device, or an array-like, to a float64 array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
 
 
 @lru_cache(maxsize=4)
-def resample_weights(count: int, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Weights [draws, count] of images drawn with replacement, each row summing to 1; not to be written to.
+def resample_weights(count: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Floats:
+    """Return weights [num_resamples, count] of images sampled with replacement; rows sum to 1; read-only.
 
-    The same count and seed give the same resamples, so a model and its controls are compared on the same images.
+    Equal counts and seeds give equal resamples, so that a model and its baselines are compared on the same images.
     """
     generator = np.random.default_rng(seed)
-    weights = np.empty((draws, count))
+    weights = np.empty((num_resamples, count))
     for row in weights:
         row[:] = np.bincount(generator.integers(0, count, count), minlength=count)
     weights /= count
@@ -65,71 +65,75 @@ def resample_weights(count: int, draws: int = DRAWS, seed: int = 0) -> Floats:
     return weights
 
 
-def measures(statistic: Statistic, count: int, seed: int = 0) -> list[Measure]:
-    """A statistic with M values per weighting, over `count` images => M measures."""
+def bootstrap_many(statistic: Statistic, count: int, seed: int = 0) -> list[Estimate]:
+    """Estimate a statistic with M values per weighting, over `count` images => M estimates."""
     if not count:
         return []
     values = statistic(np.full((1, count), 1 / count))[0]
-    low, high = np.nanpercentile(statistic(resample_weights(count, seed=seed)), LEVELS, axis=0)
+    low, high = np.nanpercentile(statistic(resample_weights(count, seed=seed)), PERCENTILES, axis=0)
     return [
-        Measure(float(value), float(least), float(most), count)
-        for value, least, most in zip(np.ravel(values), np.ravel(low), np.ravel(high), strict=True)
+        Estimate(float(value), float(lower), float(upper), count)
+        for value, lower, upper in zip(np.ravel(values), np.ravel(low), np.ravel(high), strict=True)
     ]
 
 
-def measure(statistic: Statistic, count: int, seed: int = 0) -> Measure:
-    """A statistic with one value per weighting, over `count` images."""
-    return measures(lambda weights: statistic(weights)[:, None], count, seed)[0] if count else NOTHING
+def bootstrap_statistic(statistic: Statistic, count: int, seed: int = 0) -> Estimate:
+    """Estimate a statistic with one value per weighting, over `count` images."""
+    return bootstrap_many(lambda weights: statistic(weights)[:, None], count, seed)[0] if count else NO_DATA
 
 
-def mean_measure(values: Tensor | ArrayLike, seed: int = 0) -> Measure:
-    """Mean of one number per image [N]; images where it is not finite are left out and not counted."""
-    kept = finite(values)
-    return measure(lambda weights: weights @ kept, len(kept), seed)
+def bootstrap_mean(values: Tensor | ArrayLike, seed: int = 0) -> Estimate:
+    """Estimate the mean of one value per image [N]; non-finite values are excluded and not counted."""
+    finite_values = drop_nonfinite(values)
+    return bootstrap_statistic(lambda weights: weights @ finite_values, len(finite_values), seed)
 
 
-def column_measures(values: Floats, seed: int = 0) -> list[Measure]:
-    """Mean of each column of [N, M] => M measures."""
-    return measures(lambda weights: weights @ values, len(values), seed)
+def bootstrap_column_means(values: Floats, seed: int = 0) -> list[Estimate]:
+    """Estimate the mean of each column of [N, M] => M estimates."""
+    return bootstrap_many(lambda weights: weights @ values, len(values), seed)
 
 
-def median_measure(values: Tensor | ArrayLike, seed: int = 0) -> Measure:
-    """Median (the lower one of an even number) of one number per image [N]; not finite ones are left out."""
-    kept = np.sort(finite(values))
+def bootstrap_median(values: Tensor | ArrayLike, seed: int = 0) -> Estimate:
+    """Estimate the median (the lower one of an even count) of one value per image [N]; non-finite ones are excluded."""
+    finite_values = np.sort(drop_nonfinite(values))
 
     def median(weights: Floats) -> Floats:
-        # Values are sorted, so the median is where the weights before it reach a half; the margin is for rounding.
+        # The values are sorted, so the median is where the cumulative weight reaches 1/2, with a margin for rounding.
         middle = (np.cumsum(weights, axis=1) >= 0.5 - 1e-9).argmax(axis=1)
-        return np.take(kept, middle)
+        return np.take(finite_values, middle)
 
-    return measure(median, len(kept), seed)
-
-
-def ratio_measure(numerators: Tensor | ArrayLike, denominators: Tensor | ArrayLike, seed: int = 0) -> Measure:
-    """Ratio of two means over the same images, one pair of numbers per image; not a number when the lower mean is 0."""
-    above, below = as_floats(numerators), as_floats(denominators)
-    if not len(below) or not np.any(below):
-        return NOTHING
-    return measure(lambda weights: divide(weights @ above, weights @ below, np.nan), len(below), seed)
+    return bootstrap_statistic(median, len(finite_values), seed)
 
 
-def pair_means(weights: Floats, between: Floats) -> Floats:
-    """Mean of a symmetric [N, N] over pairs of different images: weights [D, N] => [D]; not a number for one image.
+def bootstrap_ratio(numerators: Tensor | ArrayLike, denominators: Tensor | ArrayLike, seed: int = 0) -> Estimate:
+    """Estimate the ratio of two means over the same images, two [N]; NaN if the denominator's mean is 0."""
+    numerator_values, denominator_values = to_float64(numerators), to_float64(denominators)
+    if not len(denominator_values) or not np.any(denominator_values):
+        return NO_DATA
+    return bootstrap_statistic(
+        lambda weights: safe_divide(weights @ numerator_values, weights @ denominator_values, np.nan),
+        len(denominator_values),
+        seed,
+    )
 
-    An image that a resample holds twice makes no pair with itself, which would be no distance and pull the mean.
+
+def weighted_pair_means(weights: Floats, distances: Floats) -> Floats:
+    """Compute the mean of a symmetric [N, N] over pairs of different images: weights [D, N] => [D]; NaN for one image.
+
+    An image that occurs twice in a resample does not form a pair with itself, whose distance 0 would bias the mean.
     """
-    total = ((weights @ between) * weights).sum(1) - weights**2 @ np.diag(between)
-    return divide(total, 1 - (weights**2).sum(1), np.nan)
+    total = ((weights @ distances) * weights).sum(1) - weights**2 @ np.diag(distances)
+    return safe_divide(total, 1 - (weights**2).sum(1), np.nan)
 
 
-def divide(numerators: Floats, denominators: Floats, otherwise: float = 0.0) -> Floats:
-    """Elementwise quotient, `otherwise` where the denominator is 0."""
+def safe_divide(numerators: Floats, denominators: Floats, default: float = 0.0) -> Floats:
+    """Divide elementwise; the result is `default` if the denominator is 0."""
     safe = np.where(denominators == 0, 1.0, denominators)
-    return np.where(denominators == 0, otherwise, numerators / safe)
+    return np.where(denominators == 0, default, numerators / safe)
 
 
-def finite(values: Tensor | ArrayLike) -> Floats:
-    """The finite ones of [N] values, in order."""
-    array = as_floats(values)
+def drop_nonfinite(values: Tensor | ArrayLike) -> Floats:
+    """Return the finite ones of [N] values, in order."""
+    array = to_float64(values)
     assert array.ndim == 1, array.shape
     return array[np.isfinite(array)]

@@ -1,4 +1,4 @@
-"""Inception-v3's last features, the space of published FID and KID, from weights the user gives."""
+"""Features of Inception-v3, the space of published FID and KID values, from weights that the user provides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,65 +10,73 @@ from torchvision.models import Inception3
 
 from featgan.blackbox.weights import load_weights, read_weights
 from featgan.errors import UserError
-from featgan.metrics.bootstrap import Floats, as_floats
+from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.system.images import to_float
-from featgan.system.progress import track
+from featgan.system.progress import track_progress
 
-SIDE = 299
-"""Pixels a side that the network takes."""
+INPUT_SIZE = 299
+"""Width and height of the input in pixels."""
 
-BATCH = 32
+BATCH_SIZE = 32
 
 ORIGINAL_CLASSES = 1008
-"""Outputs of the network of Heusel et al.; torchvision's own has 1000."""
+"""Number of outputs of the network of Heusel et al.; torchvision's network has 1000."""
 
 
 class Inception:
-    """Pictures => 2048 features each.
+    """Inception-v3: images => 2048 features each.
 
-    The weights of pytorch-fid and torch-fidelity (`pt_inception-2015-12-05`) give numbers to be compared with published
-    ones; torchvision's `inception_v3` gives a space of its own.
+    The weights of pytorch-fid and torch-fidelity (`pt_inception-2015-12-05`) give values that can be compared with
+    published ones. The weights of torchvision's `inception_v3` give values in another space.
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        """UserError when `path` holds neither. Nothing is downloaded, and nothing but tensors is read."""
+        """Raises UserError if `path` contains neither. Nothing is downloaded, and only tensors are read."""
         weights = read_weights(path)
         head = weights.get("fc.weight")
         if head is None or head.ndim != 2 or head.shape[1] != 2048 or "Mixed_7c.branch_pool.conv.weight" not in weights:
             raise UserError(
-                f"{path}: no weights of Inception-v3; --inception takes the state dict of pytorch-fid's network or of "
+                f"{path}: not weights of Inception-v3; --inception needs the state dict of pytorch-fid's network or of "
                 "torchvision's inception_v3"
             )
         has_second_head = any(name.startswith("AuxLogits.") for name in weights)
         network = Inception3(len(head), aux_logits=has_second_head, init_weights=False)
-        load_weights(network, counted(weights, network), path)
+        load_weights(network, add_batch_counters(weights, network), path)
         self.is_original = len(head) == ORIGINAL_CLASSES
         if self.is_original:
-            pool_as_original(network)
+            use_original_pooling(network)
         network.fc = nn.Identity()  # type: ignore[assignment]
         self.network = network.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
 
-    def __call__(self, images: Tensor, what: str = "asking Inception") -> Floats:
-        """uint8 or float in [-1, 1] [N, 3, H, W] => [N, 2048]."""
-        parts = images.split(BATCH)
-        return as_floats(torch.cat([self.features(part) for part in track(parts, what, len(parts), "batches")]))
+    def __call__(self, images: Tensor, description: str = "running Inception") -> Floats:
+        """Images [N, 3, H, W], uint8 or float in [-1, 1] => features [N, 2048]."""
+        batches = images.split(BATCH_SIZE)
+        return to_float64(
+            torch.cat(
+                [
+                    self.extract_features(batch)
+                    for batch in track_progress(batches, description, len(batches), "batches")
+                ]
+            )
+        )
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Compute the features of one batch, resized to the input size."""
         images = (images if images.is_floating_point() else to_float(images)).to(self.device)
-        resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        resized = F.interpolate(images, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
         return torch.as_tensor(self.network(resized)).cpu()
 
 
-def counted(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """With the counters of batch normalisation that old state dicts lack; nothing reads them here."""
+def add_batch_counters(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Add the batch counters of batch norm that old state dicts lack; they are not used here."""
     counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
     return counters | weights
 
 
-def pool_as_original(network: Inception3) -> None:
-    """Pool as the network that the weights were made for: averages leave the padding out, the last is a maximum."""
+def use_original_pooling(network: Inception3) -> None:
+    """Use the pooling of the original network: averages exclude the padding, and the last pooling is a maximum."""
 
     def average(features: Tensor) -> Tensor:
         return F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
@@ -82,7 +90,7 @@ def pool_as_original(network: Inception3) -> None:
 
 
 def replace_pool(block: nn.Module, pool: Callable[[Tensor], Tensor]) -> None:
-    """Give the block's pooling branch `pool` of the block's input, in place of what the block pools."""
-    entered: list[Tensor] = []
-    block.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
-    block.get_submodule("branch_pool").register_forward_pre_hook(lambda module, inputs: (pool(entered.pop()),))
+    """Feed `pool` of the block's input to the block's pooling branch."""
+    pool_inputs: list[Tensor] = []
+    block.register_forward_pre_hook(lambda module, inputs: pool_inputs.append(inputs[0]))
+    block.get_submodule("branch_pool").register_forward_pre_hook(lambda module, inputs: (pool(pool_inputs.pop()),))

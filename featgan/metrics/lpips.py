@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018), a distance of pictures that follows people's judgement, from weights the user gives."""
+"""LPIPS (Zhang et al. 2018), a perceptual distance between images, from weights that the user provides."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,52 +11,59 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from featgan.blackbox.weights import load_weights, read_weights
 from featgan.errors import UserError
 from featgan.metrics.bootstrap import Floats
-from featgan.metrics.preservation import in_batches
+from featgan.metrics.preservation import compare_in_batches
 
-SMALLEST = 64
-"""Side to which smaller pictures are enlarged: the patches that LPIPS was fitted on had it."""
+MIN_SIDE = 64
+"""Minimum width and height; smaller images are enlarged, because LPIPS was fitted on patches of this size."""
 
-Kind = Literal["alex", "vgg"]
+Backbone = Literal["alex", "vgg"]
 
-FIRST_LAYERS: dict[tuple[int, ...], Kind] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
-"""Shape of torchvision's `features.0.weight` => the network it belongs to."""
+BACKBONE_BY_FIRST_LAYER: dict[tuple[int, ...], Backbone] = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
+"""Shape of torchvision's `features.0.weight` => the network that has it."""
 
 
 class Lpips:
-    """torchmetrics' network with its own small heads, which travel with that package, on the user's backbone."""
+    """The LPIPS network of torchmetrics, with the linear heads of that package and the user's backbone."""
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        """`path` holds torchvision's weights of alexnet or vgg16, else UserError; nothing is downloaded."""
+        """Raises UserError unless `path` contains torchvision's weights of alexnet or vgg16. Nothing is downloaded."""
         weights = {
             name.removeprefix("features."): tensor
             for name, tensor in read_weights(path).items()
             if name.startswith("features.")
         }
-        kind = FIRST_LAYERS.get(tuple(weights["0.weight"].shape)) if "0.weight" in weights else None
-        if kind is None:
-            raise UserError(f"{path}: no weights for LPIPS; --lpips takes torchvision's state dict of alexnet or vgg16")
-        network = _LPIPS(net=kind, pnet_rand=True)  # without pnet_rand it would download a backbone
-        # Its slices keep the numbers of torchvision's layers: slice2.3.weight is features.3.weight.
+        backbone_name = BACKBONE_BY_FIRST_LAYER.get(tuple(weights["0.weight"].shape)) if "0.weight" in weights else None
+        if backbone_name is None:
+            raise UserError(
+                f"{path}: not weights for LPIPS; --lpips needs torchvision's state dict of alexnet or vgg16"
+            )
+        network = _LPIPS(net=backbone_name, pnet_rand=True)  # without pnet_rand it would download a backbone
+        # Its slices keep torchvision's layer numbers: slice2.3.weight is features.3.weight.
         backbone = torch.nn.ModuleDict(
-            {number: layer for part in network.net.children() for number, layer in part.named_children()}
+            {
+                number: layer
+                for network_slice in network.net.children()
+                for number, layer in network_slice.named_children()
+            }
         )
         load_weights(backbone, weights, path)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
-        self.kind = kind
+        self.backbone_name = backbone_name
 
     def __call__(self, first: Tensor, second: Tensor) -> Floats:
-        """Two batches [N, 3, H, W], uint8 or float in [-1, 1] => distance per image [N], at least 0; 0 where equal."""
-        return in_batches(self.compare, first, second)
+        """Two batches [N, 3, H, W], uint8 or float in [-1, 1] => distance per image [N], at least 0; 0 if equal."""
+        return compare_in_batches(self.compare, first, second)
 
     @torch.no_grad()
     def compare(self, first: Tensor, second: Tensor) -> Tensor:
-        one, other = (enlarge(images.to(self.device)) for images in (first, second))
+        """Compare one batch: two [N, 3, H, W] => [N]."""
+        one, other = (enlarge_images(images.to(self.device)) for images in (first, second))
         return torch.as_tensor(self.network(one, other)).reshape(len(first)).cpu()
 
 
-def enlarge(images: Tensor) -> Tensor:
-    """At least `SMALLEST` pixels a side."""
-    if min(images.shape[2:]) >= SMALLEST:
+def enlarge_images(images: Tensor) -> Tensor:
+    """Enlarge images to at least MIN_SIDE pixels in width and height."""
+    if min(images.shape[2:]) >= MIN_SIDE:
         return images
-    return F.interpolate(images, (SMALLEST, SMALLEST), mode="bilinear", align_corners=False)
+    return F.interpolate(images, (MIN_SIDE, MIN_SIDE), mode="bilinear", align_corners=False)

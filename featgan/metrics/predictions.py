@@ -1,4 +1,4 @@
-"""What a black box sees in N images, and the coordinates in which it is compared."""
+"""Predictions of a classifier for N images, and the coordinates in which features are compared."""
 
 from dataclasses import dataclass
 
@@ -7,43 +7,43 @@ import torch
 from torch import Tensor
 
 from featgan.features.space import FeatureSpace
-from featgan.metrics.bootstrap import Floats, Integers, as_floats
+from featgan.metrics.bootstrap import Floats, Integers, to_float64
 
 
 @dataclass(frozen=True)
-class Response:
-    """Raw features [N, F] and outputs [N, O] of a black box; outputs are None where they cannot be known."""
+class Predictions:
+    """Raw features [N, F] and outputs [N, O] of a classifier; outputs are None if they are unknown."""
 
     features: Floats
     outputs: Floats | None = None
 
     @classmethod
-    def of(cls, features: Tensor | Floats, outputs: Tensor | Floats | None = None) -> "Response":
-        """From tensors or arrays of any float type."""
-        return cls(as_floats(features), None if outputs is None else as_floats(outputs))
+    def from_values(cls, features: Tensor | Floats, outputs: Tensor | Floats | None = None) -> "Predictions":
+        """Create predictions from tensors or arrays of any float type."""
+        return cls(to_float64(features), None if outputs is None else to_float64(outputs))
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def take(self, rows: Integers) -> "Response":
-        """The given rows, in that order."""
-        return Response(self.features[rows], None if self.outputs is None else self.outputs[rows])
+    def select_rows(self, rows: Integers) -> "Predictions":
+        """Select rows, in the given order."""
+        return Predictions(self.features[rows], None if self.outputs is None else self.outputs[rows])
 
 
-def standardize(space: FeatureSpace, features: Floats) -> Floats:
-    """Raw [N, F] => standardised [N, L], dead features dropped."""
-    live = as_floats(space.live).astype(bool)
-    offsets = features[:, live] - as_floats(space.mean)[live]
-    return np.divide(offsets, as_floats(space.std)[live])
+def standardize_features(space: FeatureSpace, features: Floats) -> Floats:
+    """Standardize raw features, without dead ones: [N, F] => [N, L]."""
+    live = to_float64(space.live).astype(bool)
+    offsets = features[:, live] - to_float64(space.mean)[live]
+    return np.divide(offsets, to_float64(space.std)[live])
 
 
-def standardize_by(real: Floats, features: Floats) -> Floats:
-    """Raw [N, F] => centred and in deviations of real images' features [M, F]; those that hardly vary are dropped."""
-    deviations = real.std(0)
-    live = deviations > 1e-6 * max(deviations.max(), 1e-12)
-    return np.divide(features[:, live] - real.mean(0)[live], deviations[live])
+def standardize_by_real(real: Floats, features: Floats) -> Floats:
+    """Standardize raw features [N, F] by those of real images [M, F]; features that hardly vary are dropped."""
+    stds = real.std(0)
+    live = stds > 1e-6 * max(stds.max(), 1e-12)
+    return np.divide(features[:, live] - real.mean(0)[live], stds[live])
 
 
-def project(space: FeatureSpace, features: Floats) -> Floats:
-    """Raw [N, F] => whitened principal components [N, K]."""
-    return as_floats(space.to("cpu").project(torch.from_numpy(features).float()))
+def project_features(space: FeatureSpace, features: Floats) -> Floats:
+    """Compute whitened principal components of raw features: [N, F] => [N, K]."""
+    return to_float64(space.to("cpu").project(torch.from_numpy(features).float()))

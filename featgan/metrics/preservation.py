@@ -1,6 +1,6 @@
-"""What the edit leaves alone: reconstruction of the source, and how large and how coarse the edit itself is.
+"""Preservation metrics: reconstruction of the source, and the size and spatial frequency of the edit.
 
-Images are uint8 or float in [-1, 1], [N, 3, H, W]; L1 is in the latter's units (a whole range of 2).
+Images are [N, 3, H, W], uint8 or float in [-1, 1]. L1 is in units of the float range, so it is at most 2.
 """
 
 from collections.abc import Callable
@@ -11,76 +11,77 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from featgan.metrics.bootstrap import Booleans, Floats, Measure, as_floats, mean_measure, measure
+from featgan.metrics.bootstrap import Booleans, Estimate, Floats, bootstrap_mean, bootstrap_statistic, to_float64
 from featgan.system.images import to_float
 
 BATCH_SIZE = 128
-"""Images compared at a time; bounds memory, changes no value."""
+"""Number of images compared at a time; limits memory and does not change values."""
 
-MOST_DECIBELS = 100.0
-"""PSNR of identical images, which is infinite, so that means stay finite."""
+MAX_PSNR = 100.0
+"""Maximum PSNR in dB. The PSNR of identical images is infinite, and means must be finite."""
 
 NYQUIST = 0.5
-"""Highest frequency an image can hold, in cycles per pixel."""
+"""Highest frequency in an image, in cycles per pixel."""
 
-PerImage = Callable[[Tensor, Tensor], Tensor]
+PerImageComparison = Callable[[Tensor, Tensor], Tensor]
+"""A function of two float image batches that returns one or more values per image."""
 
-Distance = Callable[[Tensor, Tensor], Floats]
-"""Two image batches => a distance per image [N]."""
+ImageDistance = Callable[[Tensor, Tensor], Floats]
+"""A function of two image batches that returns a distance per image [N]."""
 
 
-def in_batches(compare: PerImage, first: Tensor, second: Tensor) -> Floats:
-    """A comparison of two image batches that gives one number per image, taken `BATCH_SIZE` images at a time => [N]."""
+def compare_in_batches(compare: PerImageComparison, first: Tensor, second: Tensor) -> Floats:
+    """Apply a comparison that returns one value per image, in batches: two [N, 3, H, W] => [N] or [N, M]."""
     assert first.shape == second.shape, (first.shape, second.shape)
     pairs = zip(torch.split(first, BATCH_SIZE), torch.split(second, BATCH_SIZE), strict=True)
-    return as_floats(torch.cat([compare(in_floats(one), in_floats(other)) for one, other in pairs]))
+    return to_float64(torch.cat([compare(to_float_images(one), to_float_images(other)) for one, other in pairs]))
 
 
-def in_floats(images: Tensor) -> Tensor:
-    """Either form => float in [-1, 1]."""
+def to_float_images(images: Tensor) -> Tensor:
+    """Convert uint8 or float images to float in [-1, 1]."""
     return images.float() if images.is_floating_point() else to_float(images)
 
 
-def mean_absolute_difference(first: Tensor, second: Tensor) -> Floats:
-    """L1 per image [N], 0 to 2, over all pixels and channels."""
-    return in_batches(lambda one, other: (one - other).abs().flatten(1).mean(1), first, second)
+def l1_distance(first: Tensor, second: Tensor) -> Floats:
+    """Compute the mean absolute difference over all pixels and channels: [N], 0 to 2."""
+    return compare_in_batches(lambda one, other: (one - other).abs().flatten(1).mean(1), first, second)
 
 
-def decibels(first: Tensor, second: Tensor) -> Floats:
-    """Peak signal to noise ratio per image [N] in dB, at most 100."""
+def psnr(first: Tensor, second: Tensor) -> Floats:
+    """Compute the peak signal-to-noise ratio of each image in dB: [N], at most 100."""
 
     def compare(one: Tensor, other: Tensor) -> Tensor:
         ratio = peak_signal_noise_ratio(one, other, data_range=2.0, reduction="none", dim=(1, 2, 3))
-        return ratio.clamp(max=MOST_DECIBELS)
+        return ratio.clamp(max=MAX_PSNR)
 
-    return in_batches(compare, first, second)
+    return compare_in_batches(compare, first, second)
 
 
-def structural_similarity(first: Tensor, second: Tensor) -> Floats:
-    """SSIM per image [N] (Wang et al. 2004: Gaussian window of deviation 1.5), -1 to 1, on values in [0, 1]."""
+def ssim(first: Tensor, second: Tensor) -> Floats:
+    """Compute SSIM (Wang et al. 2004, Gaussian window with SD 1.5) of each image: [N], -1 to 1, on values in [0, 1]."""
 
     def compare(one: Tensor, other: Tensor) -> Tensor:
-        # Its luminance term compares means, so it needs intensities that start at 0.
+        # The luminance term compares means, so it needs intensities that start at 0.
         one, other = (one + 1) / 2, (other + 1) / 2
-        found = structural_similarity_index_measure(one, other, data_range=1.0, reduction="none")
-        assert isinstance(found, Tensor)
-        return found.reshape(len(one))
+        similarity = structural_similarity_index_measure(one, other, data_range=1.0, reduction="none")
+        assert isinstance(similarity, Tensor)
+        return similarity.reshape(len(one))
 
-    return in_batches(compare, first, second)
+    return compare_in_batches(compare, first, second)
 
 
-def coarse_share(change: Tensor, cutoff: float = 0.25) -> Tensor:
-    """Share of each change's energy below `cutoff` of the Nyquist frequency: [N, 3, H, W] => [N] in [0, 1].
+def low_frequency_share(change: Tensor, cutoff: float = 0.25) -> Tensor:
+    """Compute the share of each change's energy below `cutoff` of the Nyquist frequency: [N, 3, H, W] => [N].
 
-    By the radius in the Fourier plane, constant part included. Not a number where nothing changed. White noise of the
-    size of the image has about pi / 64 = .05 there; an edit that people see as a change of the face, most of it.
+    Values are in [0, 1], by the radius in the Fourier plane, including the constant part. NaN if nothing changed. White
+    noise has a share of about pi / 64 = 0.05; an edit that people see as a change of the face has a large share.
     """
     height, width = change.shape[-2:]
     vertical = torch.fft.fftfreq(height, device=change.device)
     horizontal = torch.fft.rfftfreq(width, device=change.device)
     below = torch.hypot(vertical[:, None], horizontal[None]) < cutoff * NYQUIST
     plane = torch.view_as_real(torch.fft.rfft2(change.float())).square().sum((1, 4)).double()
-    # Half of the plane is enough, of which every column but the first, and the last of an even width, stands for two.
+    # rfft2 returns half of the plane: every column counts twice, except the first and the last of an even width.
     twice = torch.full((width // 2 + 1,), 2.0, device=change.device, dtype=torch.float64)
     twice[0] = 1
     if width % 2 == 0:
@@ -91,91 +92,96 @@ def coarse_share(change: Tensor, cutoff: float = 0.25) -> Tensor:
 
 @dataclass(frozen=True)
 class EditSizes:
-    """How large each of N edits is, where its energy lies, and how it shifts the picture's colour."""
+    """Size of N edits, the frequency distribution of their energy, and their color shift."""
 
     l1: Floats  # [N], mean |change|
-    coarse: Floats  # [N], share of the energy below a quarter of Nyquist; not a number where nothing changed
-    constant: Floats  # [N], share of the energy that is the same in every pixel: a tint
-    colour: Floats  # [N, 3], mean change of each channel
+    low_frequency_share: Floats  # [N], share of the energy below a quarter of Nyquist; NaN if nothing changed
+    uniform_share: Floats  # [N], share of the energy that is equal in every pixel (a tint)
+    color_change: Floats  # [N, 3], mean change of each channel
 
     @classmethod
-    def of(cls, source: Tensor, edited: Tensor) -> "EditSizes":
-        """Of image batches [N, 3, H, W]."""
+    def from_images(cls, source: Tensor, edited: Tensor) -> "EditSizes":
+        """Compare two image batches [N, 3, H, W]."""
         if source is edited:
-            none, undefined = np.zeros(len(source)), np.full(len(source), np.nan)
-            return cls(none, undefined, undefined, np.zeros((len(source), 3)))
+            zeros, undefined = np.zeros(len(source)), np.full(len(source), np.nan)
+            return cls(zeros, undefined, undefined, np.zeros((len(source), 3)))
 
         def compare(one: Tensor, other: Tensor) -> Tensor:
             change = other - one
-            energy, colour = change.double().square().mean((2, 3)).sum(1), change.double().mean((2, 3))
-            constant = colour.square().sum(1) / energy
-            return torch.stack([change.abs().mean((1, 2, 3)), coarse_share(change), constant, *colour.unbind(1)], 1)
+            energy, color = change.double().square().mean((2, 3)).sum(1), change.double().mean((2, 3))
+            constant = color.square().sum(1) / energy
+            return torch.stack(
+                [change.abs().mean((1, 2, 3)), low_frequency_share(change), constant, *color.unbind(1)], 1
+            )
 
-        columns = in_batches(compare, source, edited).T
+        columns = compare_in_batches(compare, source, edited).T
         return cls(columns[0], columns[1], columns[2], columns[3:].T)
 
 
-def mean_colours(images: Tensor) -> Floats:
-    """Mean of each channel [N, 3], in [-1, 1]."""
-    return in_batches(lambda one, other: one.mean((2, 3)), images, images)
+def mean_colors(images: Tensor) -> Floats:
+    """Compute the mean of each channel: [N, 3], in [-1, 1]."""
+    return compare_in_batches(lambda one, other: one.mean((2, 3)), images, images)
 
 
-def reconstruction_table(
-    source: Tensor, reconstruction: Tensor, prefix: str, lpips: Distance | None = None, seed: int = 0
-) -> dict[str, Measure]:
-    """L1, PSNR, SSIM and, where it is given, LPIPS between sources and reconstructions; names start with `prefix`."""
+def reconstruction_metrics(
+    source: Tensor, reconstruction: Tensor, prefix: str, lpips: ImageDistance | None = None, seed: int = 0
+) -> dict[str, Estimate]:
+    """Compute L1, PSNR, SSIM and, if given, LPIPS between sources and reconstructions; names start with `prefix`."""
     table = {
-        f"{prefix}_l1": mean_measure(mean_absolute_difference(source, reconstruction), seed),
-        f"{prefix}_psnr": mean_measure(decibels(source, reconstruction), seed),
-        f"{prefix}_ssim": mean_measure(structural_similarity(source, reconstruction), seed),
+        f"{prefix}_l1": bootstrap_mean(l1_distance(source, reconstruction), seed),
+        f"{prefix}_psnr": bootstrap_mean(psnr(source, reconstruction), seed),
+        f"{prefix}_ssim": bootstrap_mean(ssim(source, reconstruction), seed),
     }
-    return table | ({f"{prefix}_lpips": mean_measure(lpips(source, reconstruction), seed)} if lpips else {})
+    return table | ({f"{prefix}_lpips": bootstrap_mean(lpips(source, reconstruction), seed)} if lpips else {})
 
 
-def visibility_table(sizes: EditSizes, asked: Booleans | None = None, seed: int = 0) -> dict[str, Measure]:
-    """Size of the edit (mean |change|, 0 to 2) and the share of its energy that is coarse enough to be seen.
+def edit_size_metrics(sizes: EditSizes, target_differs: Booleans | None = None, seed: int = 0) -> dict[str, Estimate]:
+    """Compute the size of the edits (mean |change|, 0 to 2) and the low-frequency share of their energy.
 
-    Over all pairs; where `asked` [N] says which pairs are asked for another decision, over those as well, with the
-    share that is a mere tint.
+    If `target_differs` [N] selects the pairs whose decision should change, the metrics are also computed over those
+    pairs, with the share of energy that is uniform (a tint).
     """
-    table = {"edit_l1": mean_measure(sizes.l1, seed), "edit_coarse_share": mean_measure(sizes.coarse, seed)}
-    if asked is not None:
-        table["asked_edit_l1"] = mean_measure(sizes.l1[asked], seed)
-        table["asked_edit_coarse_share"] = mean_measure(sizes.coarse[asked], seed)
-        table["asked_edit_constant_share"] = mean_measure(sizes.constant[asked], seed)
+    table = {
+        "edit_l1": bootstrap_mean(sizes.l1, seed),
+        "edit_low_frequency_share": bootstrap_mean(sizes.low_frequency_share, seed),
+    }
+    if target_differs is not None:
+        table["edit_l1_when_changed"] = bootstrap_mean(sizes.l1[target_differs], seed)
+        table["edit_low_frequency_share_when_changed"] = bootstrap_mean(sizes.low_frequency_share[target_differs], seed)
+        table["edit_uniform_share_when_changed"] = bootstrap_mean(sizes.uniform_share[target_differs], seed)
     return table
 
 
-def tint_measure(colour: Floats, deviations: Floats, seed: int = 0) -> Measure:
-    """Length of the mean change of colour [N, 3], in deviations [3] of real pictures' mean colours; 0 is the least.
+def bootstrap_color_shift(color_change: Floats, stds: Floats, seed: int = 0) -> Estimate:
+    """Estimate the length of the mean color change [N, 3], in SD [3] of the mean colors of real images; at least 0.
 
-    Changes in opposite directions cancel: what is left is a tint that every edit of this kind gets. Chance alone leaves
-    about sqrt(3 / N) of one deviation.
+    Opposite changes cancel, so the value measures a tint that is common to all edits. By chance it is about
+    sqrt(3 / N) SD.
     """
-    scaled = colour / np.maximum(deviations, 1e-9)
-    return measure(lambda weights: np.linalg.norm(weights @ scaled, axis=1), len(scaled), seed)
+    scaled = color_change / np.maximum(stds, 1e-9)
+    return bootstrap_statistic(lambda weights: np.linalg.norm(weights @ scaled, axis=1), len(scaled), seed)
 
 
-def preservation_table(
+def preservation_metrics(
     source: Tensor,
     reconstruction: Tensor | None = None,
     cycle: Tensor | None = None,
     edited: Tensor | None = None,
-    asked: Booleans | None = None,
-    lpips: Distance | None = None,
+    target_differs: Booleans | None = None,
+    lpips: ImageDistance | None = None,
     sizes: EditSizes | None = None,
     seed: int = 0,
-) -> dict[str, Measure]:
-    """Every preservation measure for which images [N, 3, H, W] are given, row for row with `source`.
+) -> dict[str, Estimate]:
+    """Compute the preservation metrics for which images [N, 3, H, W] are given, in the order of `source`.
 
-    `reconstruction` is G(x, c0), `cycle` is G(G(x, c), c0), `edited` is G(x, c); `sizes` those of the edits, where they
-    have been taken already.
+    `reconstruction` is G(x, c0), `cycle` is G(G(x, c), c0), and `edited` is G(x, c). `sizes` are the sizes of the edits
+    if they are already computed.
     """
-    table: dict[str, Measure] = {}
-    for prefix, images in (("self", reconstruction), ("cycle", cycle)):
+    table: dict[str, Estimate] = {}
+    for prefix, images in (("reconstruction", reconstruction), ("cycle", cycle)):
         if images is not None:
-            table |= reconstruction_table(source, images, prefix, lpips, seed)
+            table |= reconstruction_metrics(source, images, prefix, lpips, seed)
     if edited is not None:
-        table |= visibility_table(sizes or EditSizes.of(source, edited), asked, seed)
-        table |= {"edit_lpips": mean_measure(lpips(source, edited), seed)} if lpips else {}
+        table |= edit_size_metrics(sizes or EditSizes.from_images(source, edited), target_differs, seed)
+        table |= {"edit_lpips": bootstrap_mean(lpips(source, edited), seed)} if lpips else {}
     return table

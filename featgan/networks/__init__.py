@@ -1,1 +1,1 @@
-"""The two networks of the game and the ways a condition enters the generator."""
+"""The generator, the discriminator, the EMA of weights, and the conditioning of the generator."""

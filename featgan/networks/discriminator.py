@@ -1,4 +1,4 @@
-"""The discriminator D(x) of StarGAN (Choi et al. 2018): realness of patches, and an estimate of the condition."""
+"""The discriminator D(x) of StarGAN (Choi et al. 2018): logits of image patches and an estimate of the condition."""
 
 from typing import NamedTuple
 
@@ -6,29 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featgan.system.images import single
+from featgan.system.images import to_fp32
 
-SLOPE = 0.01
-"""Of LeakyReLU below zero."""
-
-
-SMALL = 3
-"""Up to which height and width of its result a convolution is one matrix product."""
+LEAKY_RELU_SLOPE = 0.01
+"""Slope of LeakyReLU for negative inputs."""
 
 
-class Judgement(NamedTuple):
-    """What the discriminator says of images."""
-
-    logits: Tensor  # [N, 1, h, w], realness of patches (`src` in the paper)
-    condition: Tensor  # [N, C], estimated condition (`cls`)
-    outputs: Tensor | None  # [N, O], the box's outputs read off the estimated condition
+MAX_MATMUL_SIZE = 3
+"""Output height and width up to which `DownsampleConv` runs as one matrix product."""
 
 
-class HalvingConv(nn.Conv2d):
-    """A 4x4 convolution of stride 2, padded by one: [N, dim_in, H, W] => [N, dim_out, H // 2, W // 2].
+class DiscriminatorOutput(NamedTuple):
+    """Outputs of the discriminator."""
 
-    Where the result has a few pixels only, convolution routines spend most of their time on rearranging the weights
-    (33 million of them in the last layer at 112 px); there it is a matrix product of the patches on the CPU.
+    logits: Tensor  # [N, 1, h, w], real (high) or generated (low), for each patch; D_src in the paper
+    condition: Tensor  # [N, C], estimated condition; D_cls in the paper
+    outputs: Tensor | None  # [N, O], estimated classifier outputs, computed from the estimated condition
+
+
+class DownsampleConv(nn.Conv2d):
+    """4x4 convolution with stride 2 and padding 1: [N, dim_in, H, W] => [N, dim_out, H // 2, W // 2].
+
+    If the output has few pixels, CPU convolution routines spend most of their time rearranging the weights (33 million
+    in the last layer at 112 px). On the CPU, such a layer therefore runs as a matrix product of image patches.
     """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
@@ -36,27 +36,29 @@ class HalvingConv(nn.Conv2d):
 
     def forward(self, activations: Tensor) -> Tensor:
         height, width = (size // 2 for size in activations.shape[2:])
-        if max(height, width) > SMALL or activations.device.type != "cpu":
+        if max(height, width) > MAX_MATMUL_SIZE or activations.device.type != "cpu":
             return super().forward(activations)
         patches = F.unfold(activations, 4, padding=1, stride=2).transpose(1, 2)
         return F.linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).unflatten(2, (height, width))
 
-    def pull_back(self, gradient: Tensor, size: int) -> Tensor:
-        """The derivative by the input, [N, dim_in, size, size], from that by the result."""
-        halved = gradient.shape[-1]
-        if halved > SMALL or gradient.device.type != "cpu":
-            return F.conv_transpose2d(gradient, self.weight, None, 2, 1, size - 2 * halved)
+    def input_gradient(self, gradient: Tensor, input_size: int) -> Tensor:
+        """Backpropagate a gradient from the output of the layer to its input, [N, dim_in, size, size]."""
+        output_size = gradient.shape[-1]
+        if output_size > MAX_MATMUL_SIZE or gradient.device.type != "cpu":
+            return F.conv_transpose2d(gradient, self.weight, None, 2, 1, input_size - 2 * output_size)
         patches = F.linear(gradient.flatten(2).transpose(1, 2), self.weight.flatten(1).t()).transpose(1, 2)
-        return F.fold(patches, (size, size), 4, padding=1, stride=2)
+        return F.fold(patches, (input_size, input_size), 4, padding=1, stride=2)
 
 
 class Discriminator(nn.Module):
-    """Stride-2 convolutions with LeakyReLU and no norm, and two heads.
+    """Stride-2 convolutions with LeakyReLU and without normalization, and two heads.
 
-    Images [N, 3, H, W] with H = W = `image_size` of at least 2 ** `num_layers`, else ValueError. Channels double from
-    `dim` up to `max_dim`. With `output_dim` a linear layer reads the box's outputs off the estimated condition. With
-    `projection` the embedded condition's inner product with the pooled activations is added to the patch map
-    (Miyato & Koyama 2018); then the images' condition [N, P], P = `projection_dim`, must be given.
+    Takes images [N, 3, H, W] with H = W = `image_size`. The number of channels doubles in each layer, from `dim` up to
+    `max_dim`. If `output_dim` > 0, a linear layer computes the classifier outputs from the estimated condition. If
+    `projection_dim` > 0, the inner product of the embedded condition [N, projection_dim] with the pooled activations
+    is added to the patch logits (projection discriminator, Miyato & Koyama 2018).
+
+    Raises ValueError if `image_size` is smaller than 2 ** `num_layers`.
     """
 
     def __init__(
@@ -71,60 +73,60 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         if image_size < 2**num_layers:
-            most = image_size.bit_length() - 1
+            max_layers = image_size.bit_length() - 1
             raise ValueError(
-                f"image size {image_size}: {num_layers} halvings need at least {2**num_layers} pixels; "
-                f"use larger images or discriminator.num_layers up to {most}"
+                f"image size {image_size}: {num_layers} downsampling layers need at least {2**num_layers} pixels; "
+                f"use larger images or discriminator.num_layers up to {max_layers}"
             )
         layers: list[nn.Module] = []
-        width = 3
+        channels = 3
         for depth in range(num_layers):
-            wider = min(dim * 2**depth, max_dim)
-            layers += [HalvingConv(width, wider), nn.LeakyReLU(SLOPE, inplace=True)]
-            width = wider
+            next_channels = min(dim * 2**depth, max_dim)
+            layers += [DownsampleConv(channels, next_channels), nn.LeakyReLU(LEAKY_RELU_SLOPE, inplace=True)]
+            channels = next_channels
         self.trunk = nn.Sequential(*layers)
-        self.to_logits = nn.Conv2d(width, 1, 3, 1, 1, bias=False)
-        self.to_condition = nn.Conv2d(width, condition_dim, image_size >> num_layers, bias=False)
+        self.to_logits = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
+        self.to_condition = nn.Conv2d(channels, condition_dim, image_size >> num_layers, bias=False)
         self.to_outputs = nn.Linear(condition_dim, output_dim) if output_dim else None
-        self.embedding = nn.Linear(projection_dim, width, bias=False) if projection_dim else None
+        self.embedding = nn.Linear(projection_dim, channels, bias=False) if projection_dim else None
 
-    def forward(self, images: Tensor, condition: Tensor | None = None) -> Judgement:
-        return self.judge(self.trunk(images), condition)
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> DiscriminatorOutput:
+        return self.apply_heads(self.trunk(images), condition)
 
-    def judge(self, activations: Tensor, condition: Tensor | None) -> Judgement:
-        """What the heads say of the trunk's activations."""
+    def apply_heads(self, activations: Tensor, condition: Tensor | None) -> DiscriminatorOutput:
+        """Apply the heads to the activations of the trunk."""
         estimate = self.to_condition(activations).flatten(1)
-        outputs = single(self.to_outputs(estimate)) if self.to_outputs is not None else None
-        logits = single(self.to_logits(activations))
+        outputs = to_fp32(self.to_outputs(estimate)) if self.to_outputs is not None else None
+        logits = to_fp32(self.to_logits(activations))
         if self.embedding is not None:
-            agreement = (single(activations).mean((2, 3)) * single(self.embedding(condition))).sum(1)
-            logits = logits + agreement[:, None, None, None]
-        return Judgement(logits, single(estimate), outputs)
+            projection = (to_fp32(activations).mean((2, 3)) * to_fp32(self.embedding(condition))).sum(1)
+            logits = logits + projection[:, None, None, None]
+        return DiscriminatorOutput(logits, to_fp32(estimate), outputs)
 
     def input_gradient(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
-        """d sum D(x) / dx, of the patch map: [N, 3, H, W] as the images, differentiable in the weights.
+        """Return d sum D(x) / dx of the patch logits, [N, 3, H, W], differentiable with respect to the weights.
 
-        D is convolutions and LeakyReLU, whose slopes are constant around x. So the derivative is written out as
-        transposed convolutions, and a penalty on it has an ordinary, first-order backward pass.
+        D consists of convolutions and LeakyReLU, so it is linear in a neighborhood of x. The derivative is therefore
+        written as transposed convolutions, and a penalty on it needs a first-order backward pass only.
         """
-        rising = self.rising(images)
+        active_masks = self.active_units(images)
         gradient = F.conv_transpose2d(
-            images.new_ones(len(images), 1, *rising[-1].shape[2:]), self.to_logits.weight, padding=1
+            images.new_ones(len(images), 1, *active_masks[-1].shape[2:]), self.to_logits.weight, padding=1
         )
         if self.embedding is not None:
-            # The agreement is a mean over places, and added to the logit of every place.
+            # The inner product is averaged over the positions and added to the logit of every position.
             gradient = gradient + self.embedding(condition)[:, :, None, None]
-        sizes = [images.shape[-1], *(each.shape[-1] for each in rising[:-1])]
-        convolutions = [each for each in self.trunk if isinstance(each, HalvingConv)]
-        for convolution, positive, size in reversed(list(zip(convolutions, rising, sizes, strict=True))):
-            gradient = convolution.pull_back(torch.where(positive, gradient, SLOPE * gradient), size)
+        sizes = [images.shape[-1], *(mask.shape[-1] for mask in active_masks[:-1])]
+        convolutions = [layer for layer in self.trunk if isinstance(layer, DownsampleConv)]
+        for convolution, is_active, size in reversed(list(zip(convolutions, active_masks, sizes, strict=True))):
+            gradient = convolution.input_gradient(torch.where(is_active, gradient, LEAKY_RELU_SLOPE * gradient), size)
         return gradient
 
-    def rising(self, images: Tensor) -> list[Tensor]:
-        """Which units of each layer are positive, so that their slope is 1."""
-        found, activations = [], images
+    def active_units(self, images: Tensor) -> list[Tensor]:
+        """Return a mask of the positive units of each layer, where LeakyReLU has slope 1."""
+        masks, activations = [], images
         for convolution, relu in zip(self.trunk[::2], self.trunk[1::2], strict=True):
-            # Cut layer by layer, not by no_grad: autocast would keep half-precision weights without their gradient.
+            # Detach in each layer instead of using no_grad, where autocast would cache bf16 weights without a gradient.
             activations = relu(convolution(activations.detach()))
-            found.append(activations.detach() > 0)
-        return found
+            masks.append(activations.detach() > 0)
+        return masks

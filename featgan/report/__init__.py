@@ -1,1 +1,1 @@
-"""What `featgan render` draws: labelled grids, animations, and the self-contained page that explains a run."""
+"""What `featgan render` writes: labeled grids, animations, and a self-contained HTML page that explains a run."""

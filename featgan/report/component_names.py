@@ -1,4 +1,4 @@
-"""Names that the user gives to components: RUN/names.yaml, which may be edited by hand, too."""
+"""Names that the user gives to components; they are stored in RUN/names.yaml, which may be edited by hand."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,63 +6,72 @@ from pathlib import Path
 import yaml
 
 from featgan.errors import UserError
-from featgan.system.files import write_whole
+from featgan.system.files import atomic_write
 
-FILE = "names.yaml"
-LONGEST = 40
-Names = dict[int, str]
-"""Component, from 0 => name."""
+COMPONENT_NAMES_FILE = "names.yaml"
+MAX_NAME_LENGTH = 40
+ComponentNames = dict[int, str]
+"""Index of the component, from 0 => name."""
 
 
-def read_names(run: Path) -> Names:
-    """The names kept in the run; none where there is no file. UserError for a file that cannot be read as such."""
-    path = run / FILE
+def read_component_names(run: Path) -> ComponentNames:
+    """Return the names stored in the run; empty if there is no file. Raises UserError if the file is invalid."""
+    path = run / COMPONENT_NAMES_FILE
     if not path.is_file():
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not readable; write a line for each component, such as `1: smile`") from None
+        raise UserError(f"{path}: not a valid YAML file; write one line per component, such as `1: smile`") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: write a line for each component, such as `1: smile`")
-    return check_names({str(number): str(name) for number, name in content.items()}, str(path))
+        raise UserError(f"{path}: not a mapping; write one line per component, such as `1: smile`")
+    return validate_component_names({str(number): str(name) for number, name in content.items()}, str(path))
 
 
-def parse_names(given: Sequence[str]) -> dict[str, str]:
-    """`NUMBER=NAME` pairs; an empty name takes the former one away."""
-    pairs = [text.partition("=") for text in given]
-    for text, (_, equals, _) in zip(given, pairs, strict=True):
+def parse_component_names(assignments: Sequence[str]) -> dict[str, str]:
+    """Parse `NUMBER=NAME` pairs; an empty name removes the stored one. Raises UserError if there is no `=`."""
+    pairs = [text.partition("=") for text in assignments]
+    for text, (_, equals, _) in zip(assignments, pairs, strict=True):
         if not equals:
-            raise UserError(f"--name {text!r}: is written NUMBER=NAME, such as 1=smile")
+            raise UserError(f"--component-name {text!r}: expected NUMBER=NAME, such as 1=smile")
     return {number.strip(): name.strip() for number, _, name in pairs}
 
 
-def check_names(names: Mapping[str, str], where: str) -> Names:
-    """Names by component from 0; UserError names the one that is no number from 1, or too long."""
-    found = {}
+def validate_component_names(names: Mapping[str, str], context: str) -> ComponentNames:
+    """Return the names by index from 0. Raises UserError for an invalid number or name; `context` is named in it."""
+    names_by_index = {}
     for number, name in names.items():
         if not (number.isascii() and number.isdecimal() and int(number) >= 1):
-            raise UserError(f"{where}: {number!r}: components are numbered from 1")
+            raise UserError(f"{context}: {number!r}: not the number of a component; components are numbered from 1")
         text = " ".join(name.split())
-        if len(text) > LONGEST or not text.isprintable():
-            raise UserError(f"{where}: the name of component {number} has more than {LONGEST} letters, or odd ones")
-        found[int(number) - 1] = text
-    return found
+        if len(text) > MAX_NAME_LENGTH or not text.isprintable():
+            raise UserError(
+                f"{context}: the name of component {number} is not valid; "
+                f"use at most {MAX_NAME_LENGTH} printable characters"
+            )
+        names_by_index[int(number) - 1] = text
+    return names_by_index
 
 
-def merge_names(run: Path, given: Sequence[str], num_components: int) -> Names:
-    """The run's names with the given ones over them; UserError for a component that the run does not have."""
-    names = read_names(run) | check_names(parse_names(given), "--name")
-    beyond = [index + 1 for index in names if index >= num_components]
-    if beyond:
-        raise UserError(f"component {beyond[0]} cannot be named: the run has {num_components}")
+def merge_component_names(run: Path, assignments: Sequence[str], num_components: int) -> ComponentNames:
+    """Return the names stored in the run, updated with `assignments`.
+
+    Raises UserError if the run has no such component.
+    """
+    names = read_component_names(run) | validate_component_names(parse_component_names(assignments), "--component-name")
+    out_of_range = [index + 1 for index in names if index >= num_components]
+    if out_of_range:
+        raise UserError(
+            f"--component-name or {COMPONENT_NAMES_FILE}: the run has no component {out_of_range[0]}; "
+            f"name components 1 to {num_components}"
+        )
     return {index: name for index, name in sorted(names.items()) if name}
 
 
-def keep_names(run: Path, names: Names) -> None:
-    """Write the names into the run, for the next report; without any there is no file."""
+def save_component_names(run: Path, names: ComponentNames) -> None:
+    """Store the names in the run for the next report; without names, delete the file."""
     if not names:
-        (run / FILE).unlink(missing_ok=True)
+        (run / COMPONENT_NAMES_FILE).unlink(missing_ok=True)
         return
-    lines = {index + 1: name for index, name in names.items()}
-    write_whole(run / FILE, yaml.safe_dump(lines, allow_unicode=True).encode())
+    names_by_number = {index + 1: name for index, name in names.items()}
+    atomic_write(run / COMPONENT_NAMES_FILE, yaml.safe_dump(names_by_number, allow_unicode=True).encode())

@@ -1,5 +1,6 @@
-"""Rendering a checkpoint: labelled grids, animations and the report, for validation images or any of the user's."""
+"""Render a checkpoint: labeled grids, animations and the report, for validation images or images given by the user."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,52 +11,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featgan.blackbox.loading import BlackBox, load_blackbox
-from featgan.config.loading import read_yaml, validate
+from featgan.blackbox.loading import BlackBox
+from featgan.config.loading import parse_config, read_yaml
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.inference.editor import Editor, ask
-from featgan.inference.model import Model, load_model
+from featgan.evaluation.document import EvaluationDocument, best_evaluation
+from featgan.inference.editor import ImageEditor, predict
+from featgan.inference.model import EditingModel, load_model
 from featgan.inference.training_data import (
-    Material,
+    TrainingData,
+    correctly_classified_rows,
     encode_values,
+    evenly_spaced_rows,
     label_layout,
-    name_outputs,
-    open_material,
-    rightly_told,
-    source_values,
-    spread,
-    tells_classes,
-    training_answers,
+    mean_features_by_prediction,
+    open_blackbox,
+    open_training_data,
+    output_names,
+    predicts_label_classes,
+    rows_with_condition,
+    source_conditions,
     training_class_means,
-    usable_rows,
 )
-from featgan.metrics.bootstrap import as_floats
+from featgan.metrics.bootstrap import to_float64
+from featgan.report.analysis.component_facts import ComponentFacts
 from featgan.report.analysis.component_ranking import rank_components
-from featgan.report.analysis.predictions import Answer
-from featgan.report.component_names import Names, keep_names, merge_names
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.component_names import ComponentNames, merge_component_names, save_component_names
 from featgan.report.edits.registry import build_sweeps
-from featgan.report.edits.rendering import Look, Rendering, as_frames, difference_scale, render_sweep
-from featgan.report.edits.sources import Sources, label_names, read_folder, sample_rows
-from featgan.report.edits.sweeps import Subject, Sweep
-from featgan.report.figures.animation import check_kinds
-from featgan.report.html.cards import ComponentFacts
+from featgan.report.edits.rendering import (
+    PredictFunction,
+    RenderedSweep,
+    difference_scale,
+    render_sweep,
+    split_frame_predictions,
+)
+from featgan.report.edits.sources import SourceImages, label_names, read_image_folder, sample_rows
+from featgan.report.edits.sweeps import Sweep, SweepInputs
+from featgan.report.figures.animation import check_animation_kinds
 from featgan.report.html.page import Report
-from featgan.report.html.provenance import commands, describe, hashes
+from featgan.report.html.provenance import collect_run_facts, hash_artifacts, list_reproduction_commands
 from featgan.report.html.writing import write_page, write_renders
-from featgan.report.run_files import Evaluation, best_evaluation, read_config, read_metrics
-from featgan.system.progress import console, track
+from featgan.report.run_files import read_config_text, read_metric_series
+from featgan.system.progress import track_progress
 
-MOST_ANSWERS = 5000
-"""Training images whose answers say how much these vary."""
-VIDEO = ("gif", "webp")
-ORIGIN = "of the validation set, rightly told where there are such"
+logger = logging.getLogger(__name__)
+
+MAX_STATISTICS_IMAGES = 5000
+"""Number of images from which the variance of the outputs and the accuracy are estimated."""
+DEFAULT_VIDEO_KINDS = ("gif", "webp")
+VALIDATION_ORIGIN = "validation images"
+CORRECTLY_CLASSIFIED_ORIGIN = "validation images, correctly classified ones first"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
+class RenderOptions:
+    """The options of `featgan render`."""
 
     run: Path
     step: int | None = None
@@ -65,32 +77,32 @@ class Request:
     num_components: int = 10
     seed: int = 0
     names: tuple[str, ...] = ()  # NUMBER=NAME
-    video: tuple[str, ...] = VIDEO
+    video: tuple[str, ...] = DEFAULT_VIDEO_KINDS
 
     @property
     def suffix(self) -> str:
-        """Part of the names of what is written: a user's images have a report of their own, named after the folder."""
+        """Suffix of the output names: a report of user images is named after their folder."""
         if self.images is None:
             return ""
         return "-" + (re.sub(r"[^A-Za-z0-9_-]+", "_", self.images.resolve().name).strip("_") or "images")
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The run that is rendered: its generator, its data, its box and the names of its components."""
+class RenderInputs:
+    """The run that is rendered: its generator, data, classifier and component names."""
 
-    request: Request
-    model: Model
-    material: Material
-    box: BlackBox | None
-    names: Names
+    options: RenderOptions
+    model: EditingModel
+    training_data: TrainingData
+    blackbox: BlackBox | None
+    names: ComponentNames
 
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
-        """The box's last layer, weight [O, F] and bias [O], where that is linear."""
-        heads = [owner.head for owner in (self.material.cache, self.box) if owner is not None]
-        found = next((head for head in heads if head is not None), None)
-        return None if found is None else (found[0].float().cpu(), found[1].float().cpu())
+        """The classifier's last layer, weight [O, F] and bias [O]; None if it is not linear."""
+        heads = [classifier.head for classifier in (self.training_data.cache, self.blackbox) if classifier is not None]
+        linear_head = next((head for head in heads if head is not None), None)
+        return None if linear_head is None else (linear_head[0].float().cpu(), linear_head[1].float().cpu())
 
     @property
     def head_weight(self) -> Tensor | None:
@@ -98,14 +110,14 @@ class Opened:
 
     @property
     def head_bias(self) -> Tensor | None:
-        """That of a box that tells one of several classes."""
-        owner = self.material.cache or self.box
-        tells_one = owner is not None and owner.output_kind == "expression"
-        return self.head[1] if tells_one and self.head is not None else None
+        """The bias [O]; None if the classifier does not predict one of O classes."""
+        classifier = self.training_data.cache or self.blackbox
+        is_single_label = classifier is not None and classifier.output_kind == "expression"
+        return self.head[1] if is_single_label and self.head is not None else None
 
     @property
-    def look(self) -> Look | None:
-        return None if self.box is None else partial(ask, self.box)
+    def predict_fn(self) -> PredictFunction | None:
+        return None if self.blackbox is None else partial(predict, self.blackbox)
 
 
 def render_run(
@@ -116,230 +128,262 @@ def render_run(
     num_images: int = 6,
     num_components: int = 10,
     seed: int = 0,
-    names: Sequence[str] = (),
-    video: Sequence[str] = VIDEO,
+    component_names: Sequence[str] = (),
+    video: Sequence[str] = DEFAULT_VIDEO_KINDS,
 ) -> Path:
-    """Render a checkpoint, the newest by default: RUN/renders/step-XXXXXXXX and RUN/report.html; returns the latter.
+    """Render a checkpoint, the newest by default, to RUN/renders/step-XXXXXXXX and RUN/report.html; return the latter.
 
-    `images` is a folder of any images, taken in place of the run's validation images; what is written then has the
-    folder's name added: RUN/renders/step-XXXXXXXX-NAME and RUN/report-NAME.html. `directions` names the wanted
-    ones, all by default. `names` are NUMBER=NAME of components, kept in the run; `video` the kinds of animations.
-    UserError for a run, folder, direction, name or video that cannot be had.
+    `images` is a folder of images to edit instead of the run's validation images; the outputs are then named
+    RUN/renders/step-XXXXXXXX-NAME and RUN/report-NAME.html. `directions` are names of directions, all by default.
+    `component_names` are NUMBER=NAME and are stored in the run. `video` lists the kinds of animations.
+    Raises UserError if the run, the images, a direction, a name or a kind of animation is invalid.
     """
     assert num_images >= 1 and num_components >= 1
-    request = Request(
-        run, step, images, tuple(directions), num_images, num_components, seed, tuple(names), check_kinds(video)
+    options = RenderOptions(
+        run,
+        step,
+        images,
+        tuple(directions),
+        num_images,
+        num_components,
+        seed,
+        tuple(component_names),
+        check_animation_kinds(video),
     )
-    opened = open_run(request)
-    model, look, edit = opened.model, opened.look, Editor(opened.model).edit
-    sources = choose_sources(opened)
-    subject = build_subject(opened, sources)
-    sweeps = build_sweeps(subject, directions) + second_sweeps(request, model, sources)
-    reconstruction = reconstruct(model, sources)
+    inputs = open_render_inputs(options)
+    model, predict_fn, edit_fn = inputs.model, inputs.predict_fn, ImageEditor(inputs.model).edit_uint8
+    sources = choose_sources(inputs)
+    sweep_inputs = build_sweep_inputs(inputs, sources)
+    sweeps = build_sweeps(sweep_inputs, directions) + build_second_dataset_sweeps(options, model, sources)
+    reconstruction = reconstruct_sources(model, sources)
     renderings = [
-        render_sweep(edit, sources, sweep, reconstruction, look)
-        for sweep in track(sweeps, "editing", unit="directions")
+        render_sweep(edit_fn, sources, sweep, reconstruction, predict_fn)
+        for sweep in track_progress(sweeps, "editing", unit="directions")
     ]
-    report = build_report(opened, sources, renderings)
-    keep_names(run, opened.names)
-    write_renders(run / "renders" / f"step-{model.step:08d}{request.suffix}", report, request.video)
-    page = run / f"report{request.suffix}.html"
-    write_page(page, report)
-    return page
+    report = build_report(inputs, sources, renderings)
+    save_component_names(run, inputs.names)
+    write_renders(run / "renders" / f"step-{model.metadata.step:08d}{options.suffix}", report, options.video)
+    page_path = run / f"report{options.suffix}.html"
+    write_page(page_path, report)
+    return page_path
 
 
-def open_run(request: Request) -> Opened:
-    """Everything that is needed, before anything is computed; a user's images need the box, others the shards."""
-    model = load_model(request.run, request.step, "cuda" if torch.cuda.is_available() else "cpu")
-    names = name_components(request, model)
-    are_given = request.images is not None
-    return Opened(request, model, open_material(model, not are_given), open_box(model, are_given), names)
+def open_render_inputs(options: RenderOptions) -> RenderInputs:
+    """Open all inputs before anything is computed; user images require the classifier, others require the shards."""
+    model = load_model(options.run, options.step, "cuda" if torch.cuda.is_available() else "cpu")
+    names = resolve_component_names(options, model)
+    has_user_images = options.images is not None
+    return RenderInputs(
+        options,
+        model,
+        open_training_data(model, not has_user_images),
+        open_optional_blackbox(model, has_user_images),
+        names,
+    )
 
 
-def name_components(request: Request, model: Model) -> Names:
-    """The user's names, those of former reports among them; UserError where there is no such component."""
-    if model.condition_kind != "features" or model.space is None:
-        if request.names:
-            raise UserError("--name: only components of features can be named, and this run was trained on labels")
+def resolve_component_names(options: RenderOptions, model: EditingModel) -> ComponentNames:
+    """Return the component names of the user and of earlier reports. Raises UserError for a missing component."""
+    if model.metadata.condition_kind != "features" or model.space is None:
+        if options.names:
+            raise UserError("--component-name: this run is label-conditioned and has no components; remove the option")
         return {}
-    return merge_names(request.run, request.names, model.space.num_components)
+    return merge_component_names(options.run, options.names, model.space.num_components)
 
 
-def open_box(model: Model, needed: bool) -> BlackBox | None:
-    """The black box of a run on features; where it is not needed and gone, a remark says what is left out.
+def open_optional_blackbox(model: EditingModel, is_required: bool) -> BlackBox | None:
+    """Open the black box of a feature-conditioned run; return None for a label-conditioned run.
 
-    UserError where it is needed, or when it is not the box that the run was trained for.
+    If the black box cannot be opened and is not required, log what the report will lack and return None.
+    Raises UserError if it is required and cannot be opened.
     """
-    if model.condition_kind != "features":
+    if model.metadata.condition_kind != "features":
         return None
-    known = model.blackbox or {}
     try:
-        box = load_blackbox(known["spec"], known["layer"], str(model.device))
-        if box.sha256 != known["sha256"]:
-            raise UserError(f"{box.spec}: not the black box of this run (its weights differ); put the former one back")
+        return open_blackbox(model)
     except UserError as error:
-        if needed:
+        if is_required:
             raise
-        console.print(f"without the classifier's answers to the pictures: {error}", markup=False)
+        logger.warning(f"{error}; the report will have no predictions for the edited images")
         return None
-    return box
 
 
-def choose_sources(opened: Opened) -> Sources:
-    """The user's images, or a fixed sample of the validation images, with their own values."""
-    request, model, material = opened.request, opened.model, opened.material
-    if request.images is not None:
-        images, names = read_folder(request.images, model.image_size, request.num_images)
-        values = None if opened.look is None else torch.from_numpy(opened.look(images).features).float()
-        return Sources(images, names, values, f"images of {request.images}", are_given=True)
-    assert material.shards is not None
-    split = material.shards.split("validation")
-    usable, right = usable_rows(model, material.shards, split), rightly_told(material, split)
-    rows = sample_rows(split.expression, usable, request.num_images, request.seed, right)
+def choose_sources(inputs: RenderInputs) -> SourceImages:
+    """Return the user's images, or a fixed sample of the validation images, with their source values."""
+    options, model, training_data = inputs.options, inputs.model, inputs.training_data
+    if options.images is not None:
+        images, names = read_image_folder(options.images, model.metadata.image_size, options.num_images)
+        values = None if inputs.predict_fn is None else torch.from_numpy(inputs.predict_fn(images).features).float()
+        return SourceImages(images, names, values, f"images of {options.images}", is_user_provided=True)
+    assert training_data.shards is not None
+    split = training_data.shards.get_split("validation")
+    usable_indices, correct_indices = (
+        rows_with_condition(model, training_data.shards, split),
+        correctly_classified_rows(training_data, split),
+    )
+    rows = sample_rows(split.expression, usable_indices, options.num_images, options.seed, correct_indices)
     if not len(rows):
-        raise UserError(f"{material.shards.path}: no validation image has the labels of this run; give --images")
-    labels = label_names(split.expression, rows, material.shards.classes)
+        raise UserError(f"{training_data.shards.path}: no validation image has the labels of this run; use --images")
+    labels = label_names(split.expression, rows, training_data.shards.classes)
     names = tuple(
         f"{split.keys[row]} ({label})" if label else str(split.keys[row])
         for row, label in zip(rows, labels, strict=True)
     )
-    values = source_values(model, material, split, rows)
-    return Sources(split.decode(rows), names, values, ORIGIN if len(right) else "of the validation set")
+    values = source_conditions(model, training_data, split, rows)
+    return SourceImages(
+        split.decode(rows),
+        names,
+        values,
+        CORRECTLY_CLASSIFIED_ORIGIN if len(correct_indices) else VALIDATION_ORIGIN,
+    )
 
 
-def build_subject(opened: Opened, sources: Sources) -> Subject:
-    """What the directions are computed from."""
-    model, material = opened.model, opened.material
-    answers = training_answers(material) if model.condition_kind == "features" else {}
-    labels = training_class_means(material, len(model.class_names))
-    by_label = {} if labels is None else dict(zip(model.class_names, labels, strict=True))
-    return Subject(
-        kind=model.condition_kind,
+def build_sweep_inputs(inputs: RenderInputs, sources: SourceImages) -> SweepInputs:
+    """Gather what the sweeps are computed from."""
+    model, training_data = inputs.model, inputs.training_data
+    means_by_prediction = (
+        mean_features_by_prediction(training_data) if model.metadata.condition_kind == "features" else {}
+    )
+    label_means = training_class_means(training_data, len(model.metadata.class_names))
+    means_by_label = {} if label_means is None else dict(zip(model.metadata.class_names, label_means, strict=True))
+    return SweepInputs(
+        kind=model.metadata.condition_kind,
         values=sources.values,
         images=sources.images,
-        encode=lambda values, own: encode_values(model, values, own),
+        encode=lambda target, source: encode_values(model, target, source),
         space=model.space,
-        num_components=opened.request.num_components,
-        class_names=model.class_names,
-        class_means=answers or by_label,
-        own_classes=own_answers(opened, sources) if answers else (),
-        head_weight=opened.head_weight,
-        head_bias=opened.head_bias,
-        output_names=outputs_of(opened),
-        attribute_names=model.attribute_names,
-        component_names=opened.names,
+        num_components=inputs.options.num_components,
+        class_names=model.metadata.class_names,
+        class_means=means_by_prediction or means_by_label,
+        source_classes=predict_source_classes(inputs, sources) if means_by_prediction else (),
+        head_weight=inputs.head_weight,
+        head_bias=inputs.head_bias,
+        output_names=classifier_output_names(inputs),
+        attribute_names=model.metadata.attribute_names,
+        component_names=inputs.names,
     )
 
 
-def own_answers(opened: Opened, sources: Sources) -> tuple[str, ...]:
-    """What a box that tells classes answers to the sources; nothing where it is gone and its last layer not linear."""
-    names, outputs = outputs_of(opened), None
-    if opened.head is not None and sources.values is not None:
-        weight, bias = opened.head
-        outputs = as_floats(sources.values @ weight.T + bias)
-    elif opened.look is not None:
-        outputs = opened.look(sources.images).outputs
-    return ("",) * len(sources) if outputs is None else tuple(names[answer] for answer in outputs.argmax(1))
+def predict_source_classes(inputs: RenderInputs, sources: SourceImages) -> tuple[str, ...]:
+    """Return the predicted class of each source; empty strings if the classifier is missing and has no linear head."""
+    names, outputs = classifier_output_names(inputs), None
+    if inputs.head is not None and sources.values is not None:
+        weight, bias = inputs.head
+        outputs = to_float64(sources.values @ weight.T + bias)
+    elif inputs.predict_fn is not None:
+        outputs = inputs.predict_fn(sources.images).outputs
+    return ("",) * len(sources) if outputs is None else tuple(names[class_index] for class_index in outputs.argmax(1))
 
 
-def second_sweeps(request: Request, model: Model, sources: Sources) -> list[Sweep]:
-    """The second data set's labels asked of the same sources, for a run that was trained on two."""
-    if model.condition_kind == "features" or len(label_layout(model).dims) == 1:
+def build_second_dataset_sweeps(options: RenderOptions, model: EditingModel, sources: SourceImages) -> list[Sweep]:
+    """Return the sweeps over the labels of the second data set, for a run that was trained on two."""
+    if model.metadata.condition_kind == "features" or len(label_layout(model).dims) == 1:
         return []
-    path = request.run / "config.yaml"
-    second = validate(read_yaml(path), str(path)).second_dataset
-    if second is None or second.condition.kind not in ("expression", "valence_arousal"):
+    path = options.run / "config.yaml"
+    second_dataset = parse_config(read_yaml(path), str(path)).second_dataset
+    if second_dataset is None or second_dataset.condition.kind not in ("expression", "valence_arousal"):
         return []
     layout = label_layout(model)
-    subject = Subject(
-        kind=second.condition.kind,
+    sweep_inputs = SweepInputs(
+        kind=second_dataset.condition.kind,
         values=None,
         images=sources.images,
-        encode=lambda values, own: layout.embed(values, 1),
-        class_names=model.card.names[layout.dims[0] :],
+        encode=lambda target, source: layout.embed(target, 1),
+        class_names=model.metadata.names[layout.dims[0] :],
     )
-    return build_sweeps(subject, prefix="second-")
+    return build_sweeps(sweep_inputs, prefix="second-")
 
 
-def reconstruct(model: Model, sources: Sources) -> Tensor | None:
-    """The sources asked to keep their own condition, uint8 [N, 3, S, S]; None where that is unknown."""
+def reconstruct_sources(model: EditingModel, sources: SourceImages) -> Tensor | None:
+    """Edit the sources toward their own condition, uint8 [N, 3, S, S]; None if that is not known."""
     if sources.values is None:
         return None
-    own = encode_values(model, sources.values, sources.values)
-    sweep = Sweep("reconstruction", "", "", ("",), own[:, None])
-    return render_sweep(Editor(model).edit, sources, sweep, None).frames[:, 0]
+    conditions = encode_values(model, sources.values, sources.values)
+    sweep = Sweep("reconstruction", "", "", ("",), conditions[:, None])
+    return render_sweep(ImageEditor(model).edit_uint8, sources, sweep, None).frames[:, 0]
 
 
-def outputs_of(opened: Opened) -> tuple[str, ...]:
-    """Names of the box's outputs; none for a run without a box."""
-    owner = opened.material.cache or opened.box
-    return () if owner is None else name_outputs(owner)
+def classifier_output_names(inputs: RenderInputs) -> tuple[str, ...]:
+    """Return the names of the classifier's outputs; empty for a run without a classifier."""
+    classifier = inputs.training_data.cache or inputs.blackbox
+    return () if classifier is None else output_names(classifier)
 
 
-def read_answer(opened: Opened) -> Answer | None:
-    """How the box's outputs are read, and how much they vary over training images; None for a run without a box."""
-    cache, shards = opened.material.cache, opened.material.shards
-    owner = cache or opened.box
-    if owner is None:
+def build_output_spec(inputs: RenderInputs) -> OutputSpec | None:
+    """Return how the classifier's outputs are interpreted and how they vary; None for a run without a classifier."""
+    cache, shards = inputs.training_data.cache, inputs.training_data.shards
+    classifier = cache or inputs.blackbox
+    if classifier is None:
         return None
-    answer = Answer(owner.output_kind, name_outputs(owner))
+    output_spec = OutputSpec(classifier.output_kind, output_names(classifier))
     if cache is None or shards is None:
-        return answer
-    rows = spread(np.arange(len(shards.split("train"))), MOST_ANSWERS)
-    deviations = answer.comparable(as_floats(cache.outputs("train", rows))).std(0)
-    return replace(answer, deviations=deviations, recalls=measure_recalls(answer, cache, shards))
+        return output_spec
+    rows = evenly_spaced_rows(np.arange(len(shards.get_split("train"))), MAX_STATISTICS_IMAGES)
+    stds = output_spec.center_outputs(to_float64(cache.outputs("train", rows))).std(0)
+    return replace(output_spec, stds=stds, recalls=compute_class_recalls(output_spec, cache, shards))
 
 
-def measure_recalls(answer: Answer, cache: FeatureCache, shards: ShardSet) -> dict[str, tuple[float, int]]:
-    """By class, share and number of the labelled validation images; empty where the box tells other classes or none."""
-    labels = shards.split("validation").expression
-    rows = spread(np.flatnonzero(labels >= 0), MOST_ANSWERS)
-    if not tells_classes(cache, shards) or not len(rows):
+def compute_class_recalls(
+    output_spec: OutputSpec, cache: FeatureCache, shards: ShardSet
+) -> dict[str, tuple[float, int]]:
+    """Return, by class, the share of labeled validation images classified correctly, and their number.
+
+    Empty if the classifier does not predict the classes of the labels.
+    """
+    labels = shards.get_split("validation").expression
+    rows = evenly_spaced_rows(np.flatnonzero(labels >= 0), MAX_STATISTICS_IMAGES)
+    if not predicts_label_classes(cache, shards) or not len(rows):
         return {}
-    labels, decided = labels[rows], cache.outputs("validation", rows).argmax(1)
+    labels, predicted = labels[rows], cache.outputs("validation", rows).argmax(1)
     return {
-        answer.names[label]: (float((decided[labels == label] == label).mean()), int((labels == label).sum()))
+        output_spec.names[label]: (float((predicted[labels == label] == label).mean()), int((labels == label).sum()))
         for label in np.unique(labels).tolist()
     }
 
 
-def build_report(opened: Opened, sources: Sources, renderings: Sequence[Rendering]) -> Report:
+def build_report(inputs: RenderInputs, sources: SourceImages, renderings: Sequence[RenderedSweep]) -> Report:
     """Gather what the page shows."""
-    request, model, look = opened.request, opened.model, opened.look
-    evaluation, answer = best_evaluation(request.run, model.step), read_answer(opened)
-    extra = ["--images", str(request.images)] if request.images else []
-    extra += ["--directions", ",".join(request.directions)] if request.directions else []
-    extra += ["--num-images", str(request.num_images), "--components", str(request.num_components)]
-    extra += [part for index, name in opened.names.items() for part in ("--name", f"{index + 1}={name}")]
+    options, model, predict_fn = inputs.options, inputs.model, inputs.predict_fn
+    evaluation, output_spec = best_evaluation(options.run, model.metadata.step), build_output_spec(inputs)
+    render_arguments = ["--images", str(options.images)] if options.images else []
+    render_arguments += ["--directions", ",".join(options.directions)] if options.directions else []
+    render_arguments += ["--num-images", str(options.num_images), "--num-components", str(options.num_components)]
+    render_arguments += [
+        argument for index, name in inputs.names.items() for argument in ("--component-name", f"{index + 1}={name}")
+    ]
     return Report(
-        run=request.run.resolve().name,
-        kind=model.condition_kind,
-        step=model.step,
-        facts=describe(request.run, model, sources),
+        run=options.run.resolve().name,
+        kind=model.metadata.condition_kind,
+        step=model.metadata.step,
+        facts=collect_run_facts(options.run, model, sources),
         sources=sources,
         renderings=renderings,
         scale=difference_scale(renderings),
-        ranking=rank_components(renderings, component_facts(opened, evaluation), answer),
-        answer=answer,
-        source_seen=None if look is None else as_frames(look(sources.images), len(sources)),
+        ranking=rank_components(renderings, build_component_facts(inputs, evaluation), output_spec),
+        output_spec=output_spec,
+        source_predictions=None
+        if predict_fn is None
+        else split_frame_predictions(predict_fn(sources.images), len(sources)),
         num_features=None if model.space is None else model.space.feature_dim,
         num_components=None if model.space is None else model.space.num_components,
         evaluation=evaluation,
-        metrics=read_metrics(request.run),
-        config=read_config(request.run),
-        commands=commands(request.run, model, evaluation, extra),
-        hashes=hashes(request.run, model, opened.material.shards),
+        metrics=read_metric_series(options.run),
+        config=read_config_text(options.run),
+        commands=list_reproduction_commands(options.run, model, evaluation, render_arguments),
+        hashes=hash_artifacts(options.run, model, inputs.training_data.shards),
     )
 
 
-def component_facts(opened: Opened, evaluation: Evaluation | None) -> ComponentFacts:
-    """What is known of the components beside the pictures; of an evaluation, only of one of this very step."""
-    current = evaluation if evaluation is not None and evaluation.step == opened.model.step else None
+def build_component_facts(inputs: RenderInputs, evaluation: EvaluationDocument | None) -> ComponentFacts:
+    """Gather what is known about the components besides the images; an evaluation of another step does not count."""
+    current_evaluation = (
+        evaluation if evaluation is not None and evaluation.step == inputs.model.metadata.step else None
+    )
     return ComponentFacts(
-        space=opened.model.space,
-        head_weight=opened.head_weight,
-        output_names=outputs_of(opened),
-        measured=current.components if current else {},
-        measured_on=current.num_swept if current else None,
-        names=opened.names,
+        space=inputs.model.space,
+        head_weight=inputs.head_weight,
+        output_names=classifier_output_names(inputs),
+        evaluated_metrics=current_evaluation.components_by_index if current_evaluation else {},
+        num_evaluated_images=current_evaluation.num_sweep_images if current_evaluation else None,
+        names=inputs.names,
     )

@@ -1,12 +1,15 @@
-"""Checkpoints of a run: whole or not there, checked by hash, loaded without pickle.
+"""Checkpoints of a run: written atomically, verified by hash, loaded without pickle.
 
-    checkpoints/step-00010000/  generator discriminator average optimizer-*  (safetensors)   state.json  manifest.json
-                                model.json  space.safetensors: with `average`, the exported generator
+    checkpoints/step-00010000/
+        generator, generator_ema, discriminator, optimizer-generator, optimizer-discriminator  (.safetensors)
+        state.json, manifest.json
+        model.json, space.safetensors: with generator_ema, the exported generator
 
-Random states and data positions are functions of the step, so there are none to save.
+The random states and the position in the data are functions of the step, so they are not saved.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,12 +20,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from featgan.errors import UserError
-from featgan.run.paths import MANIFEST, committed_steps, step_folder, step_of
-from featgan.system.files import explain_write_errors, sha256_of, whole_folder, write_whole
-from featgan.system.progress import console
+from featgan.run.paths import CHECKPOINT_MANIFEST, committed_steps, step_folder, step_from_folder
+from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
 
-MOST_JSON_BYTES = 16 << 20
-REMEDY = "free some space and run the command again: it goes on from the last checkpoint"
+logger = logging.getLogger(__name__)
+
+MAX_JSON_BYTES = 16 << 20
+DISK_FULL_REMEDY = "free some space and run the command again to resume from the last checkpoint"
 
 
 def save_checkpoint(
@@ -30,81 +34,91 @@ def save_checkpoint(
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, Any],
-    keep: int,
+    max_checkpoints: int,
     protected: Collection[int] = (),
 ) -> Path:
-    """Write a step's checkpoint (groups of tensors, JSON documents); remove all but the `keep` newest and `protected`.
+    """Write the checkpoint of a step (`tensors` by file and name, JSON `documents`) and return its folder.
 
-    It is complete when its folder is there: files are synced in a temporary folder that is then renamed.
+    Then remove old checkpoints, except the `max_checkpoints` newest ones and those of the `protected` steps. The files
+    are written to a temporary folder that is renamed at the end, so an existing checkpoint folder is complete. Raises
+    UserError if the disk is full.
     """
-    out = step_folder(run, step)
-    if out.exists():
-        shutil.rmtree(out)
-    with explain_write_errors(out, REMEDY), whole_folder(out) as folder:
+    checkpoint_folder = step_folder(run, step)
+    if checkpoint_folder.exists():
+        shutil.rmtree(checkpoint_folder)
+    with user_friendly_write_errors(checkpoint_folder, DISK_FULL_REMEDY), atomic_folder(checkpoint_folder) as folder:
         for name, group in tensors.items():
             contiguous = {key: value.detach().cpu().contiguous() for key, value in group.items()}
-            write_whole(folder / f"{name}.safetensors", save(contiguous))
+            atomic_write(folder / f"{name}.safetensors", save(contiguous))
         for name, document in documents.items():
-            write_whole(folder / f"{name}.json", json.dumps(document, indent=1).encode())
+            atomic_write(folder / f"{name}.json", json.dumps(document, indent=1).encode())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
-        write_whole(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-    known = committed_steps(run)
-    # What lies above this step is damaged, or this step would not have been reached again.
-    old = [each for each in known if each <= step][:-keep]
-    for other in [
-        *[each for each in old if each not in protected],
-        *[later for later in known if later > step and damage(step_folder(run, later))],
+        atomic_write(folder / CHECKPOINT_MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
+    all_steps = committed_steps(run)
+    # A later checkpoint is corrupted, or the run would have resumed from it; it is removed if so.
+    old_steps = [old_step for old_step in all_steps if old_step <= step][:-max_checkpoints]
+    for removed_step in [
+        *[old_step for old_step in old_steps if old_step not in protected],
+        *[
+            later_step
+            for later_step in all_steps
+            if later_step > step and find_corruption(step_folder(run, later_step))
+        ],
     ]:
-        shutil.rmtree(step_folder(run, other))
-    return out
+        shutil.rmtree(step_folder(run, removed_step))
+    return checkpoint_folder
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None when every file is as its manifest says."""
+def find_corruption(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint as a short text; None if all files match the manifest."""
     try:
-        files = read_json(folder / MANIFEST)["files"]
+        files = read_json(folder / CHECKPOINT_MANIFEST)["files"]
         for name, expected in files.items():
             path = folder / Path(name).name
             if not path.is_file() or path.stat().st_size != expected["bytes"]:
-                return f"{name} is missing or cut off"
+                return f"{name} is missing or truncated"
             if sha256_of(path) != expected["sha256"]:
                 return f"{name} has changed"
     except (KeyError, TypeError, AttributeError, UserError):
-        return f"{MANIFEST} cannot be read"
+        return f"{CHECKPOINT_MANIFEST} cannot be read"
     return None
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over."""
+    """Return the newest valid checkpoint of a run, or None; log a warning for each corrupted one."""
     for step in reversed(committed_steps(run)):
         folder = step_folder(run, step)
-        reason = damage(folder)
+        reason = find_corruption(folder)
         if reason is None:
             return folder
-        console.print(f"{folder} is damaged ({reason}); looking for the one before", style="yellow", markup=False)
+        logger.warning(f"{folder}: corrupted ({reason}); using the previous checkpoint, if any")
     return None
 
 
 def newest_step(run: Path) -> int | None:
-    """The step of the newest checkpoint that is whole."""
+    """Return the step of the newest valid checkpoint of a run, or None."""
     folder = newest_checkpoint(run)
-    return step_of(folder) if folder else None
+    return step_from_folder(folder) if folder else None
 
 
-def checked(folder: Path | None) -> Path | None:
-    """A checkpoint folder that the user names; UserError when it is damaged or none, with one to name in its place."""
+def require_valid_checkpoint(folder: Path | None) -> Path | None:
+    """Return a checkpoint folder given by the user.
+
+    Raises UserError if it is corrupted or not a checkpoint; the message suggests another folder.
+    """
     if folder is None:
         return None
-    reason = damage(folder) if folder.is_dir() else "no such folder"
+    reason = find_corruption(folder) if folder.is_dir() else "no such folder"
     if reason:
-        what = reason if not folder.is_dir() or (folder / MANIFEST).is_file() else "it is none itself"
-        place = find_near(folder) or f"one, such as {step_folder(Path('RUN'), 1000)}"
-        raise UserError(f"{folder}: no checkpoint to go on from: {what}; name {place}")
+        is_checkpoint = not folder.is_dir() or (folder / CHECKPOINT_MANIFEST).is_file()
+        problem = reason if is_checkpoint else f"it has no {CHECKPOINT_MANIFEST}"
+        suggestion = suggest_checkpoint(folder) or f"a checkpoint folder, for example {step_folder(Path('RUN'), 1000)}"
+        raise UserError(f"{folder}: not a valid checkpoint ({problem}); use {suggestion}")
     return folder
 
 
-def find_near(folder: Path) -> Path | None:
-    """The newest whole checkpoint of the run that a folder is or lies in."""
+def suggest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest valid checkpoint of the run that contains `folder`, or None."""
     for run in (folder, *folder.absolute().parents[:2]):
         if committed_steps(run):
             return newest_checkpoint(run)
@@ -112,21 +126,26 @@ def find_near(folder: Path) -> Path | None:
 
 
 def find_checkpoint(run: Path, step: int | None) -> Path:
-    """A whole checkpoint of a step, or the newest (None); UserError when there is none."""
+    """Return the checkpoint folder of a step, or the newest one if `step` is None.
+
+    Raises UserError if it is missing or corrupted.
+    """
     if not run.is_dir():
-        raise UserError(f"{run}: no such run folder; `featgan train CONFIG run={run}` makes one")
+        raise UserError(f"{run}: no such run folder; create one with `featgan train CONFIG run_dir={run}`")
     folder = newest_checkpoint(run) if step is None else step_folder(run, step)
     if folder is None:
-        raise UserError(f"{run}: no checkpoint yet; `featgan train` saves one every training.save_every steps")
-    reason = damage(folder) if folder.is_dir() else "there is none"
+        raise UserError(
+            f"{run}: no valid checkpoint yet; `featgan train` saves one every training.checkpoint_every steps"
+        )
+    reason = find_corruption(folder) if folder.is_dir() else "no such checkpoint"
     if reason:
         steps = ", ".join(map(str, committed_steps(run))) or "none"
-        raise UserError(f"{folder}: {reason}; checkpoints of this run: {steps}")
+        raise UserError(f"{folder}: {reason}; the run has checkpoints of steps: {steps}")
     return folder
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file; UserError when it is none."""
+    """Read a safetensors file. Raises UserError if it cannot be read."""
     try:
         return load(path.read_bytes())
     except (FileNotFoundError, SafetensorError) as error:
@@ -134,10 +153,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of bounded size; UserError when it is none."""
+    """Read a JSON file of at most MAX_JSON_BYTES. Raises UserError if it cannot be read."""
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise UserError(f"{path}: larger than {MOST_JSON_BYTES} bytes; not a file of featgan")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: larger than {MAX_JSON_BYTES} bytes; it was not written by featgan")
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None

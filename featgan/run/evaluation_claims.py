@@ -1,4 +1,4 @@
-"""Claims: one evaluator at a time for a checkpoint and a suite, however many look; a crashed one is noticed."""
+"""Evaluation claims: leases that allow one evaluator at a time for a checkpoint and suite, and detect crashes."""
 
 import json
 import time
@@ -11,13 +11,13 @@ from typing import Any
 
 from featgan.errors import UserError
 from featgan.run.paths import committed_steps, evaluation_path
-from featgan.run.schedule import MOST_ATTEMPTS, failures
-from featgan.system.file_lease import Hold, Holder
+from featgan.run.schedule import MAX_ATTEMPTS, count_failures
+from featgan.system.file_lease import FileLease, LeaseOwner
 
 
 @dataclass(frozen=True)
-class Claim:
-    """The right to evaluate a step of a run with a suite; whoever knows the token of the one that took it has it."""
+class EvaluationClaim:
+    """A lease on evaluating a step of a run with a suite; the token identifies its owner."""
 
     run: Path
     step: int
@@ -25,97 +25,110 @@ class Claim:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
-    def result(self) -> Path:
+    def result_path(self) -> Path:
         return evaluation_path(self.run, self.step, self.suite)
 
     @property
-    def hold(self) -> Hold:
-        return Hold(self.result.with_suffix(".claim"))
+    def lease(self) -> FileLease:
+        return FileLease(self.result_path.with_suffix(".claim"))
 
     @property
-    def failures(self) -> Path:
-        return self.result.with_suffix(".failed")
+    def failures_path(self) -> Path:
+        return self.result_path.with_suffix(".failed")
 
-    def take(self, anew: bool = False) -> bool:
-        """Claim for this process; False where a living one has it and, unless `anew`, where it is done or given up."""
-        if self.hold.path.exists():
-            if not self.hold.clear():
+    def acquire(self, force: bool = False) -> bool:
+        """Acquire the claim for this process and return whether that succeeded.
+
+        It fails if a live owner has the claim. Unless `force` is set, it also fails if the evaluation is complete, or
+        has failed MAX_ATTEMPTS times.
+        """
+        if self.lease.path.exists():
+            if not self.lease.remove_if_stale():
                 return False
-            if not self.result.exists():
-                self.count_failure("its process or job ended without a result")
-        if not anew and (self.result.exists() or self.attempts() >= MOST_ATTEMPTS):
+            if not self.result_path.exists():
+                self.record_failure("the process or job ended without a result")
+        if not force and (self.result_path.exists() or self.num_failures() >= MAX_ATTEMPTS):
             return False
-        self.result.parent.mkdir(exist_ok=True)
-        if not self.hold.take(Holder.here(self.token)):
+        self.result_path.parent.mkdir(exist_ok=True)
+        if not self.lease.acquire(LeaseOwner.current_process(self.token)):
             return False
-        if not anew and self.result.exists():  # finished between the first look and the claim
-            self.give_back()
+        if not force and self.result_path.exists():  # completed between the first check and the claim
+            self.release()
             return False
         return True
 
-    def adopt(self) -> bool:
-        """This process has it from now on, in the place of who claimed it; False where another has it by now."""
-        return self.hold.pass_to(Holder.here(self.token))
+    def take_over(self) -> bool:
+        """Make this process the owner, in place of the process that acquired the claim; False if the claim was lost."""
+        return self.lease.transfer_to(LeaseOwner.current_process(self.token))
 
-    def pass_to_job(self, job: str) -> None:
-        """A SLURM job has it from now on, unless that has given it back already."""
-        self.hold.pass_to(Holder.of_job(job, self.token))
+    def transfer_to_job(self, job: str) -> None:
+        """Make a SLURM job the owner, unless the claim has been released already."""
+        self.lease.transfer_to(LeaseOwner.for_job(job, self.token))
 
-    def pass_to_process(self, pid: int) -> None:
-        """The same with a process of this machine."""
-        self.hold.pass_to(Holder.of_process(pid, self.token))
+    def transfer_to_process(self, pid: int) -> None:
+        """Make a process of this machine the owner, unless the claim has been released already."""
+        self.lease.transfer_to(LeaseOwner.for_process(pid, self.token))
 
-    def give_back(self) -> None:
-        self.hold.give_back(self.token)
+    def release(self) -> None:
+        self.lease.release(self.token)
 
-    def attempts(self) -> int:
-        """Evaluations that broke."""
-        return failures(self.run, self.step, self.suite)
+    def num_failures(self) -> int:
+        """Return the number of failed evaluations of this step and suite."""
+        return count_failures(self.run, self.step, self.suite)
 
-    def count_failure(self, reason: str) -> None:
-        """Note what broke."""
-        found = (read(self.failures) or {}).get("failures", [])
-        self.failures.parent.mkdir(exist_ok=True)
-        temporary = self.failures.with_suffix(f".{self.token}")
-        temporary.write_text(json.dumps({"failures": [*found, {"time": time.time(), "reason": reason}]}, indent=1))
-        temporary.replace(self.failures)
+    def record_failure(self, reason: str) -> None:
+        """Append a failure, with its time and reason, to the `.failed` file."""
+        previous_failures = (read_small_json(self.failures_path) or {}).get("failures", [])
+        self.failures_path.parent.mkdir(exist_ok=True)
+        temporary_path = self.failures_path.with_suffix(f".{self.token}")
+        temporary_path.write_text(
+            json.dumps({"failures": [*previous_failures, {"time": time.time(), "reason": reason}]}, indent=1)
+        )
+        temporary_path.replace(self.failures_path)
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """A small JSON file; None where it is gone or half-written."""
+def read_small_json(path: Path) -> dict[str, Any] | None:
+    """Read a small JSON object; return None if the file is missing or incomplete."""
     try:
-        found = json.loads(path.read_text())
+        document = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
-class BusyError(UserError):
-    """Another evaluates the checkpoint."""
+class AlreadyEvaluatingError(UserError):
+    """Another process or job is evaluating the checkpoint."""
 
 
 @contextmanager
-def claimed(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
-    """While a person evaluates a checkpoint, no watch does, and it is kept; gives its step.
+def claim_checkpoint(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
+    """Claim a checkpoint for an evaluation started by the user, and yield its step.
 
-    BusyError when it is being evaluated already. A step without a checkpoint, or none, is left to its reader.
+    The claim keeps `launch watch` from evaluating the checkpoint, and keeps the checkpoint from being removed. A step
+    without a checkpoint is not claimed; reading it raises the error. Raises AlreadyEvaluatingError if the checkpoint is
+    being evaluated.
     """
     if step not in committed_steps(run):
         yield step
         return
-    claim = take_by_hand(run, step, suite)
+    claim = claim_interactively(run, step, suite)
     try:
-        with claim.hold.kept():
+        with claim.lease.keep_alive():
             yield step
-        claim.failures.unlink(missing_ok=True)
+        claim.failures_path.unlink(missing_ok=True)
     finally:
-        claim.give_back()
+        claim.release()
 
 
-def take_by_hand(run: Path, step: int, suite: str) -> Claim:
-    """A claim to evaluate even what is done or given up; BusyError where another is at it."""
-    claim = Claim(run, step, suite)
-    if not claim.take(anew=True):
-        other = claim.hold.living() or "another"
-        raise BusyError(f"{run}: {other} evaluates step {step} ({suite}) already; wait until that is done")
+def claim_interactively(run: Path, step: int, suite: str) -> EvaluationClaim:
+    """Claim an evaluation even if it is complete or has failed too often.
+
+    Raises AlreadyEvaluatingError if another process or job is evaluating the checkpoint.
+    """
+    claim = EvaluationClaim(run, step, suite)
+    if not claim.acquire(force=True):
+        current_owner = claim.lease.live_owner() or "another process"
+        raise AlreadyEvaluatingError(
+            f"{run}: step {step} ({suite}) is already being evaluated by {current_owner}; wait until it is complete"
+        )
     return claim

@@ -1,4 +1,4 @@
-"""Scalars of a run: gathered on the device, written to metrics.jsonl and TensorBoard every so many steps."""
+"""Scalars of a run: averaged on the device, then written to metrics.jsonl and TensorBoard."""
 
 import json
 import os
@@ -14,115 +14,121 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-EVALUATION = "evaluation"
-"""Where TensorBoard finds a run's evaluations, as a folder below the run's own and before the names of measures."""
+EVALUATION_TAG = "evaluation"
+"""TensorBoard sub-folder of a run's evaluations, and prefix of the names of their metrics."""
 
 
-class Accumulator:
-    """Means of scalars over the steps since the last report, without waiting for the device."""
+class MeanAccumulator:
+    """Means of scalars over the steps since the last reset, accumulated without waiting for the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, prefix: str, scalars: Mapping[str, Tensor]) -> None:
-        """Count zero-dimensional tensors under `prefix/name`."""
+        """Add zero-dimensional tensors to the means named `prefix/name`."""
         for name, value in scalars.items():
             key = f"{prefix}/{name}"
             self.sums[key] = self.sums.get(key, torch.zeros_like(value, dtype=torch.float64)) + value.detach()
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def means(self, over_processes: Callable[[Tensor], Tensor] = torch.Tensor.cpu) -> dict[str, float]:
-        """The means so far, and over the processes, which have counted alike; counting starts anew."""
+    def pop_means(self, reduce_mean: Callable[[Tensor], Tensor] = torch.Tensor.cpu) -> dict[str, float]:
+        """Return the means over the steps and the processes, then reset; all processes must have the same names."""
         keys = list(self.sums)
         means = [self.sums[key].cpu() / self.counts[key] for key in keys]
         self.sums, self.counts = {}, {}
-        return dict(zip(keys, over_processes(torch.stack(means)).tolist(), strict=True)) if means else {}
+        return dict(zip(keys, reduce_mean(torch.stack(means)).tolist(), strict=True)) if means else {}
 
 
-class Journal:
-    """A run's metrics.jsonl and TensorBoard files; what lies after the step that a run resumes at is dropped."""
+class MetricsLog:
+    """Writes a run's metrics.jsonl and TensorBoard files; entries after the step to resume from are dropped."""
 
-    def __init__(self, run: Path, resumed_at: int) -> None:
+    def __init__(self, run: Path, resume_step: int) -> None:
         self.path = run / "metrics.jsonl"
-        self.cut(resumed_at)
-        if not resumed_at:  # the board would show the settings of the first of several beginnings
-            for former in (run / "tensorboard").glob("events.*"):
-                former.unlink()
-        self.hook, threading.excepthook = threading.excepthook, self.leave_to_next_write
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+        self.truncate_after(resume_step)
+        if not resume_step:  # otherwise TensorBoard would show the settings of an earlier start
+            for old_events in (run / "tensorboard").glob("events.*"):
+                old_events.unlink()
+        self.previous_excepthook, threading.excepthook = threading.excepthook, self.defer_writer_error
+        self.summary_writer = SummaryWriter(
+            str(run / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+        )
 
-    def cut(self, step: int) -> None:
-        """Keep the lines up to `step`; a line that a kill left half-written is dropped as well.
+    def truncate_after(self, step: int) -> None:
+        """Keep the lines up to `step`, and drop a line that was not written completely.
 
-        The file is set aside first: an evaluation that adds its line meanwhile notices that, and adds it again.
+        The file is renamed first. An evaluation that appends its line meanwhile detects this and appends it again.
         """
         if self.path.exists():
-            os.replace(self.path, self.path.with_suffix(f".{time.time_ns()}.former"))
-        formers = sorted(self.path.parent.glob(f"{self.path.stem}.*.former"))  # also of a cut that was killed
-        lines = [line for former in formers for line in former.read_text().splitlines()]
-        kept = [line for line in dict.fromkeys(lines) if line_step(line) <= step]
-        if formers:
+            self.path.replace(self.path.with_suffix(f".{time.time_ns()}.former"))
+        backups = sorted(
+            self.path.parent.glob(f"{self.path.stem}.*.former")
+        )  # also those of a truncation that was killed
+        lines = [line for backup in backups for line in backup.read_text().splitlines()]
+        kept_lines = [line for line in dict.fromkeys(lines) if parse_line_step(line) <= step]
+        if backups:
             with self.path.open("ab", buffering=0) as file:
-                file.write("".join(line + "\n" for line in kept).encode())
-        for former in formers:
+                file.write("".join(line + "\n" for line in kept_lines).encode())
+        for former in backups:
             former.unlink()
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, and one point a scalar."""
-        append_line(self.path.parent, step, scalars)
+        append_metrics_line(self.path.parent, step, scalars)
         for name, value in scalars.items():
-            self.board.add_scalar(name, value, step)
+            self.summary_writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, image: Tensor) -> None:
-        """A uint8 picture [3, H, W]."""
-        self.board.add_image(name, image, step)
+    def add_image(self, step: int, name: str, image: Tensor) -> None:
+        """Write a uint8 image [3, H, W] to TensorBoard."""
+        self.summary_writer.add_image(name, image, step)
 
-    def text(self, name: str, text: str) -> None:
-        """A text, shown as it is."""
-        self.board.add_text(name, f"```\n{text}\n```")
+    def add_text(self, name: str, text: str) -> None:
+        """Write a text to TensorBoard, shown verbatim."""
+        self.summary_writer.add_text(name, f"```\n{text}\n```")
 
-    def settings(self, values: Mapping[str, Any], measures: Sequence[str]) -> None:
-        """The run's row among the hyper-parameters, with columns for measures that its evaluations will fill.
+    def add_hparams(self, values: Mapping[str, Any], metric_names: Sequence[str]) -> None:
+        """Write the run's row of TensorBoard's hyperparameter table, with columns for metrics of later evaluations.
 
-        `add_hparams` would ask for their values now, and keep the row in a run of its own.
+        `SummaryWriter.add_hparams` would require the values of the metrics now, and create a separate run for the row.
         """
-        plain = {key: value if type(value) in (int, float, str) else str(value) for key, value in values.items()}
-        experiment, start, _ = hparams(plain, dict.fromkeys(measures, 0.0))
+        hparam_values = {
+            key: value if type(value) in (int, float, str) else str(value) for key, value in values.items()
+        }
+        experiment, start, _ = hparams(hparam_values, dict.fromkeys(metric_names, 0.0))
         content = experiment.value[0].metadata.plugin_data
         data = HParamsPluginData.FromString(content.content)
         for column in data.experiment.metric_infos:
             column.display_name = column.name.tag
-            column.name.tag, column.name.group = f"{EVALUATION}/{column.name.tag}", EVALUATION
+            column.name.tag, column.name.group = f"{EVALUATION_TAG}/{column.name.tag}", EVALUATION_TAG
         content.content = data.SerializeToString()
         for summary in (experiment, start):
-            self.board._get_file_writer().add_summary(summary)
+            self.summary_writer._get_file_writer().add_summary(summary)
 
     def close(self) -> None:
         try:
-            self.board.close()
+            self.summary_writer.close()
         finally:
-            threading.excepthook = self.hook
+            threading.excepthook = self.previous_excepthook
 
-    def leave_to_next_write(self, failure: threading.ExceptHookArgs) -> None:
-        """TensorBoard writes in a thread; a full disk, say, is raised at the next write, without a traceback before."""
+    def defer_writer_error(self, failure: threading.ExceptHookArgs) -> None:
+        """Do not print an error of TensorBoard's writer thread, since the next write raises it again."""
         if not type(failure.thread).__module__.startswith("tensorboard."):
-            self.hook(failure)
+            self.previous_excepthook(failure)
 
 
-def append_line(run: Path, step: int, scalars: Mapping[str, float]) -> None:
-    """One more line of a run's metrics.jsonl, written at once: training and evaluation may both be at it."""
+def append_metrics_line(run: Path, step: int, scalars: Mapping[str, float]) -> None:
+    """Append a line to a run's metrics.jsonl in one write, since training and evaluation may write at the same time."""
     line, path = json.dumps({"step": step, **scalars}) + "\n", run / "metrics.jsonl"
-    is_kept = False
-    while not is_kept:
+    is_written = False
+    while not is_written:
         with path.open("ab", buffering=0) as file:
             file.write(line.encode())
-            # A training that begins may just have set this file aside: whether it has seen the line is not known.
-            is_kept = is_at(path, file.fileno())
+            # A training that starts may just have renamed this file, and may or may not have read the line.
+            is_written = is_same_file(path, file.fileno())
 
 
-def is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one at a path; opening it asks the server of a shared file system."""
+def is_same_file(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is still the one at `path`; opening it queries the server of a shared file system."""
     try:
         with path.open("rb") as file:
             return os.path.sameopenfile(file.fileno(), descriptor)
@@ -130,8 +136,8 @@ def is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def line_step(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite where the line is damaged."""
+def parse_line_step(line: str) -> float:
+    """Return the step of a line of metrics.jsonl; infinity if the line is corrupted."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""model.json: what is needed to rebuild an exported generator."""
+"""model.json: the metadata needed to load an exported generator."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from featgan.errors import UserError
 from featgan.run.checkpoint import read_json
 
 
-class ModelCard(BaseModel):
-    """model.json: the architecture, the condition, and where the data and the box were."""
+class ModelMetadata(BaseModel):
+    """model.json: the architecture, the condition, and the locations of the data and the classifier."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,11 +28,11 @@ class ModelCard(BaseModel):
     dataset: dict[str, str | None]
 
 
-def read_card(path: Path) -> ModelCard:
-    """model.json, checked."""
-    loaded: Any = read_json(path)
+def read_model_metadata(path: Path) -> ModelMetadata:
+    """Read and validate model.json. Raises UserError if it is invalid."""
+    content: Any = read_json(path)
     try:
-        return ModelCard.model_validate(loaded)
+        return ModelMetadata.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,88 +1,84 @@
-"""Where the files of a run are stored, and which folders are runs."""
+"""The layout of a run folder, and checks that a folder is a run."""
 
 import re
 from pathlib import Path
 from typing import get_args
 
-from featgan.config.loading import differences, read_yaml, validate
+from featgan.config.loading import config_diff, parse_config, read_yaml
 from featgan.config.schema import Config, Suite
 from featgan.errors import UserError
 
-MANIFEST = "manifest.json"
-"""The file of a checkpoint that names the others; a checkpoint without it is none."""
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file of a checkpoint that lists the others; a folder without it is not a checkpoint."""
 
-
-LOCK = "training.lock"
-"""Who trains a run, in its folder."""
-
+TRAINING_LOCK = "training.lock"
+"""The lease file that names the process or job that trains a run."""
 
 SUITES: tuple[str, ...] = get_args(Suite)
 
+RESULT_PATTERN = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
 
-RESULT = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
-
-
-MOST_NAMED = 6
-"""Differences that are named."""
+MAX_LISTED_DIFFERENCES = 6
+"""Number of changed settings listed in an error message."""
 
 
-def check_folder(config: Config) -> None:
-    """UserError when the run's folder holds a run of another configuration, or something else.
+def check_run_folder(config: Config) -> None:
+    """Raise UserError if the run folder contains a run with another configuration, or other files.
 
-    A run without a checkpoint holds nothing that another configuration could harm.
+    A run without a checkpoint may be started again with any configuration, since nothing would be lost.
     """
-    run, path = config.run, config.run / "config.yaml"
+    run, path = config.run_dir, config.run_dir / "config.yaml"
     if not path.exists():
-        if run.exists() and not (run.is_dir() and all(is_leftover(entry) for entry in run.iterdir())):
-            raise UserError(f"{run}: not empty and no run of featgan; choose another folder with run=...")
+        if run.exists() and not (run.is_dir() and all(is_incomplete_file(entry) for entry in run.iterdir())):
+            raise UserError(f"{run}: not empty and not a run of featgan; choose another folder with run_dir=...")
     elif any((run / "checkpoints").glob("step-*")):
-        changed = differences(validate(read_yaml(path), str(path)), config)
-        if len(changed) > MOST_NAMED:
-            changed[MOST_NAMED:] = [f"and {len(changed) - MOST_NAMED} more"]
-        if changed:
+        changed_settings = config_diff(parse_config(read_yaml(path), str(path)), config)
+        if len(changed_settings) > MAX_LISTED_DIFFERENCES:
+            changed_settings[MAX_LISTED_DIFFERENCES:] = [f"and {len(changed_settings) - MAX_LISTED_DIFFERENCES} more"]
+        if changed_settings:
             raise UserError(
-                f"{run}: holds a run of another configuration ({'; '.join(changed)}); "
-                "give the same settings to go on, or choose another folder with run=..."
+                f"{run}: contains a run with another configuration ({'; '.join(changed_settings)}); "
+                "use the same settings to resume it, or choose another folder with run_dir=..."
             )
 
 
-def is_leftover(path: Path) -> bool:
-    """A file that a kill left half-written, or what is put there before the run begins."""
-    return path.name in ("jobs", LOCK) or (path.name.startswith(".") and path.name.endswith(".partial"))
+def is_incomplete_file(path: Path) -> bool:
+    """Return whether a file may be in the folder of a run that has not started: job files, lock, partial files."""
+    return path.name in ("jobs", TRAINING_LOCK) or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where a step's checkpoint lies."""
+    """Return the checkpoint folder of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def committed_steps(run: Path) -> list[int]:
-    """Steps with a checkpoint folder, ascending."""
+    """Return the steps with a checkpoint, ascending."""
     folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
-    return sorted(step_of(folder) for folder in folders if (folder / MANIFEST).is_file())
+    return sorted(step_from_folder(folder) for folder in folders if (folder / CHECKPOINT_MANIFEST).is_file())
 
 
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint's folder."""
+def step_from_folder(folder: Path) -> int:
+    """Return the step of a checkpoint folder."""
     return int(folder.name.removeprefix("step-"))
 
 
-def evaluation_path(run: Path, step: int, suite: str, count: int | None = None) -> Path:
-    """Where a step's evaluation lies; beside it `.claim` while one runs, `.failed` after one broke.
+def evaluation_path(run: Path, step: int, suite: str, max_pairs: int | None = None) -> Path:
+    """Return the JSON file of an evaluation. The suffix `.claim` marks a running one, `.failed` lists failures.
 
-    One that `count` cut short has a name of its own, so that it does not stand for the whole one.
+    An evaluation limited to `max_pairs` has another name, so that it does not replace the complete one.
     """
-    short = f"-{count}" if count else ""
-    return run / "evaluations" / f"step-{step:08d}-{suite}{short}.json"
+    suffix = f"-{max_pairs}" if max_pairs else ""
+    return run / "evaluations" / f"step-{step:08d}-{suite}{suffix}.json"
 
 
 def evaluated_steps(run: Path, suite: str) -> list[int]:
-    """Steps with a result, ascending, whether or not their checkpoint is still there."""
-    return steps_with(run, suite, "json")
+    """Return the evaluated steps, ascending, even if their checkpoints have been removed."""
+    return list_result_steps(run, suite, "json")
 
 
-def steps_with(run: Path, suite: str, ending: str) -> list[int]:
-    """Steps that have a result (`json`), a claim or a failure note of a suite, ascending."""
+def list_result_steps(run: Path, suite: str, extension: str) -> list[int]:
+    """Return the steps with a result (`json`), a claim (`claim`) or failures (`failed`) of a suite, ascending."""
     folder = run / "evaluations"
-    found = (RESULT.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in found if match and match[2] == suite and match[3] == ending)
+    matches = (RESULT_PATTERN.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in matches if match and match[2] == suite and match[3] == extension)

@@ -1,7 +1,8 @@
-"""Who holds what only one may have: a file names a process or a job, and holds for as long as that is alive.
+"""Lease files: a lock file that names its owner (a process or SLURM job) and becomes stale when the owner ends.
 
-It works on file systems that machines share: a file appears whole, of two takers one gets it, and what a killed process
-left is taken over.
+Leases work on file systems shared by several machines. A lease file is created atomically, so exactly one of several
+processes acquires it. The owner updates the modification time of the file as a heartbeat. A stale lease is removed by
+the next process that acquires it.
 """
 
 import errno
@@ -16,23 +17,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from featgan.system.slurm import has_slurm, job_state, own_job
+from featgan.system.slurm import current_job, has_slurm, job_state
 
-SILENCE = 1800.0
-"""Seconds after which a holder that nobody here can ask for is taken for gone: a process of another machine."""
+OWNER_TIMEOUT = 1800.0
+"""Seconds without a heartbeat after which an owner on another machine, which cannot be queried, counts as ended."""
 
-BEAT = 60.0
-"""Seconds between a holder's signs of life."""
+HEARTBEAT_INTERVAL = 60.0
+"""Seconds between two heartbeats of an owner."""
 
-ROOM = 512
-"""Bytes of a file, always as many: it is rewritten in place."""
+LEASE_FILE_BYTES = 512
+"""Size of every lease file; a constant, since the file is rewritten in place."""
 
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_HARD_LINK_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
-class Holder:
-    """A process, a job, or the process of a job; the token tells those apart that hold one after the other."""
+class LeaseOwner:
+    """A process, a SLURM job, or a process of a job; the token distinguishes successive owners."""
 
     token: str
     host: str = ""
@@ -43,170 +44,175 @@ class Holder:
     restart: str = ""
 
     @classmethod
-    def here(cls, token: str = "") -> "Holder":
-        """This process, and the job that it is part of, if any."""
-        return cls.of_process(os.getpid(), token, *own_job())
+    def current_process(cls, token: str = "") -> "LeaseOwner":
+        """Return this process as owner, with its job if it is part of one."""
+        return cls.for_process(os.getpid(), token, *current_job())
 
     @classmethod
-    def of_process(cls, pid: int, token: str, job: str = "", restart: str = "") -> "Holder":
-        """A process of this machine."""
-        return cls(token or uuid.uuid4().hex, socket.gethostname(), boot_id(), pid, birth(pid), job, restart)
+    def for_process(cls, pid: int, token: str, job: str = "", restart: str = "") -> "LeaseOwner":
+        """Return a process of this machine as owner."""
+        return cls(
+            token or uuid.uuid4().hex, socket.gethostname(), boot_id(), pid, process_start_time(pid), job, restart
+        )
 
     @classmethod
-    def of_job(cls, job: str, token: str) -> "Holder":
-        """A job that waits, or runs somewhere."""
+    def for_job(cls, job: str, token: str) -> "LeaseOwner":
+        """Return a pending or running job as owner."""
         return cls(token, job=job)
 
-    def is_alive(self, silence: float) -> bool:
-        """Whether it still runs or waits to run; `silence` is how long nothing was heard of it, in seconds."""
-        job, restart = own_job()
+    def is_alive(self, heartbeat_age: float) -> bool:
+        """Return whether the owner still runs or waits to run; `heartbeat_age` is in seconds."""
+        job, restart = current_job()
         if self.job and self.job == job:
             if self.restart and self.restart != restart:
-                return False  # a former start of the job that asks
+                return False  # an earlier start of the job that this process belongs to
         elif self.job:
             state = job_state(self.job)
-            return has_slurm() or silence < SILENCE if state is None else bool(state)
+            return has_slurm() or heartbeat_age < OWNER_TIMEOUT if state is None else bool(state)
         if self.host == socket.gethostname():
-            return self.boot == boot_id() and birth(self.pid) == self.started != ""
-        return silence < SILENCE
+            return self.boot == boot_id() and process_start_time(self.pid) == self.started != ""
+        return heartbeat_age < OWNER_TIMEOUT
 
-    def is_ending(self) -> bool:
-        """Whether it is a job that has ended, but for its last processes."""
+    def is_completing(self) -> bool:
+        """Return whether the owner is a job that has ended, except for its last processes."""
         return bool(self.job) and job_state(self.job) == "completing"
 
     def __str__(self) -> str:
         return f"job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
 
-class Hold:
-    """A file that one living holder at a time has."""
+class FileLease:
+    """A lease file with at most one live owner at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def holder(self) -> Holder | None:
-        """Who is written there, alive or not; None where nobody is."""
+    def read_owner(self) -> LeaseOwner | None:
+        """Return the owner written in the file, alive or not; None if there is no readable owner."""
         with suppress(OSError):
-            return parse(self.path.read_bytes())
+            return parse_owner(self.path.read_bytes())
         return None
 
-    def living(self) -> Holder | None:
-        """Who has it."""
-        holder = self.holder()
-        return holder if holder is not None and holder.is_alive(self.silence()) else None
+    def live_owner(self) -> LeaseOwner | None:
+        """Return the owner if it is alive, else None."""
+        owner = self.read_owner()
+        return owner if owner is not None and owner.is_alive(self.heartbeat_age()) else None
 
-    def silence(self) -> float:
-        """Seconds since the holder's last sign of life."""
+    def heartbeat_age(self) -> float:
+        """Return the seconds since the owner's last heartbeat; 0 if there is no file."""
         try:
             return time.time() - self.path.stat().st_mtime
         except OSError:
             return 0.0
 
-    def is_free(self) -> bool:
-        """Whether a file is there that holds no longer; one that is just being written does."""
-        holder = self.holder()
-        return self.silence() > BEAT if holder is None else not holder.is_alive(self.silence())
+    def is_stale(self) -> bool:
+        """Return whether the owner is no longer alive. An unreadable new file may be in creation: it is not stale."""
+        owner = self.read_owner()
+        return self.heartbeat_age() > HEARTBEAT_INTERVAL if owner is None else not owner.is_alive(self.heartbeat_age())
 
-    def take(self, holder: Holder) -> bool:
-        """Whether it could be taken; a file that is free gives way."""
-        if self.path.exists() and not self.clear():
+    def acquire(self, owner: LeaseOwner) -> bool:
+        """Acquire the lease, replacing a stale one; return False if another owner has it."""
+        if self.path.exists() and not self.remove_if_stale():
             return False
-        return place(self.path, compose(holder))
+        return create_exclusive(self.path, serialize_owner(owner))
 
-    def clear(self) -> bool:
-        """Remove what holds no longer; whether it was removed, and by us."""
-        former = self.holder()
-        return self.is_free() and self.remove(lambda found: found == former)
+    def remove_if_stale(self) -> bool:
+        """Remove the file if its owner is stale; return whether this call removed it."""
+        stale_owner = self.read_owner()
+        return self.is_stale() and self.remove_if_owner(lambda owner: owner == stale_owner)
 
-    def pass_to(self, holder: Holder) -> bool:
-        """Write another holder of the same token; False where the token has lost it. What is gone stays gone."""
-        for pause in (0.2, 0.0):  # one that looks whether it is free may have it in its hands
+    def transfer_to(self, new_owner: LeaseOwner) -> bool:
+        """Write another owner with the same token. Return False if the lease was lost or released; never create it."""
+        for delay in (0.2, 0.0):  # another process may have moved the file for a moment, to check for a stale owner
             with suppress(FileNotFoundError), self.path.open("r+b", buffering=0) as file:
-                former = parse(file.read())
-                if former is None or former.token != holder.token:
+                previous_owner = parse_owner(file.read())
+                if previous_owner is None or previous_owner.token != new_owner.token:
                     return False
-                os.pwrite(file.fileno(), compose(holder), 0)
+                os.pwrite(file.fileno(), serialize_owner(new_owner), 0)
                 return True
-            time.sleep(pause)
+            time.sleep(delay)
         return False
 
-    def give_back(self, token: str) -> None:
-        """Nobody's from now on, unless another has it."""
-        if belongs(self.holder(), token):
-            self.remove(lambda found: belongs(found, token))
+    def release(self, token: str) -> None:
+        """Remove the file, unless another owner has the lease."""
+        if is_owned_by(self.read_owner(), token):
+            self.remove_if_owner(lambda owner: is_owned_by(owner, token))
 
-    def remove(self, is_right: Callable[[Holder | None], bool]) -> bool:
-        """Remove the file of the right holder, and of no other that has come in between; whether we did."""
-        grave = beside(self.path)
+    def remove_if_owner(self, is_expected_owner: Callable[[LeaseOwner | None], bool]) -> bool:
+        """Remove the file of the expected owner, but not that of a new owner; return whether this call removed it."""
+        moved_path = temporary_sibling(self.path)
         try:
-            os.rename(self.path, grave)
+            self.path.rename(moved_path)
         except FileNotFoundError:
             return False
-        content = grave.read_bytes()
-        grave.unlink()
-        if not is_right(parse(content)):
-            place(self.path, content)  # fails where a third one has taken it since
+        content = moved_path.read_bytes()
+        moved_path.unlink()
+        if not is_expected_owner(parse_owner(content)):
+            create_exclusive(self.path, content)  # fails if a third process has acquired the lease meanwhile
             return False
         return True
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """While entered, the file shows signs of life to other machines."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self.beat, args=(ended,), daemon=True)
+    def keep_alive(self) -> Iterator[None]:
+        """Send heartbeats from a thread while the context is active."""
+        stop_event = threading.Event()
+        thread = threading.Thread(target=self.send_heartbeats, args=(stop_event,), daemon=True)
         thread.start()
         try:
             yield
         finally:
-            ended.set()
+            stop_event.set()
             thread.join()
 
-    def beat(self, ended: threading.Event) -> None:
-        while not ended.wait(BEAT):
+    def send_heartbeats(self, stop_event: threading.Event) -> None:
+        """Update the modification time of the file every HEARTBEAT_INTERVAL seconds until `stop_event` is set."""
+        while not stop_event.wait(HEARTBEAT_INTERVAL):
             with suppress(OSError):
                 os.utime(self.path)
 
 
-def belongs(holder: Holder | None, token: str) -> bool:
-    return holder is not None and holder.token == token
+def is_owned_by(owner: LeaseOwner | None, token: str) -> bool:
+    """Return whether the owner has the token."""
+    return owner is not None and owner.token == token
 
 
-def compose(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode().ljust(ROOM)
+def serialize_owner(owner: LeaseOwner) -> bytes:
+    """Encode an owner as JSON, padded to LEASE_FILE_BYTES."""
+    return json.dumps(asdict(owner)).encode().ljust(LEASE_FILE_BYTES)
 
 
-def parse(content: bytes) -> Holder | None:
-    """None for what is half-written or nobody's."""
+def parse_owner(content: bytes) -> LeaseOwner | None:
+    """Decode an owner; return None if the content is incomplete or invalid."""
     try:
-        return Holder(**json.loads(content))
+        return LeaseOwner(**json.loads(content))
     except (ValueError, TypeError):
         return None
 
 
-def beside(path: Path) -> Path:
-    """A name in the same folder that nobody else uses."""
+def temporary_sibling(path: Path) -> Path:
+    """Return a unique path in the same folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
-def place(path: Path, content: bytes) -> bool:
-    """Make a file, whole and only where there is none; whether it was made."""
-    written = beside(path)
-    written.write_bytes(content)
+def create_exclusive(path: Path, content: bytes) -> bool:
+    """Create a file atomically with its content; return False if it exists already."""
+    temporary_path = temporary_sibling(path)
+    temporary_path.write_bytes(content)
     try:
-        os.link(written, path)
+        os.link(temporary_path, path)
     except FileExistsError:
-        return written.stat().st_nlink == 2  # made, but the server's first answer was lost
+        return temporary_path.stat().st_nlink == 2  # created, but the file server's first response was lost
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in NO_HARD_LINK_ERRORS:
             raise
-        return place_without_links(path, content)
+        return create_exclusive_without_links(path, content)
     finally:
-        written.unlink()
+        temporary_path.unlink()
     return True
 
 
-def place_without_links(path: Path, content: bytes) -> bool:
-    """The same where the file system has no hard links: others may see it empty for a moment."""
+def create_exclusive_without_links(path: Path, content: bytes) -> bool:
+    """Create a file on a file system without hard links, where readers may see it empty for a moment."""
     try:
         with path.open("xb", buffering=0) as file:
             file.write(content)
@@ -215,11 +221,11 @@ def place_without_links(path: Path, content: bytes) -> bool:
     return True
 
 
-def birth(pid: int) -> str:
-    """When a process of this machine began, in ticks since the machine did; empty where it is gone."""
+def process_start_time(pid: int) -> str:
+    """Return the start time of a process of this machine, in ticks since boot; empty if it does not run."""
     try:
         if not Path("/proc/self/stat").exists():
-            os.kill(pid, 0)  # a system that tells no more than whether one of this number runs
+            os.kill(pid, 0)  # without /proc, only the existence of the process can be checked
             return "unknown"
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -228,7 +234,7 @@ def birth(pid: int) -> str:
 
 
 def boot_id() -> str:
-    """Tells this start of the machine from those before."""
+    """Return an identifier of the machine's current boot; empty if there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

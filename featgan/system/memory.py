@@ -1,34 +1,36 @@
-"""Freed memory is kept for the next tensor, where the C library would hand it back and have every page made anew."""
+"""Configure glibc to keep freed memory for the next tensors instead of returning it to the system."""
 
 import ctypes
 import os
 from functools import cache
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's mallopt."""
+"""Parameter numbers of glibc's mallopt."""
 
-WISHES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
-"""Environment variables by which a user tells glibc the same; what they say stands."""
+MALLOC_ENV_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+"""Environment variables with the same effect; if one is set, the user's value is kept."""
 
-MOST_KEPT, LARGEST = (1 << 31) - 1, (1 << 30, 32 << 20)
-"""Bytes that may lie free, and up to which size tensors share one heap; older libraries refuse the larger size."""
+MAX_TRIM_THRESHOLD, MMAP_THRESHOLDS = (1 << 31) - 1, (1 << 30, 32 << 20)
+"""Bytes that may stay free in the heap, and allocation sizes up to which the heap is used.
+
+Older versions of glibc reject the larger size.
+"""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """For work on the CPU with the same sizes again and again; once a process.
+    """Keep freed memory in the heap, for CPU work that allocates the same sizes repeatedly.
 
-    False where the library cannot, or the user has told it otherwise.
-
-    glibc maps every allocation above 32 MB by itself and gives it back when it is freed, so that every activation of
-    that size begins with empty pages, which the system has to clear, as large as those just freed.
+    By default, glibc maps each allocation above 32 MB separately and unmaps it when it is freed. Each large activation
+    then needs new pages, which the system must zero again. Returns False if the C library does not support this or
+    the user has set one of MALLOC_ENV_VARIABLES. Runs once per process.
     """
-    if any(wish in os.environ for wish in WISHES):
+    if any(variable in os.environ for variable in MALLOC_ENV_VARIABLES):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    if not mallopt(M_TRIM_THRESHOLD, MOST_KEPT):
+    if not mallopt(M_TRIM_THRESHOLD, MAX_TRIM_THRESHOLD):
         return False
-    return any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
+    return any(mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_THRESHOLDS)

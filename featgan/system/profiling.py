@@ -1,72 +1,77 @@
-"""Where a training's time goes: a trace of some steps for Perfetto and TensorBoard, and the costliest operations."""
+"""Profile training: a trace of some steps for Perfetto and TensorBoard, and the most expensive operations."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WAIT, STEPS = 5, 10
-"""Steps before the trace begins, when memory has been allocated and kernels chosen; and steps that it shows."""
+logger = logging.getLogger(__name__)
 
-TOP = 10
+WAIT_STEPS, TRACED_STEPS = 5, 10
+"""Steps before the trace starts, in which memory is allocated and kernels are selected; and steps in the trace."""
+
+MAX_OPERATIONS = 10
 
 
 @contextmanager
-def profiled(run: Path, console: Console) -> Iterator[Callable[[], None]]:
-    """Trace some of the steps counted by what is yielded; write RUN/profile/trace.pt.trace.json and print the table.
+def profile_steps(run: Path) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each step; write RUN/profile/trace.pt.trace.json and log the table.
 
     The trace opens in ui.perfetto.dev and in TensorBoard's profile tab.
     """
-    counted = 0
+    step_count = 0
 
-    def count() -> None:
-        nonlocal counted
-        counted += 1
+    def on_step() -> None:
+        nonlocal step_count
+        step_count += 1
         trace.step()
 
-    def finish(trace: Any) -> None:
-        steps = min(STEPS, counted - WAIT)
+    def write_trace(trace: Any) -> None:
+        steps = min(TRACED_STEPS, step_count - WAIT_STEPS)
         if steps < 1:
             return
         folder = run / "profile"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "trace.pt.trace.json"
         trace.export_chrome_trace(str(path))
-        console.print(f"{path}: {steps} steps. The costliest operations, by step:", markup=False)
+        logger.info(f"{path}: trace of {steps} steps. The most expensive operations, per step:")
         for name, share, milliseconds, calls in top_operations(trace, steps):
-            short = name.removeprefix("aten::")[:40]
-            console.print(f"  {short:<40} {share:>6.1%} {milliseconds:>9.1f} ms {calls:>6} calls", markup=False)
+            short_name = name.removeprefix("aten::")[:40]
+            logger.info(f"  {short_name:<40} {share:>6.1%} {milliseconds:>9.1f} ms {calls:>6} calls")
 
     with profile(
-        activities=activities(),
-        schedule=schedule(wait=WAIT - 1, warmup=1, active=STEPS, repeat=1),
-        on_trace_ready=finish,
+        activities=profiler_activities(),
+        schedule=schedule(wait=WAIT_STEPS - 1, warmup=1, active=TRACED_STEPS, repeat=1),
+        on_trace_ready=write_trace,
         acc_events=True,
     ) as trace:
-        yield count
-    if counted <= WAIT:
-        console.print(f"--profile: nothing was traced, since that begins after {WAIT} steps", markup=False)
+        yield on_step
+    if step_count <= WAIT_STEPS:
+        logger.warning(f"--profile: no trace was written; it starts after {WAIT_STEPS} steps, so train for more steps")
 
 
-def activities() -> list[ProfilerActivity]:
-    """The host's, and the device's where there is one."""
+def profiler_activities() -> list[ProfilerActivity]:
+    """Return the activities to profile: the CPU, and the GPU if present."""
     return [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
 
 
-def top_operations(trace: Any, steps: int, count: int = TOP) -> list[tuple[str, float, float, int]]:
-    """The costliest operations: name, share of all, milliseconds and calls a step; the device's where there is one."""
+def top_operations(trace: Any, steps: int, max_operations: int = MAX_OPERATIONS) -> list[tuple[str, float, float, int]]:
+    """Return the most expensive operations: name, share of the total time, milliseconds and calls per step.
+
+    The times are those of the GPU if present, else of the CPU.
+    """
     events = [event for event in trace.key_averages() if not event.key.startswith("ProfilerStep")]
-    found = {event.key: (own_time(event), event.count) for event in events}
-    total = sum(time for time, _ in found.values()) or 1.0
-    costliest = sorted(found.items(), key=lambda item: -item[1][0])[:count]
+    time_by_operation = {event.key: (self_time(event), event.count) for event in events}
+    total = sum(time for time, _ in time_by_operation.values()) or 1.0
+    costliest = sorted(time_by_operation.items(), key=lambda item: -item[1][0])[:max_operations]
     return [(name, time / total, time / 1000 / steps, round(calls / steps)) for name, (time, calls) in costliest]
 
 
-def own_time(event: Any) -> float:
-    """Microseconds in the operation itself, without those that it calls."""
+def self_time(event: Any) -> float:
+    """Return the microseconds spent in the operation itself, without the operations that it calls."""
     on_device = torch.cuda.is_available()
     return float(event.self_device_time_total if on_device else event.self_cpu_time_total)

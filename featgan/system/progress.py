@@ -1,4 +1,4 @@
-"""Progress bars with time left, one look for every long step."""
+"""Progress bars with the remaining time."""
 
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -18,28 +18,28 @@ from rich.progress import (
 Item = TypeVar("Item")
 
 console = Console(stderr=True)
-"""Progress and remarks go to standard error; standard output is for results."""
+"""Progress bars and messages go to standard error; standard output is for results."""
 
 
-class Meter:
-    """One running bar: `advance(n)` after n items, `note(text)` for a figure beside it."""
+class ProgressBar:
+    """A progress bar: call `advance(n)` after n items, and `set_note(text)` to show a text next to it."""
 
     def __init__(self, progress: Progress, description: str, total: int | None) -> None:
         self.progress = progress
-        self.task = progress.add_task(description, total=total, note="")
+        self.task_id = progress.add_task(description, total=total, note="")
 
     def advance(self, count: int = 1) -> None:
-        self.progress.advance(self.task, count)
+        self.progress.advance(self.task_id, count)
 
-    def note(self, text: str) -> None:
-        self.progress.update(self.task, note=text)
+    def set_note(self, text: str) -> None:
+        self.progress.update(self.task_id, note=text)
 
 
 @contextmanager
-def meter(
-    description: str, total: int | None, unit: str = "", completed: int = 0, shown: bool = True
-) -> Iterator[Meter]:
-    """A bar for a loop that counts by itself; it starts at `completed` when work is resumed."""
+def progress_bar(
+    description: str, total: int | None, unit: str = "", completed: int = 0, is_shown: bool = True
+) -> Iterator[ProgressBar]:
+    """Yield a progress bar that the caller advances; it starts at `completed` if the work is resumed."""
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(bar_width=24),
@@ -51,17 +51,17 @@ def meter(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=60, disable=not shown) as progress:
-        bar = Meter(progress, description, total)
+    with Progress(*columns, console=console, speed_estimate_period=60, disable=not is_shown) as progress:
+        bar = ProgressBar(progress, description, total)
         bar.advance(completed)
         yield bar
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
-    """Iterate with a bar; `total` is needed where `items` has no length."""
+def track_progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
+    """Iterate over `items` with a progress bar; pass `total` if `items` has no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with meter(description, total, unit) as bar:
+    with progress_bar(description, total, unit) as bar:
         for item in items:
             yield item
             bar.advance()

@@ -1,4 +1,4 @@
-"""What ends a run before its time: a signal sets a flag, and the loop saves and leaves; a hang shows its stacks."""
+"""Stop signals, which make the training loop save and exit, and a watchdog that detects hangs."""
 
 import faulthandler
 import signal
@@ -7,76 +7,78 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C, `kill` and a scheduler's time limit, and the warning before it (sbatch --signal)."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, `kill`, the time limit of a job, and the warning before it (sbatch --signal)."""
 
 
-class StopRequest:
-    """While entered, holds the first stopping signal that arrived; a second Ctrl-C interrupts at once.
+class StopSignal:
+    """Context manager that stores the first stop signal received; a second Ctrl-C raises KeyboardInterrupt.
 
-    Enter it in the main thread, as far out as a job begins: what arrives before the loop is then heeded in its first
-    step. One that is not entered never asks for anything.
+    Enter it in the main thread as early as possible. A signal before the training loop then takes effect after the
+    first step. An instance that is not entered never receives a signal.
     """
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.received_signal: signal.Signals | None = None
 
-    def __enter__(self) -> "StopRequest":
-        self.previous = {number: signal.signal(number, self.receive) for number in STOPPING}
+    def __enter__(self) -> "StopSignal":
+        self.previous_handlers = {
+            signal_number: signal.signal(signal_number, self.handle_signal) for signal_number in STOP_SIGNALS
+        }
         return self
 
-    def __exit__(self, *details: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception_info: object) -> None:
+        for signal_number, handler in self.previous_handlers.items():
+            signal.signal(signal_number, handler)
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        if self.signal is not None and number == signal.SIGINT:
+    def handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        """Store the signal."""
+        if self.received_signal is not None and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or signal.Signals(number)
+        self.received_signal = self.received_signal or signal.Signals(signal_number)
 
 
 class Watchdog:
-    """While entered, something must be `finished` within every so many seconds (0: never mind).
+    """Context manager that ends the process if `reset` is not called for `timeout_seconds` (0 turns it off).
 
-    Else this process shows the stacks of all its threads and ends. In a run whose processes wait for each other, all
-    of them do.
+    The process then prints the stacks of all its threads and exits. If one process of a run hangs, the others wait for
+    it, so all of them exit.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
 
     def __enter__(self) -> "Watchdog":
-        self.finished()
+        self.reset()
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, *exception_info: object) -> None:
         faulthandler.cancel_dump_traceback_later()
 
-    def finished(self) -> None:
-        """A step of the work; time counts anew."""
-        if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
+    def reset(self) -> None:
+        """Restart the timeout; call this after each step."""
+        if self.timeout_seconds:
+            faulthandler.dump_traceback_later(self.timeout_seconds, exit=True, file=sys.__stderr__ or 2)
 
 
-GRACE = 600
-"""Seconds in which the parent of a helper process has to finish its step."""
+GRACE_SECONDS = 600
+"""Seconds that a helper process waits for its parent to finish the current step."""
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """While entered, stopping signals wait; a process that begins meanwhile holds them until it outlives them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+def block_stop_signals() -> Iterator[None]:
+    """Block stop signals while a process is started; the new process unblocks them in `defer_stop_signals`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def outlive_signals() -> None:
-    """In a helper process: a signal to the whole group leaves it at work until its parent has finished a step."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    # The same signal ends a helper whose parent leaves in haste, so it must not be ignored for ever.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # held since before this process began
+def defer_stop_signals() -> None:
+    """Ignore stop signals in a helper process, so that its parent can finish the current step."""
+    for signal_number in STOP_SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    # A parent that exits early ends its helpers with SIGTERM, so it must not be ignored forever.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked since before this process started

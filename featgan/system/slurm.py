@@ -1,4 +1,4 @@
-"""Questions to SLURM by its own commands; no answer is told apart from a refusal."""
+"""Queries to SLURM with its own commands; an unreachable controller is distinguished from an error."""
 
 import os
 import shutil
@@ -6,48 +6,51 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-SECONDS = 60
-"""An answer that has not come by then is none."""
+COMMAND_TIMEOUT = 60
+"""Seconds after which a command without a response counts as failed."""
 
-AWAY = ("Unable to contact", "Socket timed out", "Zero Bytes were transmitted", "Connection refused")
-"""What the commands say when the controller does not answer."""
+UNREACHABLE_MESSAGES = ("Unable to contact", "Socket timed out", "Zero Bytes were transmitted", "Connection refused")
+"""Error messages of the commands if the controller does not respond."""
 
 
-def ask_slurm(*command: str, pauses: Sequence[float] = ()) -> "subprocess.CompletedProcess[str] | None":
-    """What squeue or scontrol says, also where it refuses; None without SLURM, or without its controller's answer.
+def run_slurm_command(*command: str, retry_delays: Sequence[float] = ()) -> "subprocess.CompletedProcess[str] | None":
+    """Run squeue or scontrol and return the result, which may be an error of the command.
 
-    It is asked again after each of the pauses (in seconds).
+    Returns None if SLURM is not installed or its controller does not respond. The command is retried after each of the
+    `retry_delays`, in seconds.
     """
-    for pause in (*pauses, None):
+    for delay in (*retry_delays, None):
         try:
-            found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
         except OSError:
             return None
         except subprocess.TimeoutExpired:
-            found = None
-        if found is not None and not (found.returncode and any(word in found.stderr for word in AWAY)):
-            return found
-        if pause is not None:
-            time.sleep(pause)
+            result = None
+        if result is not None and not (
+            result.returncode and any(message in result.stderr for message in UNREACHABLE_MESSAGES)
+        ):
+            return result
+        if delay is not None:
+            time.sleep(delay)
     return None
 
 
 def job_state(job: str) -> str | None:
-    """A job's state as squeue names it, in lower case; empty where SLURM has it no more, None without an answer."""
-    shown = ask_slurm("squeue", "--noheader", "--format=%T", "--jobs", job)
-    if shown is None:
+    """Return a job's state as in squeue, in lower case; empty if the job has ended, None without a response."""
+    result = run_slurm_command("squeue", "--noheader", "--format=%T", "--jobs", job)
+    if result is None:
         return None
-    if shown.returncode:
-        return "" if "nvalid job id" in shown.stderr else None
-    return shown.stdout.strip().lower()
+    if result.returncode:
+        return "" if "nvalid job id" in result.stderr else None
+    return result.stdout.strip().lower()
 
 
 def has_slurm() -> bool:
-    """Whether this machine can ask at all."""
+    """Return whether SLURM's commands are installed on this machine."""
     return shutil.which("squeue") is not None
 
 
-def own_job() -> tuple[str, str]:
-    """The job that this process is part of, and which start of it this is; empty outside."""
+def current_job() -> tuple[str, str]:
+    """Return the ID and the restart count of the job of this process; empty strings outside a job."""
     job = os.environ.get("SLURM_JOB_ID", "")
     return job, os.environ.get("SLURM_RESTART_COUNT", "0") if job else ""

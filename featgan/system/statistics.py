@@ -1,12 +1,13 @@
-"""Statistics that more than one package needs."""
+"""Statistics used by more than one package."""
 
 from torch import Tensor
 
 
-def concordance(estimate: Tensor, target: Tensor) -> Tensor:
-    """Lin's concordance correlation coefficient of each dimension over the batch: two [N, C] => [C] in [-1, 1].
+def concordance_correlation(estimate: Tensor, target: Tensor) -> Tensor:
+    """Compute Lin's concordance correlation coefficient of each dimension: two [N, C] => [C] in [-1, 1].
 
-    All moments are population moments of the given rows. A dimension without any variance and difference counts 0.
+    Means, variances and covariances are those of the given rows, without Bessel's correction. A dimension in which
+    both inputs are the same constant has the value 0.
     """
     mean_x, mean_y = estimate.mean(0), target.mean(0)
     variance_x, variance_y = estimate.var(0, correction=0), target.var(0, correction=0)

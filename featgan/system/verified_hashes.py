@@ -1,62 +1,65 @@
-"""Files whose content was compared with its hash, remembered beside them: each is hashed once while it is unchanged."""
+"""Verify file hashes, with a memo of verified files, so that an unchanged file is hashed only once."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from featgan.system.files import sha256_of, write_whole
-from featgan.system.progress import console, track
+from featgan.system.files import atomic_write, sha256_of
+from featgan.system.progress import track_progress
 
-MEMORY = ".verified.json"
-MOST_BYTES = 64 << 20
+logger = logging.getLogger(__name__)
 
-SETTLED = 2e9
-"""Nanoseconds after which a write no longer falls into the tick of the one before; younger files are not remembered."""
+MEMO_FILE = ".verified.json"
+MAX_MEMO_BYTES = 64 << 20
 
-Known = dict[str, list[str | int]]
-"""File name => [sha256, bytes, time of change in nanoseconds]."""
+MIN_AGE_NANOSECONDS = 2e9
+"""Age in nanoseconds from which a file is added to the memo; a newer file could change without a new time stamp."""
+
+VerifiedFiles = dict[str, list[str | int]]
+"""File name => [sha256, size in bytes, modification time in nanoseconds]."""
 
 
-def first_changed(folder: Path, hashes: Mapping[str, str], unit: str) -> Path | None:
-    """The first of the files (name => sha256) whose content is another, None when all are what they should be.
+def first_modified_file(folder: Path, hashes: Mapping[str, str], unit: str) -> Path | None:
+    """Return the first file (`hashes`: name => sha256) whose content does not match its hash, or None.
 
-    A file that has the hash, size and time of change at which it was found whole is not read again.
+    A file with the same expected hash, size and modification time as in the memo is not read again.
     """
-    known = recall(folder)
-    new = [name for name, sha256 in hashes.items() if known.get(name) != stamp(folder / name, sha256)]
-    found: Known = {}
-    for name in track(new, f"hashing {unit}", unit=unit) if new else ():
-        before = stamp(folder / name, hashes[name])
+    memo = load_memo(folder)
+    unverified = [name for name, sha256 in hashes.items() if memo.get(name) != file_stamp(folder / name, sha256)]
+    newly_verified: VerifiedFiles = {}
+    for name in track_progress(unverified, f"hashing {unit}", unit=unit) if unverified else ():
+        stamp_before = file_stamp(folder / name, hashes[name])
         if sha256_of(folder / name) != hashes[name]:
             return folder / name
-        if time.time_ns() - int(before[2]) > SETTLED:
-            found[name] = before
-    if found:
-        remember(folder, {name: entry for name, entry in (known | found).items() if name in hashes})
+        if time.time_ns() - int(stamp_before[2]) > MIN_AGE_NANOSECONDS:
+            newly_verified[name] = stamp_before
+    if newly_verified:
+        save_memo(folder, {name: entry for name, entry in (memo | newly_verified).items() if name in hashes})
     return None
 
 
-def stamp(path: Path, sha256: str) -> list[str | int]:
-    """What identifies a file without reading it, beside the hash that it should have."""
+def file_stamp(path: Path, sha256: str) -> list[str | int]:
+    """Return the memo entry of a file: its expected hash, size and modification time."""
     status = path.stat()
     return [sha256, status.st_size, status.st_mtime_ns]
 
 
-def recall(folder: Path) -> Known:
-    """What was found whole before; nothing when that cannot be read."""
-    path = folder / MEMORY
+def load_memo(folder: Path) -> VerifiedFiles:
+    """Read the memo of a folder; return an empty one if it cannot be read."""
+    path = folder / MEMO_FILE
     try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= MOST_BYTES else None
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_MEMO_BYTES else None
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def remember(folder: Path, known: Known) -> None:
-    """Keep it for the next time; where the folder cannot be written, the files are hashed at every start."""
+def save_memo(folder: Path, memo: VerifiedFiles) -> None:
+    """Write the memo of a folder; log a warning if the folder cannot be written."""
     try:
-        write_whole(folder / MEMORY, json.dumps(known).encode())
+        atomic_write(folder / MEMO_FILE, json.dumps(memo).encode())
     except OSError as error:
         reason = error.strerror or error
-        console.print(f"{folder / MEMORY}: not kept ({reason}); the files are hashed at every start", markup=False)
+        logger.warning(f"{folder / MEMO_FILE}: cannot be written ({reason}); the files are hashed at every start")

@@ -1,4 +1,4 @@
-"""Saving and restoring the train state, with checks of its provenance."""
+"""Save and restore the train state, and check that a checkpoint belongs to the data of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,115 +10,130 @@ from featgan import __version__
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.run.checkpoint import read_json, read_tensors, save_checkpoint
-from featgan.run.model_card import ModelCard
-from featgan.run.schedule import protected_steps, warn_of_given_up
-from featgan.training.state import Game
+from featgan.run.model_card import ModelMetadata
+from featgan.run.schedule import protected_steps, warn_dropped_checkpoints
+from featgan.training.state import TrainState
 
 
-def save(game: Game, run: Path, step: int) -> None:
-    """The game after `step` steps, as a checkpoint; the main process writes. UserError when it has diverged."""
-    moments = {"generator": game.generator.moments(), "discriminator": game.discriminator.moments()}
-    if not game.engine.is_main:
+def save_train_state(state: TrainState, run: Path, step: int) -> None:
+    """Write the checkpoint of a step. All processes must call this; only the main process writes.
+
+    Raises UserError if a weight is NaN or infinite.
+    """
+    optimizer_states = {
+        "generator": state.generator.optimizer_state(),
+        "discriminator": state.discriminator.optimizer_state(),
+    }
+    if not state.context.is_main:
         return
     if not all(
-        torch.isfinite(each).all()
-        for player in (game.generator, game.discriminator)
-        for each in player.bare.parameters()
+        torch.isfinite(parameter).all()
+        for network in (state.generator, state.discriminator)
+        for parameter in network.module.parameters()
     ):
         raise UserError(
-            f"step {step}: weights are no numbers any more; lower the learning rates; the last checkpoint is kept"
+            f"step {step}: the weights contain NaN or Inf; lower the learning rates (the last checkpoint was kept)"
         )
     tensors = {
-        "average": game.average.network.state_dict(),
-        "discriminator": game.discriminator.bare.state_dict(),
+        "generator_ema": state.ema.module.state_dict(),
+        "discriminator": state.discriminator.module.state_dict(),
     }
-    tensors |= {f"optimizer-{name}": moment for name, moment in moments.items()}
-    if game.average.half_life:
-        tensors["generator"] = game.generator.bare.state_dict()
-    space = game.conditions[0].space
-    if space is not None:
-        tensors["space"] = space.tensors()
-    state = {"step": step, "featgan": __version__, "world_size": game.engine.world_size}
-    state["fingerprints"] = fingerprints(game)
-    documents = {"model": model_card(game, step).model_dump(mode="json"), "state": state}
-    protected = protected_steps(run, game.config.evaluation)
-    warn_of_given_up(run, game.config.evaluation, protected)
-    save_checkpoint(run, step, tensors, documents, game.config.training.keep_checkpoints, protected)
+    tensors |= {f"optimizer-{name}": optimizer_state for name, optimizer_state in optimizer_states.items()}
+    if state.ema.half_life:
+        tensors["generator"] = state.generator.module.state_dict()
+    feature_space = state.conditions[0].space
+    if feature_space is not None:
+        tensors["space"] = feature_space.tensors()
+    run_state = {"step": step, "featgan": __version__, "world_size": state.context.world_size}
+    run_state["fingerprints"] = data_fingerprints(state)
+    documents = {"model": build_model_metadata(state, step).model_dump(mode="json"), "state": run_state}
+    protected = protected_steps(run, state.config.evaluation)
+    warn_dropped_checkpoints(run, state.config.evaluation, protected)
+    save_checkpoint(run, step, tensors, documents, state.config.training.max_checkpoints, protected)
 
 
-def fingerprints(game: Game) -> dict[str, str]:
-    """What decides the data: the shards, and the black box and layer of the features."""
-    found = {"set of shards": " ".join(shards.fingerprint for shards in game.shards)}
-    blackbox = game.conditions[0].blackbox
-    return found | ({"black box": blackbox["sha256"], "layer": blackbox["layer"]} if blackbox else {})
+def data_fingerprints(state: TrainState) -> dict[str, str]:
+    """Return what identifies the training data: the shards, and the classifier and layer of the features."""
+    fingerprints = {"set of shards": " ".join(shard_set.fingerprint for shard_set in state.shard_sets)}
+    blackbox = state.conditions[0].blackbox
+    return fingerprints | ({"black box": blackbox["sha256"], "layer": blackbox["layer"]} if blackbox else {})
 
 
-def model_card(game: Game, step: int) -> ModelCard:
-    """What the exported generator needs to be used elsewhere."""
-    config, condition = game.config, game.conditions[0]
-    features = condition.config.kind == "features"
-    return ModelCard(
+def build_model_metadata(state: TrainState, step: int) -> ModelMetadata:
+    """Return the metadata needed to use the exported generator."""
+    config, condition = state.config, state.conditions[0]
+    uses_features = condition.config.kind == "features"
+    return ModelMetadata(
         step=step,
-        image_size=game.image_size,
-        condition_dim=game.layout.generator_dim,
+        image_size=state.image_size,
+        condition_dim=state.condition_layout.generator_dim,
         generator=config.generator,
         condition_kind=condition.config.kind,
         encoding=condition.config.encoding,
-        names=tuple(name for each in game.conditions for name in each.names),
-        class_names=tuple(game.shards[0].classes),
+        names=tuple(name for dataset_condition in state.conditions for name in dataset_condition.names),
+        class_names=tuple(state.shard_sets[0].classes),
         attribute_names=condition.config.attributes,
         blackbox=condition.blackbox or None,
         dataset={
             "shards": str(config.dataset.shards.absolute()),
-            "features": config.dataset.features if features else None,
-            "fingerprint": game.shards[0].fingerprint,
+            "features": config.dataset.feature_cache if uses_features else None,
+            "fingerprint": state.shard_sets[0].fingerprint,
         },
     )
 
 
-def restore(game: Game, folder: Path | None, fresh_optimizer: bool = False) -> int:
-    """Load a checkpoint folder into the game, its moments only unless these shall be fresh; returns its step, or 0.
+def restore_train_state(state: TrainState, folder: Path | None, reset_optimizer: bool = False) -> int:
+    """Load a checkpoint folder into the train state and return its step; return 0 if `folder` is None.
 
-    Raises UserError when the checkpoint belongs to other shards or its tensors do not fit the networks.
+    `reset_optimizer` loads the weights only. Raises UserError if the checkpoint was trained on other data, or if its
+    tensors do not fit the networks.
     """
     if folder is None:
         return 0
-    state = read_json(folder / "state.json")
-    check_origin(game, folder, state["fingerprints"])
-    current = "generator" if game.average.half_life else "average"
-    load_weights(game.generator.bare, folder / f"{current}.safetensors")
-    load_weights(game.discriminator.bare, folder / "discriminator.safetensors")
-    if game.average.half_life:
-        load_weights(game.average.network, folder / "average.safetensors")
-    for name, player in (("generator", game.generator), ("discriminator", game.discriminator)):
-        player.restore(None if fresh_optimizer else read_tensors(folder / f"optimizer-{name}.safetensors"))
-    return int(state["step"])
+    saved_state = read_json(folder / "state.json")
+    check_provenance(state, folder, saved_state["fingerprints"])
+    generator_file = "generator" if state.ema.half_life else "generator_ema"
+    load_weights(state.generator.module, folder / f"{generator_file}.safetensors")
+    load_weights(state.discriminator.module, folder / "discriminator.safetensors")
+    if state.ema.half_life:
+        load_weights(state.ema.module, folder / "generator_ema.safetensors")
+    for name, network in (("generator", state.generator), ("discriminator", state.discriminator)):
+        network.load_optimizer_state(
+            None if reset_optimizer else read_tensors(folder / f"optimizer-{name}.safetensors")
+        )
+    return int(saved_state["step"])
 
 
-def check_origin(game: Game, folder: Path, saved: Mapping[str, str]) -> None:
-    """UserError names what a checkpoint was trained on that is another now."""
-    shards = game.config.dataset.shards
-    for name, value in fingerprints(game).items():
-        if saved.get(name) != value:
-            raise UserError(f"{folder}: was trained on another {name} than {shards} has now; choose another run=...")
-    condition = game.conditions[0]
+def check_provenance(state: TrainState, folder: Path, saved_fingerprints: Mapping[str, str]) -> None:
+    """Raise UserError if the data of the run are not those that the checkpoint was trained on."""
+    shards_folder = state.config.dataset.shards
+    for name, value in data_fingerprints(state).items():
+        if saved_fingerprints.get(name) != value:
+            raise UserError(
+                f"{folder}: was trained with another {name} than {shards_folder} has now; choose another run_dir=..."
+            )
+    condition = state.conditions[0]
     encoding = condition.config.encoding
     if condition.space is not None:
-        space = FeatureSpace(**read_tensors(folder / "space.safetensors"))
-        if not space.agrees(condition.space, encoding):
+        saved_space = FeatureSpace(**read_tensors(folder / "space.safetensors"))
+        if not saved_space.is_equivalent(condition.space, encoding):
             raise UserError(
-                f"{folder}: was trained on {space.condition_dim(encoding)} {encoding} features, {shards} has "
-                f"{condition.space.condition_dim(encoding)} or others now; extract with the --components of then, "
-                "or choose another run=..."
+                f"{folder}: was trained on {saved_space.condition_dim(encoding)} {encoding} features, but those of "
+                f"{shards_folder} have changed (now {condition.space.condition_dim(encoding)}); extract them again "
+                "with the previous --num-components, or choose another run_dir=..."
             )
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """A network's weights; UserError names the first that is of another architecture."""
+    """Load a weight file into a network. Raises UserError if a tensor is missing or has another shape."""
     tensors, expected = read_tensors(path), network.state_dict()
     for name in expected | tensors:
-        there, here = (list(group[name].shape) if name in group else "missing" for group in (tensors, expected))
-        if there != here:
-            misfit = f"{name} is {there} there and {here} here"
-            raise UserError(f"{path}: does not fit the networks of this configuration: {misfit}")
+        saved_shape, expected_shape = (
+            list(group[name].shape) if name in group else "missing" for group in (tensors, expected)
+        )
+        if saved_shape != expected_shape:
+            mismatch = f"{name} is {saved_shape} in the file but {expected_shape} in the network"
+            raise UserError(
+                f"{path}: does not fit the networks of this configuration: {mismatch}; train with the same networks"
+            )
     network.load_state_dict(tensors)

@@ -1,33 +1,44 @@
-"""The condition loss L: the discriminator's estimate of the condition against its target, for each condition kind."""
+"""The condition loss: compares the discriminator's estimate of the condition with its target, by condition kind."""
 
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from featgan.data.conditions import Condition
-from featgan.networks.discriminator import Judgement
+from featgan.networks.discriminator import DiscriminatorOutput
 from featgan.training import losses
 
 
-def condition_losses(condition: Condition, judgement: Judgement, target: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """L by part: `condition`, D's estimate [N, C] against the target; `prediction`, the outputs read off it."""
+def condition_losses(
+    condition: Condition, discriminator_output: DiscriminatorOutput, target: Tensor, outputs: Tensor
+) -> dict[str, Tensor]:
+    """Return the unweighted terms of the condition loss.
+
+    `condition` compares D's estimate [N, C] with `target` [N, C]. `output` compares the classifier outputs that D
+    computes from its estimate, [N, O], with `outputs` [N, O].
+    """
     config = condition.config
     if config.kind == "expression":
-        return {"condition": losses.class_loss(judgement.condition, target)}
+        return {"condition": losses.class_loss(discriminator_output.condition, target)}
     if config.kind == "attributes":
-        return {"condition": losses.attribute_loss(judgement.condition, target)}
-    parts = {}
-    if config.kind == "valence_arousal" or config.objective in ("actv", "both"):
-        parts["condition"] = losses.regression_loss(judgement.condition, target, config.regression, config.reduction)
-    if config.kind == "features" and config.objective in ("pred", "both"):
-        assert judgement.outputs is not None
-        parts["prediction"] = output_loss(condition, judgement.outputs, outputs)
-    return parts
+        return {"condition": losses.attribute_loss(discriminator_output.condition, target)}
+    terms = {}
+    if config.kind == "valence_arousal" or config.targets in ("features", "both"):
+        terms["condition"] = losses.regression_loss(
+            discriminator_output.condition, target, config.regression_loss, config.ccc_reduction
+        )
+    if config.kind == "features" and config.targets in ("outputs", "both"):
+        assert discriminator_output.outputs is not None
+        terms["output"] = output_loss(condition, discriminator_output.outputs, outputs)
+    return terms
 
 
 def output_loss(condition: Condition, estimate: Tensor, outputs: Tensor) -> Tensor:
-    """Loss of the classifier's outputs [N, K]: cross-entropy to the class or attributes it predicts, or regression."""
+    """Compare estimated classifier outputs [N, O] with the classifier's own outputs [N, O].
+
+    The loss is the cross-entropy with the predicted class or attributes, or the regression loss of real values.
+    """
     if condition.output_kind == "expression":
         return losses.class_loss(estimate, one_hot(outputs.argmax(1), outputs.shape[1]).float())
     if condition.output_kind == "attributes":
         return losses.attribute_loss(estimate, (outputs > 0).float())
-    return losses.regression_loss(estimate, outputs, condition.config.regression, condition.config.reduction)
+    return losses.regression_loss(estimate, outputs, condition.config.regression_loss, condition.config.ccc_reduction)

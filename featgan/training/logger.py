@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: means of scalars, speed, grids of samples."""
+"""Training logs: mean scalars, throughput and sample grids, for the progress bar, metrics.jsonl and TensorBoard."""
 
 import math
 import time
@@ -10,122 +10,129 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from featgan.config.loading import flatten, to_yaml
+from featgan.config.loading import flatten_mapping, to_yaml
+from featgan.config.metric_specs import HPARAM_METRICS
 from featgan.data.loader import Batch
 from featgan.errors import UserError
-from featgan.run.metrics_log import Accumulator, Journal
+from featgan.run.metrics_log import MeanAccumulator, MetricsLog
 from featgan.system.images import to_float, to_uint8
-from featgan.system.profiling import profiled
-from featgan.system.progress import console, meter
-from featgan.training.state import Game
+from featgan.system.profiling import profile_steps
+from featgan.system.progress import progress_bar
+from featgan.training.state import TrainState
 
-PREVIEW = 8
-"""Source images of a grid of samples."""
-
-HEADLINES = (
-    "shift_aggregate",
-    "ccc",
-    "label_agreement",
-    "attribute_agreement",
-    "monotonicity",
-    "frechet_edited",
-    "self_l1",
-)
-"""Measures of an evaluation that stand beside the settings in TensorBoard's table of runs."""
+NUM_SAMPLES = 8
+"""Number of source images in a sample grid."""
 
 
-class Clock:
-    """Images a second, and the share of the time spent waiting for data, since the last report."""
+class ThroughputTimer:
+    """Measures images per second and the share of time spent waiting for data, since the last reset."""
 
     def __init__(self) -> None:
-        self.restart()
+        self.reset()
 
-    def restart(self) -> None:
-        self.start, self.waited, self.images = time.perf_counter(), 0.0, 0
+    def reset(self) -> None:
+        self.start_time, self.data_wait_seconds, self.num_images = time.perf_counter(), 0.0, 0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent here is waiting for data."""
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time spent in this block as waiting for data."""
         start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - start
+        self.data_wait_seconds += time.perf_counter() - start
 
-    def count(self, images: int) -> None:
-        self.images += images
+    def add_images(self, num_images: int) -> None:
+        self.num_images += num_images
 
-    def rates(self) -> dict[str, float]:
-        """The figures; counting starts anew."""
-        passed = time.perf_counter() - self.start
-        rates = {"speed/images_per_second": self.images / passed, "speed/data_wait_share": self.waited / passed}
-        self.restart()
-        return rates
+    def pop_throughput(self) -> dict[str, float]:
+        """Return the throughput since the last reset, then reset."""
+        elapsed = time.perf_counter() - self.start_time
+        throughput = {
+            "speed/images_per_second": self.num_images / elapsed,
+            "speed/data_wait_share": self.data_wait_seconds / elapsed,
+        }
+        self.reset()
+        return throughput
 
 
-class Recorder:
-    """What a run shows of itself while it trains: the bar, metrics.jsonl, TensorBoard; the main process writes."""
+class TrainingLogger:
+    """Logs a training run to the progress bar, metrics.jsonl and TensorBoard; only the main process writes."""
 
-    def __init__(self, game: Game, run: Path, first_step: int, preview: Batch, profile: bool = False) -> None:
-        self.game = game
+    def __init__(
+        self, state: TrainState, run: Path, first_step: int, sample_batch: Batch, profile: bool = False
+    ) -> None:
+        self.state = state
         self.run = run
         self.first_step = first_step
-        self.preview = preview
-        self.profile = profile and game.engine.is_main
-        self.after_step: Callable[[], None] = lambda: None
-        self.averages, self.clock = Accumulator(), Clock()
-        self.stack = ExitStack()
+        self.sample_batch = sample_batch
+        self.is_profiling = profile and state.context.is_main
+        self.profiler_step: Callable[[], None] = lambda: None
+        self.scalar_means, self.timer = MeanAccumulator(), ThroughputTimer()
+        self.exit_stack = ExitStack()
 
-    def __enter__(self) -> "Recorder":
-        steps, is_main = self.game.config.training.steps, self.game.engine.is_main
-        self.bar = self.stack.enter_context(meter("train", steps, "steps", self.first_step, shown=is_main))
-        self.journal = Journal(self.run, self.first_step) if is_main else None
-        if self.journal:
-            self.stack.callback(self.journal.close)
-            self.journal.text("configuration", to_yaml(self.game.config))
-            self.journal.settings(flatten(self.game.config.model_dump(mode="json")), HEADLINES)
-        if self.profile:
-            self.after_step = self.stack.enter_context(profiled(self.run, console))
+    def __enter__(self) -> "TrainingLogger":
+        steps, is_main = self.state.config.training.steps, self.state.context.is_main
+        self.progress_bar = self.exit_stack.enter_context(
+            progress_bar("train", steps, "steps", self.first_step, is_shown=is_main)
+        )
+        self.metrics_log = MetricsLog(self.run, self.first_step) if is_main else None
+        if self.metrics_log:
+            self.exit_stack.callback(self.metrics_log.close)
+            self.metrics_log.add_text("configuration", to_yaml(self.state.config))
+            self.metrics_log.add_hparams(flatten_mapping(self.state.config.model_dump(mode="json")), HPARAM_METRICS)
+        if self.is_profiling:
+            self.profiler_step = self.exit_stack.enter_context(profile_steps(self.run))
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self.stack.close()
+    def __exit__(self, *exception_info: object) -> None:
+        self.exit_stack.close()
 
-    def count(self) -> None:
-        """A step is done."""
-        self.clock.count(self.game.config.training.batch_size)
-        self.bar.advance()
-        self.after_step()
+    def add_scalars(self, prefix: str, scalars: Mapping[str, Tensor]) -> None:
+        """Add the scalars of one step to the means logged as `prefix/name`."""
+        self.scalar_means.add(prefix, scalars)
 
-    def report(self, step: int) -> None:
-        """The means since the last report; UserError when one is no number."""
-        scalars = self.averages.means(self.game.engine.mean) | self.clock.rates()
+    def on_step_end(self) -> None:
+        """Count a completed step."""
+        self.timer.add_images(self.state.config.training.batch_size)
+        self.progress_bar.advance()
+        self.profiler_step()
+
+    def log_scalars(self, step: int) -> None:
+        """Log the means since the last call. Raises UserError if one of them is NaN or infinite."""
+        scalars = self.scalar_means.pop_means(self.state.context.all_reduce_mean) | self.timer.pop_throughput()
         check_finite(scalars, step)
-        self.bar.note(f"{scalars['speed/images_per_second']:.0f} images/s")
-        if self.journal:
-            self.journal.write(step, scalars)
+        self.progress_bar.set_note(f"{scalars['speed/images_per_second']:.0f} images/s")
+        if self.metrics_log:
+            self.metrics_log.write_scalars(step, scalars)
 
-    def show(self, step: int) -> None:
-        """A grid of samples of the same images at every step."""
-        if self.journal:
-            self.journal.picture(step, "samples", sample_grid(self.game, self.preview.to(self.game.engine.device)))
+    def log_samples(self, step: int) -> None:
+        """Log a sample grid, made from the same source images at every step."""
+        if self.metrics_log:
+            self.metrics_log.add_image(
+                step, "samples", sample_grid(self.state, self.sample_batch.to(self.state.context.device))
+            )
 
 
 def check_finite(scalars: Mapping[str, float], step: int) -> None:
-    """A loss that is no number ends the run in one line, before a checkpoint of it is saved."""
+    """Raise UserError if a scalar is NaN or infinite, so that no checkpoint of a diverged run is saved."""
     for name, value in scalars.items():
         if not math.isfinite(value):
             raise UserError(
-                f"step {step}: {name} is {value}; training has diverged: lower optimizer.generator_rate and "
-                "optimizer.discriminator_rate, or set optimizer.clip_norm; the last checkpoint is kept"
+                f"step {step}: {name} is {value}: training has diverged; lower optimizer.generator_lr and "
+                "optimizer.discriminator_lr, or set optimizer.max_grad_norm (the last checkpoint was kept)"
             )
 
 
 @torch.no_grad()
-def sample_grid(game: Game, preview: Batch) -> Tensor:
-    """A uint8 picture [3, H, W]: a row of sources, of edits to the batch's targets, of reconstructions."""
-    images = to_float(preview.images[:PREVIEW])
-    source = game.layout.embed(preview.condition[:PREVIEW], preview.dataset)
-    target = game.layout.embed(preview.condition_target[:PREVIEW], preview.dataset)
-    generator = game.average.network
-    edited, kept = (generator(images, game.ask(wanted, source)) for wanted in (target, source))
-    rows = torch.cat([images, edited, kept, generator(edited, game.ask(source, target))])
+def sample_grid(state: TrainState, sample_batch: Batch) -> Tensor:
+    """Return a uint8 image [3, H, W] with four rows.
+
+    The rows are the sources x, the edits G(x, c_target), the identity edits G(x, c_source), and the reconstructions
+    G(G(x, c_target), c_source).
+    """
+    images = to_float(sample_batch.images[:NUM_SAMPLES])
+    source = state.condition_layout.embed(sample_batch.condition[:NUM_SAMPLES], sample_batch.dataset)
+    target = state.condition_layout.embed(sample_batch.condition_target[:NUM_SAMPLES], sample_batch.dataset)
+    generator = state.ema.module
+    edited, identity = (generator(images, state.condition_input(condition, source)) for condition in (target, source))
+    rows = torch.cat([images, edited, identity, generator(edited, state.condition_input(source, target))])
     return make_grid(to_uint8(rows).cpu(), nrow=len(images), padding=1)

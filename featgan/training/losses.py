@@ -1,6 +1,6 @@
-"""The terms of the objective, each a free function, as in StarGAN (Choi et al. 2018) and its conditions' losses.
+"""The loss terms, each a free function, as in StarGAN (Choi et al. 2018), and the losses of the condition.
 
-D(x) gives a patch map and an estimate of the condition; every function takes what D said, never D itself.
+D(x) outputs a patch map of logits and an estimate of the condition. The functions take D's outputs, never D itself.
 """
 
 import torch
@@ -8,39 +8,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.distributed.collectives import gather_with_gradient
-from featgan.system.images import single
-from featgan.system.statistics import concordance
+from featgan.system.images import to_fp32
+from featgan.system.statistics import concordance_correlation
 
 
-def wasserstein_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """-mean D(x) + mean D(G(x, c)) (Arjovsky et al. 2017)."""
+def wgan_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """-mean D(x) + mean D(G(x, c)), the Wasserstein loss of D (Arjovsky et al. 2017)."""
     return logits_fake.mean() - logits_real.mean()
 
 
-def wasserstein_generator(logits_fake: Tensor) -> Tensor:
-    """-mean D(G(x, c))."""
+def wgan_g_loss(logits_fake: Tensor) -> Tensor:
+    """-mean D(G(x, c)), the Wasserstein loss of G (Arjovsky et al. 2017)."""
     return -logits_fake.mean()
 
 
-def logistic_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Cross-entropy of real against fake (Goodfellow et al. 2014, eq. 1), in logits."""
+def nonsaturating_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Binary cross-entropy of real against fake images, from logits (Goodfellow et al. 2014, eq. 1)."""
     return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()
 
 
-def logistic_generator(logits_fake: Tensor) -> Tensor:
-    """The non-saturating form: -log sigmoid D(G(x, c))."""
+def nonsaturating_g_loss(logits_fake: Tensor) -> Tensor:
+    """-mean log sigmoid D(G(x, c)), the non-saturating loss of G (Goodfellow et al. 2014)."""
     return F.softplus(-logits_fake).mean()
 
 
 def gradient_norms(gradients: Tensor) -> Tensor:
-    """||dD / dx||_2 over all pixels of each image, never in half precision: [N, 3, H, W] => [N]."""
-    # The norm's derivative is infinite at 0; the bound is far below any gradient that matters.
-    return single(gradients).flatten(1).square().sum(1).clamp_min(1e-24).sqrt()
+    """||dD / dx||_2 over all pixels of each image, computed in at least fp32: [N, 3, H, W] => [N]."""
+    # The derivative of the norm is infinite at 0. The clamp is far below any relevant gradient.
+    return to_fp32(gradients).flatten(1).square().sum(1).clamp_min(1e-24).sqrt()
 
 
-def between(images_real: Tensor, images_fake: Tensor, alpha: Tensor) -> Tensor:
-    """x_hat = a x + (1 - a) G(x, c), where the gradient penalty is taken; `alpha` [N] in [0, 1], one an image."""
-    return torch.lerp(images_fake.detach(), images_real, alpha[:, None, None, None])
+def interpolate_for_gp(x_real: Tensor, x_fake: Tensor, alpha: Tensor) -> Tensor:
+    """x_hat = a x + (1 - a) G(x, c), the input of the gradient penalty; `alpha` [N] in [0, 1], one value per image."""
+    return torch.lerp(x_fake.detach(), x_real, alpha[:, None, None, None])
 
 
 def gradient_penalty(gradients: Tensor) -> Tensor:
@@ -53,35 +53,41 @@ def r1_penalty(gradients: Tensor) -> Tensor:
     return gradient_norms(gradients).square().mean()
 
 
-def concordance_loss(estimate: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
-    """1 - CCC, summed or averaged over dimensions; statistics are those of the batch of all processes together."""
-    pair = gather_with_gradient(torch.stack([estimate, target], 1))
-    losses = 1 - concordance(pair[:, 0], pair[:, 1])
+def ccc_loss(estimate: Tensor, target: Tensor, reduction: str = "sum") -> Tensor:
+    """1 - CCC, summed or averaged over the dimensions of two [N, C] tensors.
+
+    The statistics are those of the global batch, over all processes.
+    """
+    gathered = gather_with_gradient(torch.stack([estimate, target], 1))
+    losses = 1 - concordance_correlation(gathered[:, 0], gathered[:, 1])
     return losses.sum() if reduction == "sum" else losses.mean()
 
 
 def regression_loss(estimate: Tensor, target: Tensor, regression: str, reduction: str = "sum") -> Tensor:
-    """`ccc` or `mse` between [N, C] estimates and targets."""
+    """The `ccc` or `mse` loss between [N, C] estimates and targets."""
     if regression == "mse":
         return F.mse_loss(estimate, target)
-    return concordance_loss(estimate, target, reduction)
+    return ccc_loss(estimate, target, reduction)
 
 
 def attribute_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, summed over attributes, averaged over the batch: [N, A] logits and 0/1 targets."""
+    """Binary cross-entropy of [N, A] logits and 0/1 targets, summed over attributes, averaged over the batch."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
 
 
 def class_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with one-hot targets (or probabilities) [N, C]."""
+    """Cross-entropy of [N, C] logits and [N, C] one-hot targets or probabilities, averaged over the batch."""
     return F.cross_entropy(logits, target)
 
 
 def cycle_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """mean |x - G(G(x, c_target), c_source)|."""
+    """mean |x - G(G(x, c_target), c_source)|, the cycle-consistency loss (Choi et al. 2018, eq. 4)."""
     return (images - reconstruction).abs().mean()
 
 
-def identity_loss(images: Tensor, same: Tensor, margin: float = 0.0) -> Tensor:
-    """mean over images of max(0, |x - G(x, c_source)| - margin), |.| the mean over an image's values."""
-    return ((images - same).abs().mean((1, 2, 3)) - margin).clamp_min(0).mean()
+def identity_loss(images: Tensor, identity: Tensor, margin: float = 0.0) -> Tensor:
+    """mean over images of max(0, |x - G(x, c_source)| - margin).
+
+    |.| is the mean absolute value over one image.
+    """
+    return ((images - identity).abs().mean((1, 2, 3)) - margin).clamp_min(0).mean()

@@ -1,8 +1,8 @@
-"""The learning rate as a function of the step."""
+"""The learning rate schedule."""
 
 
-def learning_rate(base: float, step: int, steps: int, decay_steps: int) -> float:
-    """Constant, then linear to zero over the last `decay_steps`: the rate used in step `step` (from 0)."""
-    if not decay_steps:
-        return base
-    return base * min(1.0, (steps - step) / decay_steps)
+def lr_at_step(base_lr: float, step: int, total_steps: int, lr_decay_steps: int) -> float:
+    """Return the learning rate of `step` (from 0): constant, then linear decay to zero over the last steps."""
+    if not lr_decay_steps:
+        return base_lr
+    return base_lr * min(1.0, (total_steps - step) / lr_decay_steps)

@@ -1,8 +1,11 @@
-"""The objective: the one scalar of each player in a step, put together from the terms in losses.py.
+"""The objective: one scalar loss for the discriminator and one for the generator, composed from losses.py.
 
-A batch may be taken in parts, for less memory. All terms are means over images, so their gradients add up; only
-concordance is a statistic of the whole batch. Its slopes with respect to every image's estimate are then computed
-first, from a pass without gradients, and each part is pulled along them: exact, for one more pass through D.
+Gradient accumulation splits a batch into microbatches. All terms are means over images, so the mean of the microbatch
+losses is the batch loss. The only exception is the concordance loss, which is a statistic of the complete batch. It
+uses gradient caching (GradCache, Gao et al. 2021). A forward pass without a graph gives D's estimates of the complete
+batch, and the gradient of the batch loss with respect to these estimates is cached. Each microbatch then minimizes a
+surrogate loss, the inner product of its estimates with their cached gradients. The result is exact and costs one more
+forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,200 +17,270 @@ import torch
 from torch import Tensor
 
 from featgan.data.loader import Batch
-from featgan.distributed.trainable import Loss
-from featgan.networks.discriminator import Discriminator, Judgement
+from featgan.distributed.trainable import LossClosure
+from featgan.networks.discriminator import Discriminator, DiscriminatorOutput
 from featgan.system.images import to_float
 from featgan.training import losses
 from featgan.training.condition_loss import condition_losses
-from featgan.training.state import Game
-
-
-@dataclass
-class Part:
-    """The images of one forward and backward pass, with what is asked of them."""
-
-    batch: Batch
-    images: Tensor  # [n, 3, H, W] in [-1, 1]
-    source: Tensor  # the images' own condition [n, C]
-    target: Tensor  # and the one asked for
-    fake: Tensor | None = None  # G(x, c_target) with its graph, where one pass serves both players
-
-
-def split(game: Game, batch: Batch) -> list[Part]:
-    """This process's rows of a batch in `distribution.accumulation` parts."""
-    parts = []
-    for rows in batch.split(game.config.distribution.accumulation):
-        source = game.layout.embed(rows.condition, batch.dataset)
-        target = game.layout.embed(rows.condition_target, batch.dataset)
-        parts.append(Part(rows, to_float(rows.images), source, target))
-    return parts
-
-
-def edit(game: Game, part: Part) -> Tensor:
-    """G(x, c_target) with its graph."""
-    with game.engine.autocast():
-        fake: Tensor = game.generator.network(part.images, game.ask(part.target, part.source))
-    return fake
-
-
-@torch.no_grad()
-def edit_alone(game: Game, part: Part) -> Tensor:
-    """G(x, c_target) without a graph."""
-    if part.fake is not None:
-        return part.fake.detach()
-    with game.engine.autocast():
-        fake: Tensor = game.generator.bare(part.images, game.ask(part.target, part.source))
-    return fake
-
-
-def reading_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
-    """The discriminator's scalar before G starts, part by part; a list of what `Player.step` takes."""
-    return [partial(reading_loss, game, *pair) for pair in zip(parts, source_slopes(game, parts), strict=True)]
-
-
-def discriminator_losses(game: Game, step: int, parts: Sequence[Part]) -> list[Loss]:
-    """The discriminator's scalar, part by part."""
-    slopes = source_slopes(game, parts)
-    return [partial(discriminator_loss, game, step, *pair) for pair in zip(parts, slopes, strict=True)]
-
-
-def source_slopes(game: Game, parts: Sequence[Part]) -> "Sequence[Slopes | None]":
-    """Of the real images' condition."""
-    return condition_slopes(game, parts, lambda part: judge(game, part.images, part.source))
-
-
-def generator_losses(game: Game, parts: Sequence[Part]) -> list[Loss]:
-    """The generator's scalar, part by part; the discriminator must be frozen while it is computed."""
-    slopes = condition_slopes(
-        game, parts, lambda part: judge(game, edit_alone(game, part), part.target), of_target=True
-    )
-    return [partial(generator_loss, game, *pair) for pair in zip(parts, slopes, strict=True)]
-
-
-def reading_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """How far the condition read off real images is from theirs."""
-    with game.engine.autocast():
-        real = game.discriminator.network(part.images, part.source)
-    condition, terms = condition_loss(game, real, part.batch, slopes)
-    # Of no weight; but every gradient is waited for where processes exchange them.
-    return condition + 0 * real.logits.sum(), terms
-
-
-def discriminator_loss(
-    game: Game, step: int, part: Part, slopes: "Slopes | None" = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's one scalar of a part of a step, and its terms."""
-    weights, critic = game.config.losses, game.discriminator
-    images, fake = part.images, edit_alone(game, part)
-    # D has no statistics over the batch, so real and edited images go through it together.
-    with game.engine.autocast():
-        both = critic.network(torch.cat([images, fake]), torch.cat([part.source, part.target]))
-    count = len(images)
-    real = type(both)(*(None if each is None else each[:count] for each in both))
-    wgan = weights.adversarial == "wgan_gp"
-    adversarial = losses.wasserstein_discriminator if wgan else losses.logistic_discriminator
-    scalars = {"adversarial": adversarial(real.logits, both.logits[count:])}
-    condition, terms = condition_loss(game, real, part.batch, slopes)
-    total = scalars["adversarial"] + condition
-    if wgan:
-        points = losses.between(images, fake, part.batch.alpha)
-        scalars["penalty"] = losses.gradient_penalty(slope_at(game, points, part.target))
-        total = total + weights.penalty_weight * scalars["penalty"]
-    elif is_penalised(game, step):
-        scalars["penalty"] = losses.r1_penalty(slope_at(game, images, part.source))
-        total = total + weights.r1_every * weights.penalty_weight * scalars["penalty"]
-    return total, scalars | terms
-
-
-def is_penalised(game: Game, step: int) -> bool:
-    """Whether R1 is taken in a step: in every so many turns of each data set."""
-    return step // len(game.conditions) % game.config.losses.r1_every == 0
-
-
-def slope_at(game: Game, points: Tensor, condition: Tensor) -> Tensor:
-    """D's input gradient; of the bare network, since wrappers know one forward pass only."""
-    bare = cast(Discriminator, game.discriminator.bare)
-    with game.engine.autocast():
-        return bare.input_gradient(points, condition)
-
-
-def generator_loss(game: Game, part: Part, slopes: "Slopes | None" = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The generator's one scalar of a part of a step, and its terms."""
-    weights, network = game.config.losses, game.generator.network
-    fake = part.fake if part.fake is not None else edit(game, part)
-    with game.engine.autocast():
-        judgement = game.discriminator.bare(fake, part.target)
-        reconstruction = network(fake, game.ask(part.source, part.target))
-    wgan = weights.adversarial == "wgan_gp"
-    adversarial = losses.wasserstein_generator if wgan else losses.logistic_generator
-    condition, terms = condition_loss(game, judgement, part.batch, slopes, of_target=True)
-    scalars = {"adversarial": adversarial(judgement.logits), "cycle": losses.cycle_loss(part.images, reconstruction)}
-    total = scalars["adversarial"] + condition + weights.cycle_weight * scalars["cycle"]
-    if weights.identity_weight:
-        with game.engine.autocast():
-            same = network(part.images, game.ask(part.source, part.source))
-        scalars["identity"] = losses.identity_loss(part.images, same, weights.identity_margin)
-        total = total + weights.identity_weight * scalars["identity"]
-    return total, scalars | terms
+from featgan.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """The condition's weighted loss over the whole batch: its terms, and what a part's estimates are pulled along."""
+class Microbatch:
+    """The images of one forward and backward pass, with their source and target conditions."""
+
+    batch: Batch
+    x_real: Tensor  # [n, 3, H, W] in [-1, 1]
+    source: Tensor  # [n, C], the condition of x_real
+    target: Tensor  # [n, C], the condition given to G
+
+
+def split_microbatches(state: TrainState, batch: Batch) -> list[Microbatch]:
+    """Split this process's rows of a batch into `distributed.gradient_accumulation_steps` microbatches."""
+    microbatches = []
+    for rows in batch.split_equally(state.config.distributed.gradient_accumulation_steps):
+        source = state.condition_layout.embed(rows.condition, batch.dataset)
+        target = state.condition_layout.embed(rows.condition_target, batch.dataset)
+        microbatches.append(Microbatch(rows, to_float(rows.images), source, target))
+    return microbatches
+
+
+def generate_fake(state: TrainState, microbatch: Microbatch) -> Tensor:
+    """Return G(x, c_target), [n, 3, H, W], with its graph."""
+    with state.context.autocast():
+        x_fake: Tensor = state.generator.wrapped(
+            microbatch.x_real, state.condition_input(microbatch.target, microbatch.source)
+        )
+    return x_fake
+
+
+@torch.no_grad()
+def generate_fake_no_grad(state: TrainState, microbatch: Microbatch) -> Tensor:
+    """Return G(x, c_target), [n, 3, H, W], without a graph."""
+    with state.context.autocast():
+        x_fake: Tensor = state.generator.module(
+            microbatch.x_real, state.condition_input(microbatch.target, microbatch.source)
+        )
+    return x_fake
+
+
+def compute_d_warmup_losses(state: TrainState, microbatches: Sequence[Microbatch]) -> list[LossClosure]:
+    """Return D's warm-up loss of each microbatch, for `TrainableNetwork.step`."""
+    return [
+        partial(compute_d_warmup_loss, state, *pair)
+        for pair in zip(microbatches, cached_source_gradients(state, microbatches), strict=True)
+    ]
+
+
+def compute_d_losses(
+    state: TrainState, step: int, microbatches: Sequence[Microbatch], x_fake: Tensor | None = None
+) -> list[LossClosure]:
+    """Return D's loss of each microbatch, for `TrainableNetwork.step`.
+
+    `x_fake` is the output of `generate_fake` for the only microbatch. Without it, the images are generated here.
+    """
+    cached_gradients = cached_source_gradients(state, microbatches)
+    return [
+        partial(compute_d_loss, state, step, *pair, x_fake) for pair in zip(microbatches, cached_gradients, strict=True)
+    ]
+
+
+def cached_source_gradients(
+    state: TrainState, microbatches: Sequence[Microbatch]
+) -> "Sequence[CachedConditionGradients | None]":
+    """Return the cached gradients of the condition loss of the real images, one for each microbatch."""
+    return cached_condition_gradients(
+        state, microbatches, lambda microbatch: discriminate_no_grad(state, microbatch.x_real, microbatch.source)
+    )
+
+
+def compute_g_losses(
+    state: TrainState, microbatches: Sequence[Microbatch], x_fake: Tensor | None = None
+) -> list[LossClosure]:
+    """Return G's loss of each microbatch, for `TrainableNetwork.step`; D must be frozen while they are computed.
+
+    `x_fake` is the output of `generate_fake` for the only microbatch. Without it, the images are generated here.
+    """
+    cached_gradients = cached_condition_gradients(
+        state,
+        microbatches,
+        lambda microbatch: discriminate_no_grad(state, generate_fake_no_grad(state, microbatch), microbatch.target),
+        uses_target=True,
+    )
+    return [partial(compute_g_loss, state, *pair, x_fake) for pair in zip(microbatches, cached_gradients, strict=True)]
+
+
+def compute_d_warmup_loss(
+    state: TrainState, microbatch: Microbatch, cached_gradients: "CachedConditionGradients | None" = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return D's loss during its warm-up, the condition loss of the real images, and its unweighted terms."""
+    with state.context.autocast():
+        real_output = state.discriminator.wrapped(microbatch.x_real, microbatch.source)
+    condition_loss, terms = compute_condition_loss(state, real_output, microbatch.batch, cached_gradients)
+    # Zero-weighted, so that every parameter gets a gradient, as DDP requires.
+    return condition_loss + 0 * real_output.logits.sum(), terms
+
+
+def compute_d_loss(
+    state: TrainState,
+    step: int,
+    microbatch: Microbatch,
+    cached_gradients: "CachedConditionGradients | None" = None,
+    x_fake: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return D's loss of a microbatch (adversarial, condition and gradient penalty) and its unweighted terms."""
+    loss_config, discriminator = state.config.losses, state.discriminator
+    x_real = microbatch.x_real
+    x_fake = generate_fake_no_grad(state, microbatch) if x_fake is None else x_fake.detach()
+    # D uses no batch statistics, so one forward pass takes the real and the generated images together.
+    with state.context.autocast():
+        joint_output = discriminator.wrapped(
+            torch.cat([x_real, x_fake]), torch.cat([microbatch.source, microbatch.target])
+        )
+    num_real = len(x_real)
+    real_output = type(joint_output)(*(None if values is None else values[:num_real] for values in joint_output))
+    is_wgan = loss_config.adversarial == "wgan_gp"
+    adversarial_loss = losses.wgan_d_loss if is_wgan else losses.nonsaturating_d_loss
+    scalars = {"adversarial": adversarial_loss(real_output.logits, joint_output.logits[num_real:])}
+    condition_loss, condition_terms = compute_condition_loss(state, real_output, microbatch.batch, cached_gradients)
+    d_loss = scalars["adversarial"] + condition_loss
+    if is_wgan:
+        x_hat = losses.interpolate_for_gp(x_real, x_fake, microbatch.batch.alpha)
+        x_hat_gradient = discriminator_input_gradient(state, x_hat, microbatch.target)
+        scalars["gradient_penalty"] = losses.gradient_penalty(x_hat_gradient)
+        d_loss = d_loss + loss_config.gp_weight * scalars["gradient_penalty"]
+    elif is_r1_step(state, step):
+        scalars["r1_penalty"] = losses.r1_penalty(discriminator_input_gradient(state, x_real, microbatch.source))
+        d_loss = d_loss + loss_config.r1_interval * (loss_config.r1_gamma / 2) * scalars["r1_penalty"]
+    return d_loss, scalars | condition_terms
+
+
+def is_r1_step(state: TrainState, step: int) -> bool:
+    """Return whether D's loss includes R1 in this step: once in `r1_interval` steps of each data set."""
+    return step // len(state.conditions) % state.config.losses.r1_interval == 0
+
+
+def discriminator_input_gradient(state: TrainState, images: Tensor, condition: Tensor) -> Tensor:
+    """Return D's input gradient [n, 3, H, W], computed on the unwrapped module: DDP supports one forward pass only."""
+    discriminator = cast(Discriminator, state.discriminator.module)
+    with state.context.autocast():
+        return discriminator.input_gradient(images, condition)
+
+
+def compute_g_loss(
+    state: TrainState,
+    microbatch: Microbatch,
+    cached_gradients: "CachedConditionGradients | None" = None,
+    x_fake: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return G's loss of a microbatch (adversarial, condition, cycle and identity) and its unweighted terms."""
+    loss_config, generator = state.config.losses, state.generator.wrapped
+    if x_fake is None:
+        x_fake = generate_fake(state, microbatch)
+    with state.context.autocast():
+        fake_output = state.discriminator.module(x_fake, microbatch.target)
+        reconstruction = generator(x_fake, state.condition_input(microbatch.source, microbatch.target))
+    is_wgan = loss_config.adversarial == "wgan_gp"
+    adversarial_loss = losses.wgan_g_loss if is_wgan else losses.nonsaturating_g_loss
+    condition_loss, condition_terms = compute_condition_loss(
+        state, fake_output, microbatch.batch, cached_gradients, uses_target=True
+    )
+    scalars = {
+        "adversarial": adversarial_loss(fake_output.logits),
+        "cycle": losses.cycle_loss(microbatch.x_real, reconstruction),
+    }
+    g_loss = scalars["adversarial"] + condition_loss + loss_config.cycle_weight * scalars["cycle"]
+    if loss_config.identity_weight:
+        with state.context.autocast():
+            identity = generator(microbatch.x_real, state.condition_input(microbatch.source, microbatch.source))
+        scalars["identity"] = losses.identity_loss(microbatch.x_real, identity, loss_config.identity_margin)
+        g_loss = g_loss + loss_config.identity_weight * scalars["identity"]
+    return g_loss, scalars | condition_terms
+
+
+@dataclass(frozen=True)
+class CachedConditionGradients:
+    """The weighted condition loss of the complete batch, its terms, and its gradients for one microbatch.
+
+    The gradients are multiplied by the number of microbatches, since the losses of the microbatches are averaged.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
-    condition: Tensor  # [n, C], times the number of parts, since the parts' scalars are averaged
-    outputs: Tensor | None  # [n, O]
+    condition_gradient: Tensor  # [n, C], with respect to D's estimate of the condition
+    output_gradient: Tensor | None  # [n, O], with respect to D's estimate of the classifier outputs
 
 
-def condition_loss(
-    game: Game, judgement: Judgement, batch: Batch, slopes: Slopes | None = None, of_target: bool = False
+def compute_condition_loss(
+    state: TrainState,
+    discriminator_output: DiscriminatorOutput,
+    batch: Batch,
+    cached_gradients: CachedConditionGradients | None = None,
+    uses_target: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L, weighted, on the part of D's estimate that belongs to the batch's data set; the terms as they are."""
-    weights = game.config.losses
-    own = judgement._replace(condition=judgement.condition[:, game.layout.part(batch.dataset)])
-    if slopes is not None:
-        pulled = (own.condition * slopes.condition).sum()
-        if own.outputs is not None and slopes.outputs is not None:
-            pulled = pulled + (own.outputs * slopes.outputs).sum()
-        return slopes.loss + pulled - pulled.detach(), slopes.terms
-    target = batch.condition_target if of_target else batch.condition
-    condition, outputs = game.conditions[batch.dataset], batch.outputs_target if of_target else batch.outputs
-    terms = condition_losses(condition, own, target, outputs)
-    factors = {"condition": weights.condition_weight, "prediction": weights.prediction_weight}
-    return torch.stack([factors[name] * value for name, value in terms.items()]).sum(), terms
+    """Return the weighted condition loss of the batch's data set and its unweighted terms.
+
+    With `cached_gradients`, the value is the loss of the complete batch and the gradient is that of the surrogate loss.
+    `uses_target` compares D's estimate with the target condition instead of the source condition.
+    """
+    loss_config = state.config.losses
+    dataset_output = discriminator_output._replace(
+        condition=discriminator_output.condition[:, state.condition_layout.estimate_columns(batch.dataset)]
+    )
+    if cached_gradients is not None:
+        surrogate = (dataset_output.condition * cached_gradients.condition_gradient).sum()
+        if dataset_output.outputs is not None and cached_gradients.output_gradient is not None:
+            surrogate = surrogate + (dataset_output.outputs * cached_gradients.output_gradient).sum()
+        return cached_gradients.loss + surrogate - surrogate.detach(), cached_gradients.terms
+    target = batch.condition_target if uses_target else batch.condition
+    condition, outputs = state.conditions[batch.dataset], batch.outputs_target if uses_target else batch.outputs
+    terms = condition_losses(condition, dataset_output, target, outputs)
+    term_weights = {"condition": loss_config.condition_weight, "output": loss_config.output_weight}
+    return torch.stack([term_weights[name] * value for name, value in terms.items()]).sum(), terms
 
 
-def condition_slopes(
-    game: Game, parts: Sequence[Part], judged: Callable[[Part], Judgement], of_target: bool = False
-) -> Sequence[Slopes | None]:
-    """Slopes for every part, from judgements without gradients; None where each part's own loss is as good."""
-    batches = [part.batch for part in parts]
-    if len(parts) == 1 or not game.conditions[batches[0].dataset].is_batch_statistic:
-        return [None] * len(parts)
-    columns = game.layout.part(batches[0].dataset)
-    found = [judged(part) for part in parts]
-    estimate = torch.cat([each.condition for each in found]).requires_grad_()
-    read = [each.outputs for each in found if each.outputs is not None]
-    outputs = torch.cat(read).requires_grad_() if read else None
-    joined = Judgement(found[0].logits, estimate, outputs)
-    loss, terms = condition_loss(game, joined, Batch.join(batches), of_target=of_target)
+def cached_condition_gradients(
+    state: TrainState,
+    microbatches: Sequence[Microbatch],
+    discriminate: Callable[[Microbatch], DiscriminatorOutput],
+    uses_target: bool = False,
+) -> Sequence[CachedConditionGradients | None]:
+    """Return the cached gradients for each microbatch; `discriminate` runs D without a graph.
+
+    The values are None if there is one microbatch only, or if the condition loss is a mean over images.
+    """
+    batches = [microbatch.batch for microbatch in microbatches]
+    if len(microbatches) == 1 or not state.conditions[batches[0].dataset].is_batch_statistic:
+        return [None] * len(microbatches)
+    columns = state.condition_layout.estimate_columns(batches[0].dataset)
+    microbatch_outputs = [discriminate(microbatch) for microbatch in microbatches]
+    estimate = torch.cat([microbatch_output.condition for microbatch_output in microbatch_outputs]).requires_grad_()
+    output_estimates = [output.outputs for output in microbatch_outputs if output.outputs is not None]
+    outputs = torch.cat(output_estimates).requires_grad_() if output_estimates else None
+    batch_output = DiscriminatorOutput(microbatch_outputs[0].logits, estimate, outputs)
+    loss, terms = compute_condition_loss(state, batch_output, Batch.concatenate(batches), uses_target=uses_target)
     inputs = [estimate] if outputs is None else [estimate, outputs]
-    pulls = torch.autograd.grad(loss, inputs, allow_unused=True)
-    scaled = [None if pull is None else (pull * len(parts)).chunk(len(parts)) for pull in pulls]
-    detached = {name: value.detach() for name, value in terms.items()}
-    zeros = torch.zeros_like(estimate).chunk(len(parts))
-    along = scaled[0] or zeros
-    read_off = scaled[1] if len(scaled) > 1 and scaled[1] is not None else [None] * len(parts)
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    scaled_gradients = [
+        None if gradient is None else (gradient * len(microbatches)).chunk(len(microbatches)) for gradient in gradients
+    ]
+    detached_terms = {name: value.detach() for name, value in terms.items()}
+    zeros = torch.zeros_like(estimate).chunk(len(microbatches))
+    condition_gradients = scaled_gradients[0] or zeros
+    output_gradients = (
+        scaled_gradients[1]
+        if len(scaled_gradients) > 1 and scaled_gradients[1] is not None
+        else [None] * len(microbatches)
+    )
     return [
-        Slopes(loss.detach(), detached, pull[:, columns], output) for pull, output in zip(along, read_off, strict=True)
+        CachedConditionGradients(loss.detach(), detached_terms, condition_gradient[:, columns], output_gradient)
+        for condition_gradient, output_gradient in zip(condition_gradients, output_gradients, strict=True)
     ]
 
 
 @torch.no_grad()
-def judge(game: Game, images: Tensor, condition: Tensor) -> Judgement:
-    """What D says, without a graph."""
-    with game.engine.autocast():
-        judgement: Judgement = game.discriminator.bare(images, condition)
-    return judgement
+def discriminate_no_grad(state: TrainState, images: Tensor, condition: Tensor) -> DiscriminatorOutput:
+    """Return D's output for [n, 3, H, W] images, without a graph."""
+    with state.context.autocast():
+        discriminator_output: DiscriminatorOutput = state.discriminator.module(images, condition)
+    return discriminator_output

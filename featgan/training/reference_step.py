@@ -1,7 +1,7 @@
-"""The training step written out plainly: what every faster path must equal, and the yardstick of `featgan bench step`.
+"""Reference implementation of the training step: tests and `featgan bench step` compare the fast step with it.
 
-The equations of docs/method.md one by one, in fp32: planes made, pixels repeated, three passes of D, the penalty by
-differentiating twice, and nothing kept from one player's step for the other's.
+It follows the equations of docs/method.md one by one, in fp32. It builds the condition planes, repeats the pixels,
+runs D three times, differentiates twice for the penalty, and shares nothing between the updates of D and G.
 """
 
 from collections.abc import Iterable
@@ -12,119 +12,126 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featgan.data.loader import Batch
-from featgan.networks.conditioning import Norm, concat_planes, tile_plane
-from featgan.networks.discriminator import SLOPE, Discriminator, Judgement
-from featgan.networks.generator import Generator, NearestConv, ResidualBlock
+from featgan.networks.conditioning import AdaptiveInstanceNorm, concat_planes, tile_plane
+from featgan.networks.discriminator import LEAKY_RELU_SLOPE, Discriminator, DiscriminatorOutput
+from featgan.networks.generator import Generator, ResidualBlock, UpsampleConv
 from featgan.system.images import to_float
 from featgan.training import losses
-from featgan.training.objective import condition_loss, is_penalised
-from featgan.training.state import Game
+from featgan.training.objective import compute_condition_loss, is_r1_step
+from featgan.training.state import TrainState
 
-Terms = dict[str, Tensor]
-
-
-def reading_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
-    """The discriminator's scalar before G starts, and its terms: the condition read off real images alone."""
-    return condition_loss(game, judge(networks(game)[1], to_float(batch.images), conditions(game, batch)[0]), batch)
+LossTerms = dict[str, Tensor]
 
 
-def discriminator_loss(game: Game, step: int, batch: Batch) -> tuple[Tensor, Terms]:
-    """The discriminator's scalar of a step, and its terms."""
-    weights, (network, critic) = game.config.losses, networks(game)
-    images, source, target = to_float(batch.images), *conditions(game, batch)
-    fake = edit(network, images, game.ask(target, source)).detach()
-    real, judged = judge(critic, images, source), judge(critic, fake, target)
-    condition, terms = condition_loss(game, real, batch)
-    if weights.adversarial == "wgan_gp":
-        terms["adversarial"] = losses.wasserstein_discriminator(real.logits, judged.logits)
-        points = losses.between(images, fake, batch.alpha)
-        terms["penalty"] = losses.gradient_penalty(input_gradient(critic, points, target))
-        penalty = weights.penalty_weight * terms["penalty"]
+def reference_d_warmup_loss(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """Return D's warm-up loss and its terms: the condition loss of the real images."""
+    _, discriminator = unwrapped_networks(state)
+    source, _ = source_and_target(state, batch)
+    return compute_condition_loss(state, reference_discriminate(discriminator, to_float(batch.images), source), batch)
+
+
+def reference_d_loss(state: TrainState, step: int, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """Return D's loss of a step and its unweighted terms."""
+    loss_config, (generator, discriminator) = state.config.losses, unwrapped_networks(state)
+    x_real, source, target = to_float(batch.images), *source_and_target(state, batch)
+    x_fake = reference_generate(generator, x_real, state.condition_input(target, source)).detach()
+    real_output = reference_discriminate(discriminator, x_real, source)
+    fake_output = reference_discriminate(discriminator, x_fake, target)
+    condition_loss, terms = compute_condition_loss(state, real_output, batch)
+    if loss_config.adversarial == "wgan_gp":
+        terms["adversarial"] = losses.wgan_d_loss(real_output.logits, fake_output.logits)
+        x_hat = losses.interpolate_for_gp(x_real, x_fake, batch.alpha)
+        terms["gradient_penalty"] = losses.gradient_penalty(reference_input_gradient(discriminator, x_hat, target))
+        penalty = loss_config.gp_weight * terms["gradient_penalty"]
     else:
-        terms["adversarial"] = losses.logistic_discriminator(real.logits, judged.logits)
+        terms["adversarial"] = losses.nonsaturating_d_loss(real_output.logits, fake_output.logits)
         penalty = torch.zeros(())
-        if is_penalised(game, step):
-            terms["penalty"] = losses.r1_penalty(input_gradient(critic, images, source))
-            penalty = weights.r1_every * weights.penalty_weight * terms["penalty"]
-    return terms["adversarial"] + condition + penalty, terms
+        if is_r1_step(state, step):
+            terms["r1_penalty"] = losses.r1_penalty(reference_input_gradient(discriminator, x_real, source))
+            penalty = loss_config.r1_interval * (loss_config.r1_gamma / 2) * terms["r1_penalty"]
+    return terms["adversarial"] + condition_loss + penalty, terms
 
 
-def generator_loss(game: Game, batch: Batch) -> tuple[Tensor, Terms]:
-    """The generator's scalar of a step, and its terms."""
-    weights, (network, critic) = game.config.losses, networks(game)
-    images, source, target = to_float(batch.images), *conditions(game, batch)
-    fake = edit(network, images, game.ask(target, source))
-    judged = judge(critic, fake, target)
-    condition, terms = condition_loss(game, judged, batch, of_target=True)
-    wgan = weights.adversarial == "wgan_gp"
-    terms["adversarial"] = (losses.wasserstein_generator if wgan else losses.logistic_generator)(judged.logits)
-    terms["cycle"] = losses.cycle_loss(images, edit(network, fake, game.ask(source, target)))
-    total = terms["adversarial"] + condition + weights.cycle_weight * terms["cycle"]
-    if weights.identity_weight:
-        same = edit(network, images, game.ask(source, source))
-        terms["identity"] = losses.identity_loss(images, same, weights.identity_margin)
-        total = total + weights.identity_weight * terms["identity"]
-    return total, terms
+def reference_g_loss(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """Return G's loss of a step and its unweighted terms."""
+    loss_config, (generator, discriminator) = state.config.losses, unwrapped_networks(state)
+    x_real, source, target = to_float(batch.images), *source_and_target(state, batch)
+    x_fake = reference_generate(generator, x_real, state.condition_input(target, source))
+    fake_output = reference_discriminate(discriminator, x_fake, target)
+    condition_loss, terms = compute_condition_loss(state, fake_output, batch, uses_target=True)
+    is_wgan = loss_config.adversarial == "wgan_gp"
+    terms["adversarial"] = (losses.wgan_g_loss if is_wgan else losses.nonsaturating_g_loss)(fake_output.logits)
+    reconstruction = reference_generate(generator, x_fake, state.condition_input(source, target))
+    terms["cycle"] = losses.cycle_loss(x_real, reconstruction)
+    g_loss = terms["adversarial"] + condition_loss + loss_config.cycle_weight * terms["cycle"]
+    if loss_config.identity_weight:
+        identity = reference_generate(generator, x_real, state.condition_input(source, source))
+        terms["identity"] = losses.identity_loss(x_real, identity, loss_config.identity_margin)
+        g_loss = g_loss + loss_config.identity_weight * terms["identity"]
+    return g_loss, terms
 
 
-def networks(game: Game) -> tuple[Generator, Discriminator]:
-    """G and D without what several processes wrap around them."""
-    return cast(Generator, game.generator.bare), cast(Discriminator, game.discriminator.bare)
+def unwrapped_networks(state: TrainState) -> tuple[Generator, Discriminator]:
+    """Return G and D without their distributed wrappers."""
+    return cast(Generator, state.generator.module), cast(Discriminator, state.discriminator.module)
 
 
-def conditions(game: Game, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The images' own condition and the one asked for."""
-    return game.layout.embed(batch.condition, batch.dataset), game.layout.embed(batch.condition_target, batch.dataset)
+def source_and_target(state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the source and target conditions of the images, [n, C] each."""
+    embed = state.condition_layout.embed
+    return embed(batch.condition, batch.dataset), embed(batch.condition_target, batch.dataset)
 
 
-def judge(critic: Discriminator, images: Tensor, condition: Tensor) -> Judgement:
-    """D(x), layer by layer."""
+def reference_discriminate(discriminator: Discriminator, images: Tensor, condition: Tensor) -> DiscriminatorOutput:
+    """Compute D(x), layer by layer."""
     activations = images
-    for layer in critic.trunk:
+    for layer in discriminator.trunk:
         if isinstance(layer, nn.Conv2d):
             activations = F.conv2d(activations, layer.weight, layer.bias, stride=2, padding=1)
         else:
-            activations = F.leaky_relu(activations, SLOPE)
-    return critic.judge(activations, condition)
+            activations = F.leaky_relu(activations, LEAKY_RELU_SLOPE)
+    return discriminator.apply_heads(activations, condition)
 
 
-def input_gradient(critic: Discriminator, points: Tensor, condition: Tensor) -> Tensor:
-    """d sum D(x) / dx, with the graph of its own derivative."""
+def reference_input_gradient(discriminator: Discriminator, points: Tensor, condition: Tensor) -> Tensor:
+    """Compute d sum D(x) / dx, [N, 3, H, W], with a graph for its second derivative."""
     points = points.detach().requires_grad_()
-    (gradients,) = torch.autograd.grad(judge(critic, points, condition).logits.sum(), points, create_graph=True)
+    (gradients,) = torch.autograd.grad(
+        reference_discriminate(discriminator, points, condition).logits.sum(), points, create_graph=True
+    )
     return gradients
 
 
-def edit(network: Generator, images: Tensor, condition: Tensor) -> Tensor:
-    """G(x, c), layer by layer."""
-    style = network.mapping(condition) if network.mapping is not None else None
+def reference_generate(generator: Generator, images: Tensor, condition: Tensor) -> Tensor:
+    """Compute G(x, c), layer by layer."""
+    style = generator.mapping(condition) if generator.mapping is not None else None
     activations = images
-    if network.conditioning == "concat":
+    if generator.conditioning == "concat":
         activations = concat_planes(images, condition)
-    elif network.conditioning == "tile":
-        activations = tile_plane(images, condition, network.get_buffer("layout"))
-    for convolution, norm in zip(network.encoder, norms(network.encoder_norms), strict=True):
-        activations = F.relu(normalize(norm, convolution(activations), None))
-    for block in cast(Iterable[ResidualBlock], network.blocks):
-        activations = activations + residual(block, activations, style)
-    for upsampler, norm in zip(network.decoder, norms(network.decoder_norms), strict=True):
-        activations = F.relu(normalize(norm, enlarge(upsampler, activations), style))
-    return network.paint(images, network.to_pixels(activations))
+    elif generator.conditioning == "tile":
+        activations = tile_plane(images, condition, generator.get_buffer("layout"))
+    for convolution, norm in zip(generator.encoder, cast_norms(generator.encoder_norms), strict=True):
+        activations = F.relu(apply_adain(norm, convolution(activations), None))
+    for block in cast(Iterable[ResidualBlock], generator.blocks):
+        activations = activations + residual_branch(block, activations, style)
+    for upsampler, norm in zip(generator.decoder, cast_norms(generator.decoder_norms), strict=True):
+        activations = F.relu(apply_adain(norm, upsample_activations(upsampler, activations), style))
+    return generator.to_image(images, generator.to_pixels(activations))
 
 
-def norms(modules: nn.Module) -> Iterable[Norm]:
-    """A list of layers as what they are."""
-    return cast(Iterable[Norm], modules)
+def cast_norms(modules: nn.Module) -> Iterable[AdaptiveInstanceNorm]:
+    """Cast a list of layers to its type."""
+    return cast(Iterable[AdaptiveInstanceNorm], modules)
 
 
-def residual(block: ResidualBlock, activations: Tensor, style: Tensor | None) -> Tensor:
-    """What a residual block adds."""
-    hidden = F.relu(normalize(block.norm1, F.conv2d(activations, block.conv1.weight, padding=1), style))
-    return normalize(block.norm2, F.conv2d(hidden, block.conv2.weight, padding=1), style)
+def residual_branch(block: ResidualBlock, activations: Tensor, style: Tensor | None) -> Tensor:
+    """Compute the branch that a residual block adds to its input."""
+    hidden = F.relu(apply_adain(block.norm1, F.conv2d(activations, block.conv1.weight, padding=1), style))
+    return apply_adain(block.norm2, F.conv2d(hidden, block.conv2.weight, padding=1), style)
 
 
-def normalize(norm: Norm, activations: Tensor, style: Tensor | None) -> Tensor:
-    """Instance norm, then the modulation by the style."""
+def apply_adain(norm: AdaptiveInstanceNorm, activations: Tensor, style: Tensor | None) -> Tensor:
+    """Apply instance norm, then the scale and shift computed from the style."""
     normalized = F.instance_norm(activations, weight=norm.weight, bias=norm.bias)
     if norm.modulation is None:
         return normalized
@@ -132,9 +139,9 @@ def normalize(norm: Norm, activations: Tensor, style: Tensor | None) -> Tensor:
     return normalized * (1 + gamma) + beta
 
 
-def enlarge(upsampler: nn.Module, activations: Tensor) -> Tensor:
-    """Twice the resolution."""
-    if isinstance(upsampler, NearestConv):
+def upsample_activations(upsampler: nn.Module, activations: Tensor) -> Tensor:
+    """Apply an upsampling layer: [N, C, H, W] => [N, D, 2 H, 2 W]."""
+    if isinstance(upsampler, UpsampleConv):
         return F.conv2d(F.interpolate(activations, scale_factor=2), upsampler.weight, padding=1)
-    enlarged: Tensor = upsampler(activations)
-    return enlarged
+    upsampled: Tensor = upsampler(activations)
+    return upsampled

@@ -1,4 +1,4 @@
-"""How a run begins, or goes on: alone in its folder, from its newest checkpoint or from one of another run."""
+"""Start or resume a run: lock its folder, choose the checkpoint, and log the first line."""
 
 import time
 from collections.abc import Iterator
@@ -9,79 +9,89 @@ import torch
 
 from featgan.config.loading import to_yaml
 from featgan.config.schema import Config
-from featgan.data.conditions import describe
-from featgan.data.image_cache import DecodedImages
-from featgan.data.loader import BatchStream
-from featgan.distributed.context import Engine
+from featgan.data.conditions import describe_conditions
+from featgan.data.image_cache import DecodedImageCache
+from featgan.data.loader import BatchDataset
+from featgan.distributed.context import DistributedContext
 from featgan.errors import UserError
 from featgan.networks.winograd import Conv3x3
-from featgan.run.checkpoint import checked, newest_checkpoint
-from featgan.run.paths import LOCK, step_folder
-from featgan.system.file_lease import Hold, Holder
-from featgan.system.files import write_whole
-from featgan.training.checkpointing import restore
-from featgan.training.state import Game
+from featgan.run.checkpoint import newest_checkpoint, require_valid_checkpoint
+from featgan.run.paths import TRAINING_LOCK, step_folder
+from featgan.system.file_lease import FileLease, LeaseOwner
+from featgan.system.files import atomic_write
+from featgan.training.checkpointing import restore_train_state
+from featgan.training.state import TrainState
 
-ENDING = 120
-"""Seconds in which the last processes of an ended job are waited for."""
+JOB_END_TIMEOUT = 120
+"""Seconds to wait for the last processes of a completing job."""
 
 
 @contextmanager
-def sole_trainer(run: Path, engine: Engine) -> Iterator[None]:
-    """While entered, no other training of the run begins; UserError in every process when one is at it.
+def exclusive_run(run: Path, context: DistributedContext) -> Iterator[None]:
+    """Create the run folder and lock it against other training processes; remove it on exit if it is empty.
 
-    Makes the run's folder, and removes it when nothing has come of it.
+    Raises UserError in every process if the run is already being trained.
     """
-    hold, trainer = Hold(run / LOCK), Holder.here()
-    engine.on_main(lambda: take_run(run, hold, trainer), f"{run}: is trained by others; the main process says by whom")
+    lease, owner = FileLease(run / TRAINING_LOCK), LeaseOwner.current_process()
+    context.run_on_main(
+        lambda: acquire_run_lock(run, lease, owner),
+        f"{run}: is already being trained; see the message of the main process",
+    )
     try:
-        with hold.kept() if engine.is_main else nullcontext():
+        with lease.keep_alive() if context.is_main else nullcontext():
             yield
     finally:
-        if engine.is_main:
-            hold.give_back(trainer.token)
+        if context.is_main:
+            lease.release(owner.token)
             with suppress(OSError):
                 run.rmdir()
 
 
-def take_run(run: Path, hold: Hold, trainer: Holder) -> None:
-    """The right to train; UserError names who has it."""
+def acquire_run_lock(run: Path, lease: FileLease, owner: LeaseOwner) -> None:
+    """Acquire the training lock of a run. Raises UserError if another process or job holds it."""
     run.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + ENDING
-    while not hold.take(trainer):
-        other = hold.living()
-        if other is not None and not (other.is_ending() and time.monotonic() < deadline):
-            raise UserError(f"{run}: {other} trains it already; wait until it is done, or end it first")
+    deadline = time.monotonic() + JOB_END_TIMEOUT
+    while not lease.acquire(owner):
+        current_owner = lease.live_owner()
+        if current_owner is not None and not (current_owner.is_completing() and time.monotonic() < deadline):
+            raise UserError(
+                f"{run}: is already being trained by {current_owner}; wait for it to finish, or stop it first"
+            )
         time.sleep(1)
 
 
-def begin(game: Game, resume_from: Path | None, fresh_optimizer: bool) -> int:
-    """Restore the game and write the run's config.yaml; returns the step to go on from, or 0.
+def resume_or_start(state: TrainState, resume_from: Path | None, reset_optimizer: bool) -> int:
+    """Restore the newest checkpoint of the run, write config.yaml, and return the first step to train.
 
-    UserError when `resume_from`, which is looked at only where the run has no checkpoint of its own, is damaged or not
-    before the run's last step. Its moments are left out under `fresh_optimizer`; the run's own never are, so that a
-    run that is started again goes on exactly.
+    If the run has no checkpoint, `resume_from` is restored instead, and `reset_optimizer` then leaves out its
+    optimizer state. The optimizer state of the run's own checkpoint is always restored, so that resuming is exact.
+    Raises UserError if `resume_from` is used and is corrupted or not before the last step of the run.
     """
-    run, steps = game.config.run, game.config.training.steps
-    own = find_own(game)
-    first_step = restore(game, own or checked(resume_from), fresh_optimizer and own is None)
-    if own is None and first_step >= steps:
-        raise UserError(f"{resume_from}: is at step {first_step}; raise training.steps above that to go on")
-    if game.engine.is_main:
-        write_whole(run / "config.yaml", to_yaml(game.config).encode())
-    game.engine.wait()
+    run, steps = state.config.run_dir, state.config.training.steps
+    run_checkpoint = find_run_checkpoint(state)
+    first_step = restore_train_state(
+        state, run_checkpoint or require_valid_checkpoint(resume_from), reset_optimizer and run_checkpoint is None
+    )
+    if run_checkpoint is None and first_step >= steps:
+        raise UserError(f"{resume_from}: is at step {first_step}; set training.steps to a larger number to resume")
+    if state.context.is_main:
+        atomic_write(run / "config.yaml", to_yaml(state.config).encode())
+    state.context.barrier()
     if first_step >= steps:
-        game.engine.announce(f"{run}: trained, all {steps} steps are done")
+        state.context.log_on_main(f"{run}: training is complete ({steps} steps)")
     return first_step
 
 
-def find_own(game: Game) -> Path | None:
-    """The run's newest whole checkpoint: the main process looks, since file systems show folders late elsewhere."""
-    own = newest_checkpoint(game.config.run) if game.engine.is_main else None
-    step = game.engine.as_main(-1 if own is None else int(own.name.removeprefix("step-")))
+def find_run_checkpoint(state: TrainState) -> Path | None:
+    """Return the newest valid checkpoint of the run, or None.
+
+    The main process chooses it. On a network file system, the folder may appear late on other machines.
+    """
+    newest = newest_checkpoint(state.config.run_dir) if state.context.is_main else None
+    step = state.context.broadcast_int(-1 if newest is None else int(newest.name.removeprefix("step-")))
     if step < 0:
         return None
-    folder = step_folder(game.config.run, step)
+    folder = step_folder(state.config.run_dir, step)
     for _ in range(60):
         if folder.is_dir():
             break
@@ -89,34 +99,36 @@ def find_own(game: Game) -> Path | None:
     return folder
 
 
-def check_wishes(config: Config, resume_from: Path | None, fresh_optimizer: bool) -> None:
-    """UserError for a wish that would come to nothing."""
-    if fresh_optimizer and resume_from is None:
+def check_options(config: Config, resume_from: Path | None, reset_optimizer: bool) -> None:
+    """Raise UserError for options that would have no effect."""
+    if reset_optimizer and resume_from is None:
         raise UserError(
-            f"{config.run}: --fresh-optimizer is for the checkpoint that --resume-from names; to leave out this run's "
-            "own moments, begin another run from its checkpoint: run=... --resume-from CHECKPOINT --fresh-optimizer"
+            f"{config.run_dir}: --reset-optimizer requires --resume-from; to reset the optimizer of this run, start a "
+            "new run from its checkpoint: run_dir=... --resume-from CHECKPOINT --reset-optimizer"
         )
 
 
-def announce(game: Game, first_step: int, batches: BatchStream) -> None:
-    """Tell what is trained, from where, and in which ways."""
-    ways = [game.engine.describe()]
-    if computes_by_tiles(game):
-        ways.append("residual blocks by tiles")
-    if game.config.distribution.accumulation > 1:
-        ways.append(f"batches in {game.config.distribution.accumulation} parts")
-    if game.config.distribution.recompute:
-        ways.append("G's activations made again")
-    if any(isinstance(images, DecodedImages) for images in batches.images):
-        ways.append("images kept decoded")
-    about = f"condition {describe(game.conditions)}, from step {first_step}, on {'; '.join(ways)}"
-    game.engine.announce(f"{game.config.run}: {about}")
+def announce_training(state: TrainState, first_step: int, batch_dataset: BatchDataset) -> None:
+    """Log the condition, the first step, the device, and the optimizations in use."""
+    details = [state.context.describe_device()]
+    if uses_winograd(state):
+        details.append("Winograd convolutions")
+    if state.config.distributed.gradient_accumulation_steps > 1:
+        details.append(f"{state.config.distributed.gradient_accumulation_steps} gradient accumulation steps")
+    if state.config.distributed.activation_checkpointing:
+        details.append("activation checkpointing")
+    if any(isinstance(images, DecodedImageCache) for images in batch_dataset.images):
+        details.append("decoded images cached in memory")
+    summary = f"condition {describe_conditions(state.conditions)}, from step {first_step}, on {'; '.join(details)}"
+    state.context.log_on_main(f"{state.config.run_dir}: {summary}")
 
 
-def computes_by_tiles(game: Game) -> bool:
-    """Whether G's residual blocks go the way of featgan.networks.winograd."""
-    block = next(module for module in game.generator.bare.modules() if isinstance(module, Conv3x3))
-    count, side = game.config.training.batch_size // game.engine.world_size, game.image_size // 4
-    count //= game.config.distribution.accumulation
-    with game.engine.autocast():
-        return block.saves(torch.empty(count, block.in_channels, side, side, device=game.engine.device))
+def uses_winograd(state: TrainState) -> bool:
+    """Return whether G's residual blocks use the Winograd convolution of featgan.networks.winograd."""
+    conv = next(module for module in state.generator.module.modules() if isinstance(module, Conv3x3))
+    num_images, map_size = state.config.training.batch_size // state.context.world_size, state.image_size // 4
+    num_images //= state.config.distributed.gradient_accumulation_steps
+    with state.context.autocast():
+        return conv.is_winograd_faster(
+            torch.empty(num_images, conv.in_channels, map_size, map_size, device=state.context.device)
+        )

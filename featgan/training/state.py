@@ -1,4 +1,4 @@
-"""The game of a run: its data, its two players and the average, built from the configuration, saved and restored."""
+"""The train state of a run: data, networks, optimizers and EMA, built from the configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,106 +7,136 @@ import torch
 from torch import Tensor
 
 from featgan.config.schema import Config
-from featgan.data.conditions import Condition, ConditionLayout, build_condition, phrase, phrase_dim
-from featgan.data.loader import Source
+from featgan.data.conditions import Condition, ConditionLayout, build_condition, condition_input, condition_input_dim
+from featgan.data.loader import TrainingSet
 from featgan.data.shards.shard_set import ShardSet
-from featgan.distributed.context import Engine
-from featgan.distributed.trainable import Player
+from featgan.distributed.context import DistributedContext
+from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import UserError
 from featgan.networks.discriminator import Discriminator
-from featgan.networks.ema import Average
+from featgan.networks.ema import EMA
 from featgan.networks.generator import Generator
 from featgan.system.memory import keep_freed_memory
 
 
 @dataclass
-class Game:
-    """Everything a run holds: the data, the players, the average."""
+class TrainState:
+    """The data, the two networks with their optimizers, and the EMA of the generator."""
 
     config: Config
-    engine: Engine
-    sources: list[Source]
+    context: DistributedContext
+    training_sets: list[TrainingSet]
     conditions: list[Condition]
-    layout: ConditionLayout
-    shards: list[ShardSet]
-    generator: Player
-    discriminator: Player
-    average: Average
+    condition_layout: ConditionLayout
+    shard_sets: list[ShardSet]
+    generator: TrainableNetwork
+    discriminator: TrainableNetwork
+    ema: EMA
 
-    def ask(self, wanted: Tensor, own: Tensor) -> Tensor:
-        """What G takes, from what is wanted of images and what they are."""
-        return phrase(self.config.generator.request, wanted, own)
+    def condition_input(self, target: Tensor, source: Tensor) -> Tensor:
+        """Return G's condition input [N, P] from the target and source conditions [N, C]."""
+        return condition_input(self.config.generator.condition_input, target, source)
 
     @property
     def image_size(self) -> int:
-        return self.shards[0].image_size
+        return self.shard_sets[0].image_size
 
 
-def open_data(config: Config) -> tuple[list[ShardSet], list[Source]]:
-    """The data sets of a configuration; UserError when one is missing or does not fit the other."""
+def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
+    """Open the data sets of a configuration.
+
+    Raises UserError if one is missing, or if the two have different image sizes.
+    """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
-    shards = [ShardSet.open(dataset.shards) for dataset in datasets]
-    sizes = {shard.image_size for shard in shards}
-    if len(sizes) > 1:
-        raise UserError(f"second_dataset.shards: images of {sizes} px; pack both data sets at one --image-size")
-    sources = []
-    for dataset, shard in zip(datasets, shards, strict=True):
+    shard_sets = [ShardSet.open(dataset.shards) for dataset in datasets]
+    image_sizes = {shard_set.image_size for shard_set in shard_sets}
+    if len(image_sizes) > 1:
+        sizes = " and ".join(f"{size} px" for size in sorted(image_sizes))
+        raise UserError(f"second_dataset.shards: the images have {sizes}; pack both data sets with one --image-size")
+    training_sets = []
+    for dataset, shard in zip(datasets, shard_sets, strict=True):
         condition = build_condition(dataset, shard, "train")
-        sources.append(Source(shard.split("train"), condition, dataset.mirror))
-    return shards, sources
+        training_sets.append(TrainingSet(shard.get_split("train"), condition, dataset.horizontal_flip))
+    return shard_sets, training_sets
 
 
-def verify_data(shards: Sequence[ShardSet], sources: Sequence[Source], engine: Engine) -> None:
-    """Compare contents with the manifests: the main process does, all end with a UserError when something changed."""
-    problem: UserError | None = None
-    if engine.is_main:
+def verify_data(
+    shard_sets: Sequence[ShardSet], training_sets: Sequence[TrainingSet], context: DistributedContext
+) -> None:
+    """Compare the data with the hashes in the manifests, on the main process.
+
+    Raises UserError in every process if a file has changed.
+    """
+    main_error: UserError | None = None
+    if context.is_main:
         try:
-            for shard in shards:
-                shard.verify()
-            for cache in (source.condition.cache for source in sources):
+            for shard_set in shard_sets:
+                shard_set.verify()
+            for cache in (training_set.condition.cache for training_set in training_sets):
                 if cache is not None:
                     cache.verify()
         except UserError as error:
-            problem = error
-    if engine.any_process(problem is not None):
-        raise problem or UserError(f"{shards[0].path}: the data changed; the main process says which file")
+            main_error = error
+    if context.any_rank(main_error is not None):
+        raise main_error or UserError(
+            f"{shard_sets[0].path}: the data have changed; see the message of the main process"
+        )
 
 
-def build_networks(config: Config, image_size: int, sources: list[Source]) -> tuple[Generator, Discriminator]:
-    """G and D with their initial weights, which the seed fixes; UserError for a size they cannot take."""
-    layout = ConditionLayout(tuple(source.condition.dim for source in sources))
-    width = phrase_dim(config.generator.request, layout.generator_dim)
+def build_networks(
+    config: Config, image_size: int, training_sets: list[TrainingSet]
+) -> tuple[Generator, Discriminator]:
+    """Build G and D with initial weights that depend on the seed only.
+
+    Raises UserError if they do not support the image size.
+    """
+    layout = ConditionLayout(tuple(training_set.condition.dim for training_set in training_sets))
+    condition_dim = condition_input_dim(config.generator.condition_input, layout.generator_dim)
     torch.manual_seed(config.training.seed)
-    critic = config.discriminator
+    discriminator_config = config.discriminator
     try:
-        generator = Generator(image_size, width, **config.generator.architecture)
+        generator = Generator(
+            image_size,
+            condition_dim,
+            **config.generator.architecture,
+            activation_checkpointing=config.distributed.activation_checkpointing,
+        )
         discriminator = Discriminator(
             image_size,
             layout.estimate_dim,
-            critic.dim,
-            critic.num_layers,
-            critic.max_dim,
-            sources[0].condition.output_dim,
-            layout.generator_dim if critic.projection else 0,
+            discriminator_config.dim,
+            discriminator_config.num_layers,
+            discriminator_config.max_dim,
+            training_sets[0].condition.output_dim,
+            layout.generator_dim if discriminator_config.projection else 0,
         )
     except ValueError as error:
         raise UserError(f"{config.dataset.shards}: {error}") from None
-    generator.recomputes = config.distribution.recompute
     return generator, discriminator
 
 
-def build_game(config: Config) -> Game:
-    """Open the data, build the networks, hand them to the engine."""
-    engine = Engine(config.training.precision, config.distribution)
-    if engine.device.type == "cpu":
+def build_train_state(config: Config) -> TrainState:
+    """Open the data, build the networks, and prepare them for (distributed) training."""
+    context = DistributedContext(config.training.precision, config.distributed)
+    if context.device.type == "cpu":
         keep_freed_memory()
-    config.check_processes(engine.world_size)
-    shards, sources = open_data(config)
-    verify_data(shards, sources, engine)
-    generator, discriminator = build_networks(config, shards[0].image_size, sources)
-    conditions = [source.condition for source in sources]
+    config.check_batch_split(context.world_size)
+    shard_sets, training_sets = open_data(config)
+    verify_data(shard_sets, training_sets, context)
+    generator, discriminator = build_networks(config, shard_sets[0].image_size, training_sets)
+    conditions = [training_set.condition for training_set in training_sets]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))
-    generator_player = engine.player(generator, config.optimizer.generator_rate, config.optimizer)
-    discriminator_player = engine.player(discriminator, config.optimizer.discriminator_rate, config.optimizer)
-    average = Average(generator, config.training.ema_images)
-    return Game(config, engine, sources, conditions, layout, shards, generator_player, discriminator_player, average)
+    trainable_generator = context.prepare(generator, config.optimizer.generator_lr, config.optimizer)
+    trainable_discriminator = context.prepare(discriminator, config.optimizer.discriminator_lr, config.optimizer)
+    ema = EMA(generator, config.training.ema_half_life_images)
+    return TrainState(
+        config,
+        context,
+        training_sets,
+        conditions,
+        layout,
+        shard_sets,
+        trainable_generator,
+        trainable_discriminator,
+        ema,
+    )

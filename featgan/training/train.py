@@ -1,124 +1,139 @@
-"""Training: the loop of StarGAN with a continuous condition; it reads like the objective in docs/method.md."""
+"""The training loop: StarGAN with a continuous condition (see docs/method.md for the objective)."""
 
 import signal
 from pathlib import Path
 from typing import NoReturn
 
 from featgan.config.schema import Config
-from featgan.data.loader import BatchStream, open_loader
-from featgan.errors import Stopped
-from featgan.run.paths import check_folder
-from featgan.system.signals import StopRequest, Watchdog
-from featgan.training.checkpointing import save
-from featgan.training.logger import Recorder
-from featgan.training.lr_schedule import learning_rate
-from featgan.training.objective import discriminator_losses, edit, generator_losses, reading_losses, split
-from featgan.training.startup import announce, begin, check_wishes, sole_trainer
-from featgan.training.state import Game, build_game
+from featgan.data.loader import BatchDataset, open_loader
+from featgan.errors import TrainingInterrupted
+from featgan.run.paths import check_run_folder
+from featgan.system.signals import StopSignal, Watchdog
+from featgan.training.checkpointing import save_train_state
+from featgan.training.logger import TrainingLogger
+from featgan.training.lr_schedule import lr_at_step
+from featgan.training.objective import (
+    compute_d_losses,
+    compute_d_warmup_losses,
+    compute_g_losses,
+    generate_fake,
+    split_microbatches,
+)
+from featgan.training.startup import announce_training, check_options, exclusive_run, resume_or_start
+from featgan.training.state import TrainState, build_train_state
 
 
 def train(
     config: Config,
     resume_from: Path | None = None,
-    request: StopRequest | None = None,
-    fresh_optimizer: bool = False,
+    stop_signal: StopSignal | None = None,
+    reset_optimizer: bool = False,
     profile: bool = False,
 ) -> Path:
-    """Train to the configured number of steps, from the run's newest checkpoint if it has one; returns the run folder.
+    """Train until the configured number of steps and return the run folder.
 
-    `resume_from` is a checkpoint folder of another run with the same networks and data to go on from, when this run
-    has none; `fresh_optimizer` takes its weights without moments. `request` is looked at after every step.
-    With `profile` a trace of some steps is written into the run's folder, and a table of operations is printed.
-    UserError when another trains the run, or the checkpoint is damaged or not before the run's last step; Stopped when
-    the request was made, and the step is finished and saved.
+    A run that has a checkpoint resumes from the newest one. A new run starts from random weights, or from
+    `resume_from`, a checkpoint folder of another run with the same networks and data. `reset_optimizer` then loads
+    the weights only. `stop_signal` is checked after each step. `profile` writes a trace of some steps to the run
+    folder and prints a table of the most expensive operations.
+
+    Raises UserError if another process trains this run, or if the checkpoint is corrupted or not before the last
+    step. Raises TrainingInterrupted after a stop signal, once the current step is complete and saved.
     """
-    check_wishes(config, resume_from, fresh_optimizer)
-    with Watchdog(config.distribution.hang_timeout) as watchdog:
-        game = build_game(config)
-        check_folder(config)
-        with sole_trainer(config.run, game.engine):
-            first_step = begin(game, resume_from, fresh_optimizer)
+    check_options(config, resume_from, reset_optimizer)
+    with Watchdog(config.distributed.hang_timeout) as watchdog:
+        state = build_train_state(config)
+        check_run_folder(config)
+        with exclusive_run(config.run_dir, state.context):
+            first_step = resume_or_start(state, resume_from, reset_optimizer)
             if first_step < config.training.steps:
-                run_steps(game, first_step, request or StopRequest(), watchdog, profile)
-    return config.run
+                run_steps(state, first_step, stop_signal or StopSignal(), watchdog, profile)
+    return config.run_dir
 
 
-def run_steps(game: Game, first_step: int, request: StopRequest, watchdog: Watchdog, profile: bool) -> None:
-    """The loop, from a step on to the last one."""
-    config, engine, generator, discriminator = game.config, game.engine, game.generator, game.discriminator
-    run, training, optimizer = config.run, config.training, config.optimizer
-    batches = build_stream(game)
+def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watchdog: Watchdog, profile: bool) -> None:
+    """Train from `first_step` until the last step."""
+    config, context = state.config, state.context
+    generator, discriminator, ema = state.generator, state.discriminator, state.ema
+    run, training, optimizer_config = config.run_dir, config.training, config.optimizer
+    batch_dataset = build_batch_dataset(state)
 
-    loading = open_loader(batches, first_step, training.steps, training.num_workers)
-    with loading as loader, Recorder(game, run, first_step, batches[0], profile) as recorder:
-        announce(game, first_step, batches)
-        watchdog.finished()
+    loader_context = open_loader(batch_dataset, first_step, training.steps, training.num_workers)
+    with loader_context as loader, TrainingLogger(state, run, first_step, batch_dataset[0], profile) as logger:
+        announce_training(state, first_step, batch_dataset)
+        watchdog.reset()
         for step in range(first_step, training.steps):
-            # --- take the batch of this step
-            with recorder.clock.waiting():
-                batch = next(loader).to(engine.device)
-            parts = split(game, batch)
+            # --- load the batch
+            with logger.timer.waiting_for_data():
+                batch = next(loader).to(context.device)
+            microbatches = split_microbatches(state, batch)
 
-            # --- train the discriminator: real against edited, the condition of the real, the penalty
-            # G does not change before its own step, so its edited images, with their graph, serve that step too.
-            ahead = step < training.head_start
-            if step == training.head_start:
-                discriminator.forget()
-            trains_generator = not ahead and (step + 1) % training.critic_steps == 0
-            if trains_generator and len(parts) == 1:
-                parts[0].fake = edit(game, parts[0])
-            terms = reading_losses(game, parts) if ahead else discriminator_losses(game, step, parts)
-            rate = learning_rate(optimizer.discriminator_rate, step, training.steps, optimizer.decay_steps)
-            recorder.averages.add("discriminator", discriminator.step(terms, rate))
+            is_warmup = step < training.discriminator_warmup_steps
+            update_generator = not is_warmup and (step + 1) % training.n_critic == 0
+            # D's update does not change G. So one forward pass of G, with its graph, serves both updates.
+            x_fake = generate_fake(state, microbatches[0]) if update_generator and len(microbatches) == 1 else None
 
-            # --- train the generator, every n_critic-th step: fool, obey, and find back to the source
-            if trains_generator:
+            # --- train the discriminator: real against generated images, condition of the real images, penalty
+            if step == training.discriminator_warmup_steps:
+                discriminator.reset_optimizer_state()
+            if is_warmup:
+                d_losses = compute_d_warmup_losses(state, microbatches)
+            else:
+                d_losses = compute_d_losses(state, step, microbatches, x_fake)
+            d_lr = lr_at_step(optimizer_config.discriminator_lr, step, training.steps, optimizer_config.lr_decay_steps)
+            logger.add_scalars("discriminator", discriminator.step(d_losses, d_lr))
+
+            # --- train the generator every n_critic steps: adversarial, condition, cycle and identity losses
+            if update_generator:
+                g_lr = lr_at_step(optimizer_config.generator_lr, step, training.steps, optimizer_config.lr_decay_steps)
                 with discriminator.frozen():
-                    rate = learning_rate(optimizer.generator_rate, step, training.steps, optimizer.decay_steps)
-                    recorder.averages.add("generator", generator.step(generator_losses(game, parts), rate))
-                seen = (step + 1 - training.head_start) * training.batch_size
-                game.average.update(generator.bare, seen, training.batch_size * training.critic_steps)
+                    g_losses = compute_g_losses(state, microbatches, x_fake)
+                    logger.add_scalars("generator", generator.step(g_losses, g_lr))
+                images_seen = (step + 1 - training.discriminator_warmup_steps) * training.batch_size
+                ema.update(generator.module, images_seen, training.batch_size * training.n_critic)
 
-            # --- report, show, save
-            recorder.count()
-            watchdog.finished()
-            if is_due(step + 1, training.report_every, training.steps):
-                recorder.report(step + 1)
-            if is_due(step + 1, training.preview_every, training.steps):
-                recorder.show(step + 1)
-            stopping = step % engine.vote_every == 0 and engine.any_process(request.signal is not None)
-            if stopping or is_due(step + 1, training.save_every, training.steps) or is_scheduled(config, step + 1):
-                save(game, run, step + 1)
-            if stopping and step + 1 < training.steps:
-                leave(game, step + 1, request)
-    engine.wait()  # the others must not be gone while the main process still writes
+            # --- log, draw samples, save a checkpoint
+            logger.on_step_end()
+            watchdog.reset()
+            if is_due(step + 1, training.log_every, training.steps):
+                logger.log_scalars(step + 1)
+            if is_due(step + 1, training.sample_every, training.steps):
+                logger.log_samples(step + 1)
+            check_stop = step % context.stop_check_every == 0
+            should_stop = check_stop and context.any_rank(stop_signal.received_signal is not None)
+            is_checkpoint_step = is_due(step + 1, training.checkpoint_every, training.steps)
+            if should_stop or is_checkpoint_step or is_evaluation_step(config, step + 1):
+                save_train_state(state, run, step + 1)
+            if should_stop and step + 1 < training.steps:
+                exit_after_stop(state, step + 1, stop_signal)
+    context.barrier()  # the other processes must not exit while the main process still writes
 
 
-def is_scheduled(config: Config, step: int) -> bool:
-    """Whether the schedule of evaluation names the step."""
+def is_evaluation_step(config: Config, step: int) -> bool:
+    """Return whether the evaluation schedule requires a checkpoint of this step."""
     return config.evaluation.every > 0 and step % config.evaluation.every == 0
 
 
-def leave(game: Game, step: int, request: StopRequest) -> NoReturn:
-    """End a run that was asked to stop, by a signal to this process or to another, and has saved itself."""
-    game.engine.wait()  # until the main process has written
-    raise Stopped(
-        f"{game.config.run}: saved at step {step} of {game.config.training.steps} and stopped; "
-        "the same command goes on from there",
-        request.signal or signal.SIGTERM,
+def exit_after_stop(state: TrainState, step: int, stop_signal: StopSignal) -> NoReturn:
+    """Raise TrainingInterrupted after the checkpoint of `step` is saved; any process may have received the signal."""
+    state.context.barrier()  # wait until the main process has written the checkpoint
+    raise TrainingInterrupted(
+        f"{state.config.run_dir}: saved at step {step} of {state.config.training.steps} and stopped; "
+        "run the same command again to resume",
+        stop_signal.received_signal or signal.SIGTERM,
     )
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Every so many steps, and after the last one."""
+    """Return whether `step` is a multiple of `every` or the last step."""
     return step % every == 0 or step == steps
 
 
-def build_stream(game: Game) -> BatchStream:
-    """This process's rows of every step's batch."""
-    config, engine = game.config, game.engine
+def build_batch_dataset(state: TrainState) -> BatchDataset:
+    """Build the data set of this process's rows of each batch."""
+    config, context = state.config, state.context
     training = config.training
-    return BatchStream(
-        game.sources, training.batch_size, training.critic_steps, training.seed,
-        engine.rank, engine.world_size,
+    return BatchDataset(
+        state.training_sets, training.batch_size, training.n_critic, training.seed,
+        context.rank, context.world_size,
     )  # fmt: skip

@@ -1,103 +1,141 @@
-"""The command as a user meets it: order, help without torch, one line and exit code 2 for every mistake."""
+"""The command line: order of the commands, help texts, and one line with exit code 2 for every user error."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from featgan.cli.main import cli, explain, main
+from featgan.cli.click_helpers import user_error_message
+from featgan.cli.main import cli, main
 from featgan.errors import UserError
 from featgan.run.paths import step_folder
 from featgan.training.train import train
+from launch.__main__ import cli as launch_cli
 from tests.conftest import World
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """A new process, as from a shell, on a terminal 200 columns wide."""
+def run_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run featgan in a new process with a terminal width of 200 columns."""
     environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run([sys.executable, "-m", "featgan", *words], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-m", "featgan", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def call(*words: str) -> str:
-    """In this process; what was printed, all on standard output."""
+def invoke_cli(*words: str) -> str:
+    """Run featgan in this process and return its output."""
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
+def list_commands(group: click.Group, path: str) -> list[tuple[str, click.Command]]:
+    """Return every command of a group with its full name, subgroups included."""
+    commands: list[tuple[str, click.Command]] = []
+    for name, command in group.commands.items():
+        commands.append((f"{path} {name}", command))
+        if isinstance(command, click.Group):
+            commands += list_commands(command, f"{path} {name}")
+    return commands
+
+
+COMMANDS = dict(list_commands(cli, "featgan") + list_commands(launch_cli, "launch"))
+
+
 def test_help_lists_the_commands_in_the_order_of_work() -> None:
-    shown = call("--help")
+    output = invoke_cli("--help")
     commands = ("synthesize", "pack", "blackbox", "extract", "train", "evaluate", "render", "info", "demo")
-    places = [shown.index(f"\n  {name} ") for name in commands]
-    assert places == sorted(places)
+    positions = [output.index(f"\n  {name} ") for name in commands]
+    assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize("name", ["synthesize", "pack", "blackbox", "extract", "train", "evaluate", "render", "info"])
-def test_every_command_explains_itself(name: str) -> None:
-    assert "Usage" in call(name, "--help")
+def test_every_command_has_a_help_page(name: str) -> None:
+    assert "Usage" in invoke_cli(name, "--help")
 
 
-MISTAKES = {
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help and command.help.splitlines()[0].endswith(".")
+    for option in command.get_params(click.Context(command)):
+        if isinstance(option, click.Option):
+            assert option.help, f"{name} {option.opts[0]}"
+            assert option.help[0].isupper() or option.help[0] == "`", f"{name} {option.opts[0]}: {option.help}"
+
+
+@pytest.mark.parametrize("group", [cli, launch_cli], ids=["featgan", "launch"])
+def test_list_of_commands_is_not_truncated(group: click.Group) -> None:
+    output = CliRunner().invoke(group, ["--help"], terminal_width=80).output
+    commands = output.partition("Commands:")[2].splitlines()
+    assert len(commands) > 5 and not [line for line in commands if line.endswith("...")]
+
+
+ERROR_MESSAGES = {
     "train no-such": "no such file, and no preset",
     "train debug generator.dimm=3": "did you mean 'generator.dim'",
     "train debug dataset.shards=none": "none: ",
     "evaluate none": "no such run folder",
     "render none": "no such run folder",
-    "evaluate . --step soon": "a number or latest",
-    "info .": "no shard folder, feature cache, box, run or checkpoint",
+    "evaluate . --step soon": "give a number or latest",
+    "info .": "not a shard folder, feature cache, classifier, run or checkpoint",
     "info none": "no such file or folder",
     "pack csv none --out out": "no such folder",
-    "pack csv . --out out --option colour": "NAME=VALUE",
+    "pack csv . --out out --layout-option color": "NAME=VALUE",
     "extract --shards none --blackbox x": "none: ",
-    "extract --blackbox x": "name the shards",
+    "extract --blackbox x": "name the folder with --shards",
     "blackbox fit --shards none --out out": "none: ",
 }
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES.items())
-def test_mistakes_end_with_one_line_and_code_two(
-    words: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("words", "message"), ERROR_MESSAGES.items())
+def test_user_errors_are_one_line_with_exit_code_2(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["featgan", *words.split()])
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exited:
         main()
-    shown = capsys.readouterr()
-    assert stopped.value.code == 2 and shown.out == ""
-    assert shown.err.count("\n") == 1 and said in shown.err
+    output = capsys.readouterr()
+    assert exited.value.code == 2 and output.out == ""
+    assert output.err.count("\n") == 1 and message in output.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_in_a_new_process() -> None:
-    done = run("train", "debug", "training.stepz=3")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "did you mean 'training.steps'" in done.stderr
+def test_user_error_in_a_new_process() -> None:
+    result = run_process("train", "debug", "training.stepz=3")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "did you mean 'training.steps'" in result.stderr
 
 
-def test_a_workers_error_is_one_line() -> None:
+def test_user_error_messages_are_one_line() -> None:
     error = UserError("Caught UserError in worker 0.\nTraceback:\n  x\nfeatgan.errors.UserError: shard a: cut off")
-    assert explain(error) == "shard a: cut off"
-    assert explain(OSError(28, "No space left on device", "runs/a")) is not None
-    assert explain(NotADirectoryError(20, "Not a directory", "a/b")) == "a/b: not a directory; choose another place"
-    assert explain(ZeroDivisionError()) is None
+    assert user_error_message(error) == "shard a: cut off"
+    assert user_error_message(OSError(28, "No space left on device", "runs/a")) is not None
+    assert (
+        user_error_message(NotADirectoryError(20, "Not a directory", "a/b"))
+        == "a/b: not a directory; choose another path"
+    )
+    assert user_error_message(ZeroDivisionError()) is None
 
 
-def test_dry_run_shows_sizes_and_makes_nothing(world: World, tmp_path: Path) -> None:
-    words = [f"dataset.shards={world.shards.path}", "dataset.features=stand-in", f"run={tmp_path / 'run'}"]
-    shown = call("train", "debug", *words, "--dry-run")
-    assert "parameters" in shown and "54 of 16 px" in shown and "GiB" in shown
+def test_dry_run_shows_sizes_and_writes_nothing(world: World, tmp_path: Path) -> None:
+    words = [f"dataset.shards={world.shards.path}", f"run_dir={tmp_path / 'run'}"]
+    words.append(f"dataset.feature_cache={world.cache.path.name}")
+    output = invoke_cli("train", "debug", *words, "--dry-run")
+    assert "parameters" in output and "54 of 16 px" in output and "GiB" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_info_tells_what_each_folder_is(world: World, tmp_path: Path) -> None:
-    train(world.config(tmp_path / "run"))
-    for path, said in (
+def test_info_describes_each_kind_of_folder(world: World, tmp_path: Path) -> None:
+    train(world.make_config(tmp_path / "run"))
+    for path, text in (
         (world.shards.path, "images in"),
-        (world.cache.path, "stand-in"),
+        (world.cache.path, world.cache.blackbox["spec"]),
         (tmp_path / "run", "4 of 4"),
-        (step_folder(tmp_path / "run", 4), "every byte"),
+        (step_folder(tmp_path / "run", 4), "all checksums match"),
     ):
-        assert said in call("info", str(path))
+        assert text in invoke_cli("info", str(path))

@@ -1,4 +1,4 @@
-"""The feature cache: rows across shards, mirror images, interruption, and caches that do not belong."""
+"""Tests of the feature cache: rows and flips across shards, interruption, and caches that do not match."""
 
 import errno
 import json
@@ -16,20 +16,20 @@ from torch import Tensor
 from featgan.data.feature_cache import cache as features_module
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
 from featgan.data.packing import pack as pack_module
-from featgan.data.packing.pack import pack
-from featgan.data.readers.registry import Layout, Record
+from featgan.data.packing.pack import pack_shards
+from featgan.data.readers.records import DatasetListing, Record
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 
-TRAIN, VALIDATION = 18, 5
+NUM_TRAIN, NUM_VALIDATION = 18, 5
 
 
 @dataclass(frozen=True)
-class Box:
-    """What is known of a black box with 4 features and 2 outputs."""
+class FakeBlackBoxInfo:
+    """Properties of a black box with 4 features and 2 outputs."""
 
-    spec: str = "boxes/reg"
+    spec: str = "classifiers/reg"
     layer: str = "fc1"
     sha256: str = "a" * 64
     feature_dim: int = 4
@@ -39,280 +39,291 @@ class Box:
     head: tuple[Tensor, Tensor] | None = None
 
 
-def pack_grey(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: int = 95) -> ShardSet:
-    """18 + 5 grey images in shards of 5."""
+def pack_gray_images(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: int = 95) -> ShardSet:
+    """Pack 18 + 5 gray images into shards of 5."""
     source = folder / "source"
     source.mkdir(exist_ok=True)
     records = []
-    for number in range(TRAIN + VALIDATION):
+    for number in range(NUM_TRAIN + NUM_VALIDATION):
         path = source / f"{number:02d}.png"
         Image.new("RGB", (16, 16), (number, number, number)).save(path)
-        records.append(Record(f"image{number:02d}", path, "train" if number < TRAIN else "validation"))
-    monkeypatch.setattr(pack_module, "read_layout", lambda name, source: Layout(records, (), Counter()))
+        records.append(Record(f"image{number:02d}", path, "train" if number < NUM_TRAIN else "validation"))
+    monkeypatch.setattr(pack_module, "read_dataset", lambda name, source: DatasetListing(records, (), Counter()))
     out = folder / f"shards{quality}"
-    pack("mine", source, out, image_size=16, images_per_shard=5, quality=quality, workers=1)
+    pack_shards("test", source, out, image_size=16, images_per_shard=5, quality=quality, workers=1)
     return ShardSet.open(out)
 
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardSet:
-    return pack_grey(tmp_path, monkeypatch)
+    return pack_gray_images(tmp_path, monkeypatch)
 
 
-def features_of(split: str, rows: np.ndarray, mirrored: bool) -> np.ndarray:
-    """Four made-up features that tell split, row and side apart; the last never varies."""
+def fake_features(split: str, rows: np.ndarray, flipped: bool) -> np.ndarray:
+    """Return four features that identify the split, the row and the flip; the last is constant."""
     base = {"train": 0, "validation": 1000}[split]
-    columns = [base + rows, np.sin(rows) + mirrored, (rows % 3) * (1 - 2 * mirrored), np.ones(len(rows))]
+    columns = [base + rows, np.sin(rows) + flipped, (rows % 3) * (1 - 2 * flipped), np.ones(len(rows))]
     return np.stack(columns, 1).astype(np.float32)
 
 
-def fill(writer: FeatureWriter, pending: PendingShard) -> None:
+def fill_cache(writer: FeatureWriter, pending: PendingShard) -> None:
     rows = np.array(pending.rows)
-    sides = [torch.from_numpy(features_of(pending.split, rows, mirrored)) for mirrored in (False, True)]
-    features = torch.stack(sides, 1)
-    writer.write(pending, features, features[..., :2] / 2)
+    variants = [torch.from_numpy(fake_features(pending.split, rows, flipped)) for flipped in (False, True)]
+    features = torch.stack(variants, 1)
+    writer.write_shard(pending, features, features[..., :2] / 2)
 
 
-def extract(shards: ShardSet, name: str = "reg", box: Box | None = None, components: int | None = None) -> FeatureCache:
-    writer = FeatureWriter(shards, name, box or Box(), components)
-    for pending in writer.pending():
-        fill(writer, pending)
+def extract_fake_features(
+    shards: ShardSet, name: str = "reg", blackbox: FakeBlackBoxInfo | None = None, num_components: int | None = None
+) -> FeatureCache:
+    writer = FeatureWriter(shards, name, blackbox or FakeBlackBoxInfo(), num_components)
+    for pending in writer.list_pending():
+        fill_cache(writer, pending)
     return writer.commit()
 
 
-def test_rows_across_shards_come_in_order(shards: ShardSet) -> None:
-    cache = FeatureCache.open(shards, extract(shards).name)
+def test_rows_of_several_shards_are_in_the_requested_order(shards: ShardSet) -> None:
+    cache = FeatureCache.open(shards, extract_fake_features(shards).name)
     rows = np.array([17, 0, 6, 6, 4, 5, 11])
-    assert np.array_equal(cache.features("train", rows, False), features_of("train", rows, False))
-    assert np.array_equal(cache.features("train", rows, True), features_of("train", rows, True))
+    assert np.array_equal(cache.features("train", rows, False), fake_features("train", rows, False))
+    assert np.array_equal(cache.features("train", rows, True), fake_features("train", rows, True))
     assert np.array_equal(
-        cache.outputs("validation", [4, 0], True), features_of("validation", np.array([4, 0]), True)[:, :2] / 2
+        cache.outputs("validation", [4, 0], True), fake_features("validation", np.array([4, 0]), True)[:, :2] / 2
     )
     assert cache.features("train", [], False).shape == (0, 4)
     assert cache.features("train", range(18), False).dtype == np.float32
 
 
-def test_each_row_can_be_mirrored_by_itself(shards: ShardSet) -> None:
-    cache = extract(shards)
-    rows, mirrored = np.array([3, 12, 3]), np.array([True, False, False])
-    expected = np.where(mirrored[:, None], features_of("train", rows, True), features_of("train", rows, False))
-    assert np.array_equal(cache.features("train", rows, mirrored), expected)
+def test_each_row_can_be_flipped_separately(shards: ShardSet) -> None:
+    cache = extract_fake_features(shards)
+    rows, flipped = np.array([3, 12, 3]), np.array([True, False, False])
+    expected = np.where(flipped[:, None], fake_features("train", rows, True), fake_features("train", rows, False))
+    assert np.array_equal(cache.features("train", rows, flipped), expected)
 
 
-def test_a_row_outside_the_split_is_a_mistake(shards: ShardSet) -> None:
-    cache = extract(shards)
-    for row in (-1, TRAIN):
+def test_row_outside_the_split_fails_an_assertion(shards: ShardSet) -> None:
+    cache = extract_fake_features(shards)
+    for row in (-1, NUM_TRAIN):
         with pytest.raises(AssertionError, match="row outside the split"):
             cache.features("train", [row], False)
 
 
-def test_the_cache_tells_what_it_holds(shards: ShardSet) -> None:
+def test_cache_describes_its_content(shards: ShardSet) -> None:
     head = (torch.arange(8.0).reshape(2, 4), torch.tensor([1.0, 2.0]))
-    cache = extract(shards, box=Box(head=head, class_names=("valence", "arousal")), components=2)
+    cache = extract_fake_features(
+        shards, blackbox=FakeBlackBoxInfo(head=head, class_names=("valence", "arousal")), num_components=2
+    )
     assert (cache.name, cache.feature_dim, cache.output_dim) == ("reg", 4, 2)
     assert (cache.output_kind, cache.class_names) == ("valence_arousal", ("valence", "arousal"))
-    assert cache.blackbox == {"spec": "boxes/reg", "layer": "fc1", "sha256": "a" * 64}
+    assert cache.blackbox == {"spec": "classifiers/reg", "layer": "fc1", "sha256": "a" * 64}
     assert cache.num_components == 2
-    assert cache.manifest["shards"] == shards.fingerprint
+    assert cache.manifest_dict["shards"] == shards.fingerprint
     assert cache.head is not None
-    assert all(torch.equal(found, given) for found, given in zip(cache.head, head, strict=True))
-    assert extract(shards, name="headless").head is None
-    assert extract(shards, name="headless").num_components is None
+    assert all(torch.equal(actual, expected) for actual, expected in zip(cache.head, head, strict=True))
+    assert extract_fake_features(shards, name="headless").head is None
+    assert extract_fake_features(shards, name="headless").num_components is None
     cache.verify()
 
 
-def test_the_space_is_fitted_on_the_training_images_and_their_mirror_images(shards: ShardSet) -> None:
-    rows = np.arange(TRAIN)
-    both = np.concatenate([features_of("train", rows, False), features_of("train", rows, True)])
+def test_space_is_fitted_on_the_training_images_and_their_flips(shards: ShardSet) -> None:
+    rows = np.arange(NUM_TRAIN)
+    both = np.concatenate([fake_features("train", rows, False), fake_features("train", rows, True)])
     expected = FeatureSpace.fit(torch.from_numpy(both), 2).tensors()
-    found = FeatureCache.open(shards, extract(shards, components=2).name).space.tensors()
+    actual = FeatureCache.open(shards, extract_fake_features(shards, num_components=2).name).space.tensors()
     for name, tensor in expected.items():
-        assert torch.allclose(found[name].float(), tensor.float(), atol=1e-5), name
-    assert found["live"].tolist() == [True, True, True, False]
+        assert torch.allclose(actual[name].float(), tensor.float(), atol=1e-5), name
+    assert actual["live"].tolist() == [True, True, True, False]
 
 
-def test_the_space_is_fitted_on_a_bounded_sample(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "MOST_ROWS", 12)
-    rows = np.arange(0, TRAIN, 3)
-    both = np.concatenate([features_of("train", rows, False), features_of("train", rows, True)])
-    assert torch.allclose(extract(shards).space.mean, torch.from_numpy(both.mean(0)), atol=1e-5)
+def test_space_is_fitted_on_a_bounded_sample(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "MAX_SPACE_ROWS", 12)
+    rows = np.arange(0, NUM_TRAIN, 3)
+    both = np.concatenate([fake_features("train", rows, False), fake_features("train", rows, True)])
+    assert torch.allclose(extract_fake_features(shards).space.mean, torch.from_numpy(both.mean(0)), atol=1e-5)
 
 
-def test_an_interrupted_extraction_goes_on_where_it_stopped(shards: ShardSet) -> None:
-    writer = FeatureWriter(shards, "reg", Box())
-    pending = writer.pending()
-    assert [(part.split, part.shard, len(part.rows)) for part in pending] == [
+def test_interrupted_extraction_resumes_where_it_stopped(shards: ShardSet) -> None:
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    pending = writer.list_pending()
+    assert [(item.split, item.shard, len(item.rows)) for item in pending] == [
         ("train", "train-00000", 5),
         ("train", "train-00001", 5),
         ("train", "train-00002", 5),
         ("train", "train-00003", 3),
         ("validation", "validation-00000", 5),
     ]
-    for part in pending[:2]:
-        fill(writer, part)
+    for item in pending[:2]:
+        fill_cache(writer, item)
     with pytest.raises(UserError, match="the feature cache is not complete; run `featgan extract"):
         FeatureCache.open(shards, "reg")
     (writer.path / ".train-00002.features.npy.77.partial").write_bytes(b"half")
-    again = FeatureWriter(shards, "reg", Box())
-    assert [part.shard for part in again.pending()] == ["train-00002", "train-00003", "validation-00000"]
-    written = (again.path / "train-00000.features.npy").stat().st_mtime_ns
-    cache = extract(shards)
-    assert (again.path / "train-00000.features.npy").stat().st_mtime_ns == written
-    assert np.array_equal(cache.features("train", range(18), False), features_of("train", np.arange(18), False))
+    resumed = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    assert [item.shard for item in resumed.list_pending()] == ["train-00002", "train-00003", "validation-00000"]
+    write_time = (resumed.path / "train-00000.features.npy").stat().st_mtime_ns
+    cache = extract_fake_features(shards)
+    assert (resumed.path / "train-00000.features.npy").stat().st_mtime_ns == write_time
+    assert np.array_equal(cache.features("train", range(18), False), fake_features("train", np.arange(18), False))
     assert not list(cache.path.glob("*partial*")) + list(cache.path.glob(".*"))
 
 
-def test_a_half_written_shard_is_computed_again(shards: ShardSet) -> None:
-    cache = extract(shards)
+def test_truncated_shard_is_computed_again(shards: ShardSet) -> None:
+    cache = extract_fake_features(shards)
     path = cache.path / "train-00001.outputs.npy"
     path.write_bytes(path.read_bytes()[:-4])
-    assert [part.shard for part in FeatureWriter(shards, "reg", Box()).pending()] == ["train-00001"]
+    assert [item.shard for item in FeatureWriter(shards, "reg", FakeBlackBoxInfo()).list_pending()] == ["train-00001"]
 
 
-def test_another_number_of_components_needs_no_second_extraction(shards: ShardSet) -> None:
-    extract(shards, components=3)
-    writer = FeatureWriter(shards, "reg", Box(), 1)
-    assert writer.pending() == []
+def test_number_of_components_can_change_without_a_second_extraction(shards: ShardSet) -> None:
+    extract_fake_features(shards, num_components=3)
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo(), 1)
+    assert writer.list_pending() == []
     cache = writer.commit()
     assert (cache.num_components, cache.space.num_components) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("box", "complaint"),
+    ("blackbox", "message"),
     [
-        (Box(sha256="b" * 64), r"holds features of another black box \(boxes/reg\); choose another --name"),
-        (Box(layer="fc2"), r"holds features of another layer \(fc1\); choose another --name"),
-        (Box(feature_dim=5), "holds features of 4 features and 2 outputs"),
+        (
+            FakeBlackBoxInfo(sha256="b" * 64),
+            r"contains features of a different black box \(classifiers/reg\); choose another --cache-name",
+        ),
+        (FakeBlackBoxInfo(layer="fc2"), r"contains features of a different layer \(fc1\); choose another --cache-name"),
+        (FakeBlackBoxInfo(feature_dim=5), "contains features of 4 features and 2 outputs"),
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
-def test_the_name_of_another_box_is_refused(shards: ShardSet, box: Box, complaint: str, complete: bool) -> None:
+def test_cache_name_of_another_classifier_is_an_error(
+    shards: ShardSet, blackbox: FakeBlackBoxInfo, message: str, complete: bool
+) -> None:
     if complete:
-        extract(shards)
+        extract_fake_features(shards)
     else:
-        FeatureWriter(shards, "reg", Box())
+        FeatureWriter(shards, "reg", FakeBlackBoxInfo())
     before = sorted(path.name for path in (shards.path / "features" / "reg").iterdir())
-    with pytest.raises(UserError, match=complaint) as error:
-        FeatureWriter(shards, "reg", box)
+    with pytest.raises(UserError, match=message) as error:
+        FeatureWriter(shards, "reg", blackbox)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in (shards.path / "features" / "reg").iterdir()) == before
 
 
-def test_the_same_box_by_another_path_is_the_same_box(shards: ShardSet) -> None:
-    extract(shards)
-    assert FeatureWriter(shards, "reg", replace(Box(), spec="/elsewhere/reg")).pending() == []
+def test_path_of_the_classifier_can_change(shards: ShardSet) -> None:
+    extract_fake_features(shards)
+    assert FeatureWriter(shards, "reg", replace(FakeBlackBoxInfo(), spec="/elsewhere/reg")).list_pending() == []
 
 
-def test_a_cache_of_other_shards_is_refused(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    extract(shards)
-    others = pack_grey(tmp_path, monkeypatch, quality=50)
+def test_cache_of_different_shards_is_error(shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract_fake_features(shards)
+    others = pack_gray_images(tmp_path, monkeypatch, quality=50)
     (shards.path / "features").rename(others.path / "features")
-    with pytest.raises(UserError, match="features are of other shards than") as error:
+    with pytest.raises(UserError, match="features were extracted from different shards than") as error:
         FeatureCache.open(others, "reg")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="holds features of other shards; choose another --name"):
-        FeatureWriter(others, "reg", Box())
+    with pytest.raises(UserError, match="contains features of different shards; choose another --cache-name"):
+        FeatureWriter(others, "reg", FakeBlackBoxInfo())
 
 
-def test_a_missing_cache_names_the_command_and_those_that_are_there(shards: ShardSet) -> None:
+def test_error_for_a_missing_cache_names_the_command_and_existing_caches(shards: ShardSet) -> None:
     with pytest.raises(
-        UserError, match=r"no such feature cache; run `featgan extract --shards \S+ --blackbox SPEC --name cls`$"
+        UserError, match=r"no such feature cache; run `featgan extract --shards \S+ --blackbox SPEC --cache-name cls`$"
     ):
         FeatureCache.open(shards, "cls")
-    extract(shards)
-    with pytest.raises(UserError, match=r"\(there are: reg\)"):
+    extract_fake_features(shards)
+    with pytest.raises(UserError, match=r"\(existing caches: reg\)"):
         FeatureCache.open(shards, "cls")
 
 
-def test_damaged_files_are_named(shards: ShardSet) -> None:
-    path = extract(shards).path / "validation-00000.features.npy"
+def test_error_names_the_corrupted_file(shards: ShardSet) -> None:
+    path = extract_fake_features(shards).path / "validation-00000.features.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(
-        UserError, match=r"validation-00000\.features\.npy: \d+ bytes where \d+ were written; .*featgan extract"
+        UserError, match=r"validation-00000\.features\.npy: \d+ bytes, but \d+ were written; .*featgan extract"
     ):
         FeatureCache.open(shards, "reg")
     path.unlink()
     with pytest.raises(UserError, match=r"validation-00000\.features\.npy: missing"):
         FeatureCache.open(shards, "reg")
     path.write_bytes(content[:-1] + b"\x7f")
-    with pytest.raises(UserError, match="its content is not what was extracted"):
+    with pytest.raises(UserError, match="its checksum does not match"):
         FeatureCache.open(shards, "reg").verify()
 
 
 @pytest.mark.parametrize(
     "array", [np.array(["1.5"] * 40), np.array([{}] * 5, object), np.zeros((5, 2, 4)), np.zeros((5, 4), "f4")]
 )
-def test_arrays_of_another_kind_are_not_read(shards: ShardSet, array: np.ndarray) -> None:
-    cache = extract(shards)
+def test_arrays_of_another_type_or_shape_are_errors(shards: ShardSet, array: np.ndarray) -> None:
+    cache = extract_fake_features(shards)
     path = cache.path / "validation-00000.features.npy"
     np.save(path, array, allow_pickle=True)
-    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: (cut off or damaged|holds)"):
+    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: (truncated or corrupted|contains)"):
         cache.features("validation", [0], False)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "space.safetensors"])
-def test_a_damaged_manifest_or_space_is_one_line(shards: ShardSet, name: str) -> None:
-    path = extract(shards).path / name
+def test_error_for_a_corrupted_manifest_or_space_is_one_line(shards: ShardSet, name: str) -> None:
+    path = extract_fake_features(shards).path / name
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(UserError, match=f"{name}: .*featgan extract") as error:
         assert FeatureCache.open(shards, "reg").space
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_something_else_is_left_alone(shards: ShardSet) -> None:
+def test_folder_with_other_files_is_not_changed(shards: ShardSet) -> None:
     folder = shards.path / "features" / "reg"
     folder.mkdir(parents=True)
-    (folder / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="is no feature cache; choose another --name"):
-        FeatureWriter(shards, "reg", Box())
+    (folder / "thesis.txt").write_text("text")
+    with pytest.raises(UserError, match="is not a feature cache; choose another --cache-name"):
+        FeatureWriter(shards, "reg", FakeBlackBoxInfo())
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("name", ["../reg", "a/b", "", ".hidden"])
-def test_a_name_that_is_no_folder_name_is_refused(shards: ShardSet, name: str) -> None:
+def test_invalid_cache_name_is_an_error(shards: ShardSet, name: str) -> None:
     with pytest.raises(UserError, match="feature cache name"):
-        FeatureWriter(shards, name, Box())
+        FeatureWriter(shards, name, FakeBlackBoxInfo())
 
 
-def test_more_components_than_features_are_refused(shards: ShardSet) -> None:
-    with pytest.raises(UserError, match="components 9: layer fc1 has 4 features"):
-        FeatureWriter(shards, "reg", Box(), 9)
+def test_more_components_than_features_are_an_error(shards: ShardSet) -> None:
+    with pytest.raises(UserError, match="num-components 9: must be between 1 and 4, .* layer fc1"):
+        FeatureWriter(shards, "reg", FakeBlackBoxInfo(), 9)
     assert not (shards.path / "features").exists()
 
 
-def test_features_that_are_not_finite_name_the_image(shards: ShardSet) -> None:
-    writer = FeatureWriter(shards, "reg", Box())
-    pending = writer.pending()[0]
+def test_error_names_the_image_whose_features_are_not_finite(shards: ShardSet) -> None:
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    pending = writer.list_pending()[0]
     features, outputs = torch.zeros(5, 2, 4), torch.zeros(5, 2, 2)
     features[3, 1, 0] = torch.nan
-    key = shards.split("train").keys[3]
-    with pytest.raises(UserError, match=f"boxes/reg: features of image {key} are not finite"):
-        writer.write(pending, features, outputs)
-    assert writer.pending()[0] == pending
+    key = shards.get_split("train").keys[3]
+    with pytest.raises(UserError, match=f"classifiers/reg: features of image {key} are not finite"):
+        writer.write_shard(pending, features, outputs)
+    assert writer.list_pending()[0] == pending
 
 
-def test_a_layer_that_says_the_same_of_all_images_is_refused(shards: ShardSet) -> None:
-    writer = FeatureWriter(shards, "reg", Box())
-    for pending in writer.pending():
-        writer.write(pending, torch.ones(len(pending.rows), 2, 4), torch.zeros(len(pending.rows), 2, 2))
-    with pytest.raises(UserError, match="layer fc1 gives all images the same features"):
+def test_constant_features_are_an_error(shards: ShardSet) -> None:
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    for pending in writer.list_pending():
+        writer.write_shard(pending, torch.ones(len(pending.rows), 2, 4), torch.zeros(len(pending.rows), 2, 2))
+    with pytest.raises(UserError, match="layer fc1 outputs the same features for all images"):
         writer.commit()
 
 
-def test_a_full_disk_is_one_line_and_what_is_written_stays(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = FeatureWriter(shards, "reg", Box())
-    first, second, *_ = writer.pending()
-    fill(writer, first)
+def test_error_for_a_full_disk_is_one_line_and_written_shards_remain(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    first, second, *_ = writer.list_pending()
+    fill_cache(writer, first)
 
-    def full(descriptor: int) -> None:
+    def raise_disk_full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", raise_disk_full)
     with pytest.raises(
         UserError, match="reg: cannot be written: the disk is full; free some space and run the command again"
     ):
-        fill(writer, second)
+        fill_cache(writer, second)
     monkeypatch.undo()
     assert sorted(path.name for path in writer.path.iterdir()) == [
         "partial.json",
@@ -321,16 +332,16 @@ def test_a_full_disk_is_one_line_and_what_is_written_stays(shards: ShardSet, mon
     ]
 
 
-def test_maps_do_not_travel_to_other_processes(shards: ShardSet) -> None:
-    cache = extract(shards)
-    rows = np.arange(TRAIN)
+def test_memory_maps_are_not_pickled(shards: ShardSet) -> None:
+    cache = extract_fake_features(shards)
+    rows = np.arange(NUM_TRAIN)
     expected = cache.features("train", rows, False)
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.arrays["train", "features"].maps == {}
     assert np.array_equal(copy.features("train", rows, False), expected)
 
 
-def test_the_manifest_lists_every_file_with_its_hash(shards: ShardSet) -> None:
-    path = extract(shards).path
-    listed = json.loads((path / "manifest.json").read_text())["files"]
-    assert sorted(listed) == sorted(found.name for found in path.iterdir() if found.name != "manifest.json")
+def test_manifest_lists_every_file(shards: ShardSet) -> None:
+    path = extract_fake_features(shards).path
+    listing = json.loads((path / "manifest.json").read_text())["files"]
+    assert sorted(listing) == sorted(file.name for file in path.iterdir() if file.name != "manifest.json")

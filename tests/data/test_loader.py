@@ -1,4 +1,4 @@
-"""A step's batch: the fast way gives what one image after the other, by the plainest means, gives."""
+"""Tests of the batch of a step against a reference that reads one image after the other."""
 
 import io
 
@@ -8,50 +8,51 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featgan.config.loading import validate
+from featgan.config.loading import parse_config
 from featgan.data import loader
 from featgan.data.conditions import build_condition
-from featgan.data.loader import BatchStream, Source
+from featgan.data.loader import BatchDataset, TrainingSet
 from featgan.data.shards.shard_set import Split
+from featgan.errors import UserError
 from tests.conftest import World
 
 
-def decode_plainly(split: Split, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """uint8 [n, 3, S, S], by PIL."""
+def decode_with_pil(split: Split, rows: np.ndarray, flipped: np.ndarray) -> Tensor:
+    """Decode images with PIL, uint8 [n, 3, S, S]."""
     images = [np.asarray(Image.open(io.BytesIO(split.read_jpeg(int(row)))).convert("RGB")) for row in rows]
-    sided = [image[:, ::-1] if side else image for image, side in zip(images, mirrored, strict=True)]
-    return torch.from_numpy(np.stack(sided).transpose(0, 3, 1, 2).copy())
+    oriented = [image[:, ::-1] if is_flipped else image for image, is_flipped in zip(images, flipped, strict=True)]
+    return torch.from_numpy(np.stack(oriented).transpose(0, 3, 1, 2).copy())
 
 
-def features_plainly(world: World, rows: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """float [n, F], out of the files joined end to end."""
-    names = world.shards.split("train").shard_names
-    whole = np.concatenate([np.load(world.cache.path / f"{name}.features.npy") for name in names])
-    return torch.stack([torch.from_numpy(whole[row, int(side)]) for row, side in zip(rows, mirrored, strict=True)])
+def read_features_directly(world: World, rows: np.ndarray, flipped: np.ndarray) -> Tensor:
+    """Read features from the concatenated files of the cache, float [n, F]."""
+    names = world.shards.get_split("train").shard_names
+    features = np.concatenate([np.load(world.cache.path / f"{name}.features.npy") for name in names])
+    return torch.from_numpy(features[rows, flipped.astype(int)])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_batch_is_what_the_plain_way_gives(world: World, seed: int) -> None:
-    tree = {"shards": str(world.shards.path), "features": "stand-in"}
-    condition = build_condition(validate({"dataset": tree}, "test").dataset, world.shards, "train")
-    split = world.shards.split("train")
-    batches = BatchStream([Source(split, condition, True)], 16, 1, seed)
+def test_batch_equals_the_reference_batch(world: World, seed: int) -> None:
+    tree = {"shards": str(world.shards.path), "feature_cache": "stand-in"}
+    condition = build_condition(parse_config({"dataset": tree}, "test").dataset, world.shards, "train")
+    split = world.shards.get_split("train")
+    batches = BatchDataset([TrainingSet(split, condition, True)], 16, 1, seed)
     step = int(np.random.default_rng(seed).integers(100))
-    batch, (rows, mirrored) = batches[step], batches.global_rows(0, step)
-    assert 0 < mirrored.sum() < len(rows)
-    assert torch.equal(batch.images, decode_plainly(split, rows, mirrored))
-    features = features_plainly(world, rows, mirrored)
+    batch, (rows, flipped) = batches[step], batches.global_rows(0, step)
+    assert 0 < flipped.sum() < len(rows)
+    assert torch.equal(batch.images, decode_with_pil(split, rows, flipped))
+    features = read_features_directly(world, rows, flipped)
     assert torch.equal(batch.condition, features)
-    order = loader.stream(seed, loader.TARGET, step).permutation(len(rows))
+    order = loader.random_stream(seed, loader.TARGET_STREAM, step).permutation(len(rows))
     assert torch.equal(batch.condition_target, features[torch.from_numpy(order)])
 
 
-def test_an_epoch_border_in_a_batch_skips_and_repeats_nothing(world: World) -> None:
+def test_batch_across_two_epochs_skips_and_repeats_no_row(world: World) -> None:
     condition = build_condition(
-        validate({"dataset": {"shards": str(world.shards.path), "features": "stand-in"}}, "test").dataset,
+        parse_config({"dataset": {"shards": str(world.shards.path), "feature_cache": "stand-in"}}, "test").dataset,
         world.shards, "train",
     )  # fmt: skip
-    batches = BatchStream([Source(world.shards.split("train"), condition, True)], 200, 1, 3)
+    batches = BatchDataset([TrainingSet(world.shards.get_split("train"), condition, True)], 200, 1, 3)
     rows = np.concatenate([batches.global_rows(0, step)[0] for step in range(3)])
     count = len(condition.rows)
     assert count < 200
@@ -59,14 +60,14 @@ def test_an_epoch_border_in_a_batch_skips_and_repeats_nothing(world: World) -> N
         assert sorted(rows[epoch * count : (epoch + 1) * count]) == sorted(condition.rows)
 
 
-def test_a_damaged_image_among_good_ones_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = world.shards.split("train")
-    read = split.read
+def test_error_names_the_corrupted_image_of_a_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = world.shards.get_split("train")
+    read_bytes = split.read_bytes
 
-    def read_damaged(row: int) -> bytearray:
-        content = read(row)
+    def read_corrupted(row: int) -> bytearray:
+        content = read_bytes(row)
         return content[: len(content) // 4] if row == 5 else content
 
-    monkeypatch.setattr(split, "read", read_damaged)
-    with pytest.raises(Exception, match=f"{split.keys[5]}.jpg: the JPEG is damaged"):
+    monkeypatch.setattr(split, "read_bytes", read_corrupted)
+    with pytest.raises(UserError, match=f"{split.keys[5]}.jpg: the JPEG is corrupted"):
         split.decode(np.arange(12))

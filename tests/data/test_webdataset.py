@@ -1,4 +1,4 @@
-"""Shards are WebDataset tars: the library reads every sample that we wrote, and the same labels."""
+"""Shards are WebDataset tar files: the webdataset library reads the same images and labels."""
 
 import json
 
@@ -7,8 +7,8 @@ import webdataset
 from tests.conftest import World
 
 
-def test_the_webdataset_library_reads_our_shards(world: World) -> None:
-    split = world.shards.split("train")
+def test_webdataset_library_reads_the_shards(world: World) -> None:
+    split = world.shards.get_split("train")
     paths = [str(world.shards.path / f"{name}.tar") for name in split.shard_names]
     samples = list(webdataset.WebDataset(paths, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == split.keys.tolist()

@@ -1,210 +1,389 @@
-"""An evaluation's sentences say what its numbers support, and no more."""
+"""The conclusions of an evaluation state what its metrics support, and no more."""
 
+import ast
 from dataclasses import replace
+from inspect import getsource
+from string import Formatter
 
 import pytest
 
-from featgan.evaluation.conclusions import remarks
-from featgan.evaluation.edit_metrics import Family
-from featgan.evaluation.results import Findings
-from featgan.evaluation.subgroups import RegionFamily
-from featgan.metrics.bootstrap import Measure
+from featgan.config.metric_specs import Family
+from featgan.evaluation import conclusions as module
+from featgan.evaluation.conclusion_texts import CONCLUSION_TEXTS, fill_template
+from featgan.evaluation.conclusions import draw_conclusions
+from featgan.evaluation.evaluator import MetricsByColumn
+from featgan.evaluation.results import EvaluationResults
+from featgan.evaluation.subgroups import SubgroupMetrics
+from featgan.metrics.bootstrap import Estimate
+
+FINDING_FUNCTIONS = ("supporting_finding", "limiting_finding", "unknown_finding", "fill_template")
 
 
-def around(value: float, width: float = 0.02, count: int = 500) -> Measure:
-    return Measure(value, value - width, value + width, count)
+def interval_around(value: float, width: float = 0.02, count: int = 500) -> Estimate:
+    return Estimate(value, value - width, value + width, count)
 
 
-def family(**columns: dict[str, float]) -> Family:
-    return {name: {measure: around(value) for measure, value in table.items()} for name, table in columns.items()}
-
-
-def said(findings: Findings, about: str) -> list[tuple[str, str]]:
-    return [(remark.verdict, remark.text) for remark in remarks(findings) if remark.about == about]
-
-
-def faithful(shift: float, shuffled: float, mean: float) -> list[tuple[str, str]]:
-    table = family(
-        generator={"shift_aggregate": shift},
-        shuffled_condition={"shift_aggregate": shuffled},
-        mean_vector={"shift_aggregate": mean},
-    )
-    return said(Findings({"faithfulness": table}), "faithfulness")
-
-
-def test_a_shift_is_judged_beside_its_controls() -> None:
-    assert faithful(0.1, 0.0, 0.5) == [("limits", "The edits hardly reach what was asked: relative shift 0.10.")]
-    assert faithful(0.35, 0.34, 0.5)[0][1].startswith("The request is hardly heard")
-    assert faithful(0.48, 0.3, 0.5)[0][1].startswith("The edits come no nearer to the request than the mean vector")
-    verdict, text = faithful(0.8, 0.3, 0.5)[0]
-    assert verdict == "supports" and "relative shift 0.80, of edits to another request 0.30" in text
-
-
-def test_retrieval_at_chance_is_called_so() -> None:
-    table = {"retrieval_top1": Measure(0.002, 0.0, 0.005, 500), "retrieval_gallery": around(1000, 0)}
-    found = said(Findings({"faithfulness": {"generator": table}}), "faithfulness")
-    assert found == [
-        ("limits", "Retrieval is at chance (top 1 0.002 of 1000): nothing particular of the request is left.")
-    ]
-    table["retrieval_top1"] = Measure(0.02, 0.01, 0.03, 500)
-    assert said(Findings({"faithfulness": {"generator": table}}), "faithfulness") == []
-
-
-def region(name: str, count: int = 100, **columns: dict[str, float]) -> RegionFamily:
-    tables = {
-        column: {measure: around(value, 0.1, count) for measure, value in table.items()}
-        for column, table in columns.items()
+def make_metrics(**columns: dict[str, float]) -> MetricsByColumn:
+    return {
+        column: {name: interval_around(value) for name, value in values.items()} for column, values in columns.items()
     }
-    return RegionFamily("class", name, count, tables)
 
 
-def test_alike_classes_share_a_sentence_and_what_no_data_reach_is_no_failure() -> None:
-    regions = [
-        region("happy", generator={"flip_success": 0.9}, nearest_real={"flip_success": 0.9}),
-        region("sad", generator={"flip_success": 0.2}, nearest_real={"flip_success": 0.9}),
-        region("fear", generator={"flip_success": 0.3}, nearest_real={"flip_success": 0.8}),
-        region("anger", generator={"flip_success": 0.1}, nearest_real={"flip_success": 0.2}),
-        region("contempt", 7, generator={"flip_success": 0.0}, nearest_real={"flip_success": 0.9}),
-    ]
-    found = said(Findings({"faithfulness": {}}, regions=regions), "faithfulness")
-    assert found == [
-        ("unknown", "Too few pairs to say more of the classes contempt (7)."),
-        ("limits", "Classes that are hardly reached where another was before: sad (0.20), fear (0.30)."),
+def conclusion_texts(results: EvaluationResults, family: Family) -> list[tuple[str, str]]:
+    return [
+        (conclusion.kind, conclusion.text) for conclusion in draw_conclusions(results) if conclusion.family == family
     ]
 
 
-def test_a_tint_that_real_images_have_as_well_is_none_of_the_boxs_making() -> None:
-    regions = [
-        region("disgust", generator={"tint": 1.4}, nearest_real={"tint": 0.2}),
-        region("sad", generator={"tint": 1.0}, nearest_real={"tint": 1.1}),
-        region("fear", generator={"tint": 0.3}, nearest_real={"tint": 0.0}),
+def template_calls() -> list[tuple[str, set[str]]]:
+    """Return the template name and the value names of every finding in the rules."""
+    calls = []
+    for node in ast.walk(ast.parse(getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FINDING_FUNCTIONS:
+            position = 0 if node.func.id == "fill_template" else 1
+            template = node.args[position]
+            if isinstance(template, ast.Constant):
+                calls.append((str(template.value), {keyword.arg or "" for keyword in node.keywords}))
+    return calls
+
+
+def test_every_template_is_used_and_exists() -> None:
+    assert {name for name, _ in template_calls()} == set(CONCLUSION_TEXTS)
+
+
+@pytest.mark.parametrize(("name", "values"), template_calls())
+def test_every_placeholder_is_filled_and_every_value_is_shown(name: str, values: set[str]) -> None:
+    placeholders = {field for _, field, _, _ in Formatter().parse(CONCLUSION_TEXTS[name]) if field is not None}
+    assert placeholders == values
+
+
+@pytest.mark.parametrize("name", CONCLUSION_TEXTS)
+def test_templates_are_complete_sentences(name: str) -> None:
+    text = CONCLUSION_TEXTS[name]
+    if not name.startswith(("item_", "space_")):
+        assert text[0].isupper() and text.endswith(".")
+
+
+def test_missing_value_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        fill_template("no_progress")
+
+
+def faithfulness_conclusions(progress: float, shuffled: float, mean: float) -> list[tuple[str, str]]:
+    metrics = make_metrics(
+        generator={"target_progress_pooled": progress},
+        shuffled_target={"target_progress_pooled": shuffled},
+        training_mean={"target_progress_pooled": mean},
+    )
+    return conclusion_texts(EvaluationResults({"faithfulness": metrics}), "faithfulness")
+
+
+def test_progress_is_compared_with_its_baselines() -> None:
+    assert faithfulness_conclusions(0.1, 0.0, 0.5) == [
+        ("limits", "The edits hardly reach the targets: target progress is 0.10.")
     ]
-    assert said(Findings({"faithfulness": {}}, regions=regions), "preservation") == [
+    assert faithfulness_conclusions(0.35, 0.34, 0.5) == [
         (
             "limits",
-            "The box answers to colour as a real image would not: edits towards class disgust (1.4 deviations, real "
-            "images 0.2) get a tint.",
+            "The model largely ignores the target: target progress is 0.35, versus 0.34 for edits toward a shuffled "
+            "target.",
+        )
+    ]
+    assert faithfulness_conclusions(0.48, 0.3, 0.5)[0][1].startswith(
+        "The edits are no closer to the targets than the mean of the training features"
+    )
+    kind, text = faithfulness_conclusions(0.8, 0.3, 0.5)[0]
+    assert kind == "supports" and "target progress is 0.80, versus 0.30" in text
+
+
+def test_decisions_of_copies_are_a_limitation() -> None:
+    metrics = make_metrics(generator={"label_agreement": 0.3}, copy_source={"label_agreement": 0.3})
+    assert conclusion_texts(EvaluationResults({"faithfulness": metrics}), "faithfulness") == [
+        (
+            "limits",
+            "The classifier predicts the target class for edited images no more often than for unchanged sources.",
+        )
+    ]
+
+
+def test_missing_evaluation_classifier_is_stated() -> None:
+    (conclusion,) = conclusion_texts(EvaluationResults({"preservation": {}}), "faithfulness")
+    assert conclusion[0] == "unknown" and "--classifier" in conclusion[1]
+
+
+def test_retrieval_at_chance_level_is_a_limitation() -> None:
+    metrics = {"retrieval_top1": Estimate(0.002, 0.0, 0.005, 500), "retrieval_gallery_size": interval_around(1000, 0)}
+    results = EvaluationResults({"faithfulness": {"generator": metrics}})
+    assert conclusion_texts(results, "faithfulness") == [
+        (
+            "limits",
+            "Retrieval is at chance level: the top-1 share is 0.002 in a gallery of 1000 images. The edits contain "
+            "nothing specific to their targets.",
+        )
+    ]
+    metrics["retrieval_top1"] = Estimate(0.02, 0.01, 0.03, 500)
+    assert conclusion_texts(results, "faithfulness") == []
+
+
+def make_subgroup(name: str, count: int = 100, group: str = "class", **columns: dict[str, float]) -> SubgroupMetrics:
+    metrics_by_column = {
+        column: {metric: interval_around(value, 0.1, count) for metric, value in values.items()}
+        for column, values in columns.items()
+    }
+    return SubgroupMetrics(group, name, count, metrics_by_column)
+
+
+def test_similar_classes_share_a_sentence_and_unreachable_classes_are_left_out() -> None:
+    subgroups = [
+        make_subgroup("happy", generator={"validity": 0.9}, nearest_real={"validity": 0.9}),
+        make_subgroup("sad", generator={"validity": 0.2}, nearest_real={"validity": 0.9}),
+        make_subgroup("fear", generator={"validity": 0.3}, nearest_real={"validity": 0.8}),
+        make_subgroup("anger", generator={"validity": 0.1}, nearest_real={"validity": 0.2}),
+        make_subgroup("contempt", 7, generator={"validity": 0.0}, nearest_real={"validity": 0.9}),
+    ]
+    assert conclusion_texts(EvaluationResults({"faithfulness": {}}, subgroups=subgroups), "faithfulness") == [
+        ("unknown", "Too few pairs have these target classes for a conclusion: contempt (7 pairs)."),
+        (
+            "limits",
+            "The edits rarely change the prediction to these target classes: "
+            "sad (validity 0.20), fear (validity 0.30).",
+        ),
+    ]
+
+
+def test_weak_octants_and_extremes_are_limitations() -> None:
+    subgroups = [
+        make_subgroup("3", group="octant", generator={"target_progress_pooled": 0.1}),
+        make_subgroup("above 90 %", group="component 2", generator={"component_progress": 0.15}),
+        make_subgroup("10 to 50 %", group="component 2", generator={"component_progress": 0.1}),
+    ]
+    assert conclusion_texts(EvaluationResults({"faithfulness": {}}, subgroups=subgroups), "faithfulness") == [
+        (
+            "limits",
+            "The edits make little progress toward targets in these octants of valence and arousal: "
+            "3 (target progress 0.10).",
+        ),
+        (
+            "limits",
+            "The edits make little progress toward extreme values of these components: "
+            "component 2 above 90 % (component progress 0.15).",
+        ),
+    ]
+
+
+def test_color_shift_of_real_images_is_not_attributed_to_the_classifier() -> None:
+    subgroups = [
+        make_subgroup("disgust", generator={"color_shift": 1.4}, nearest_real={"color_shift": 0.2}),
+        make_subgroup("sad", generator={"color_shift": 1.0}, nearest_real={"color_shift": 1.1}),
+        make_subgroup("fear", generator={"color_shift": 0.3}, nearest_real={"color_shift": 0.0}),
+        make_subgroup("anger", generator={"color_shift": 0.8}),
+    ]
+    assert conclusion_texts(EvaluationResults({"faithfulness": {}}, subgroups=subgroups), "preservation") == [
+        (
+            "limits",
+            "The color shift of edits toward disgust (1.4 SD, real images 0.2 SD), anger (0.8 SD) is larger than "
+            "that of real images, so the classifier may respond to color.",
         )
     ]
 
 
 @pytest.mark.parametrize(
-    ("witness", "before", "real", "verdict", "begins"),
+    ("second", "source", "real", "kind", "start"),
     [
-        (0.89, 0.07, 0.9, "supports", "The witness sees the change: it sees the label asked for in 0.89 of the pairs"),
-        (0.5, 0.07, 0.9, "limits", "The witness sees less of the change"),
-        (0.08, 0.07, 0.9, "limits", "The witness sees no change"),
-        (0.3, 0.07, 0.3, "unknown", "The witness seldom agrees with the box even on real images"),
+        (0.89, 0.07, 0.9, "supports", "The second classifier also responds to the edits. It predicts the target class"),
+        (0.5, 0.07, 0.9, "limits", "The second classifier responds less to the edits"),
+        (0.08, 0.07, 0.9, "limits", "The second classifier does not respond to the edits"),
+        (0.3, 0.07, 0.3, "unknown", "The second classifier cannot confirm the edits"),
     ],
 )
-def test_a_witness_confirms_or_not(witness: float, before: float, real: float, verdict: str, begins: str) -> None:
-    generator = {"witness_agreement": witness, "box_agreement": 0.92, "witness_gap": 0.92 - witness}
-    controls = {"ceiling_real": {"witness_agreement": real}, "identity_copy": {"witness_agreement": before}}
-    found = said(Findings({"witness": family(generator=generator, **controls)}), "witness")
-    assert [(each, text[: len(begins)]) for each, text in found] == [(verdict, begins)]
+def test_second_classifier_confirms_the_edits_or_not(
+    second: float, source: float, real: float, kind: str, start: str
+) -> None:
+    metrics = make_metrics(
+        generator={
+            "second_classifier_agreement": second,
+            "classifier_agreement": 0.92,
+            "agreement_gap": 0.92 - second,
+        },
+        target_real={"second_classifier_agreement": real},
+        copy_source={"second_classifier_agreement": source},
+    )
+    conclusions = conclusion_texts(EvaluationResults({"second_classifier": metrics}), "second_classifier")
+    assert [(conclusion_kind, text[: len(start)]) for conclusion_kind, text in conclusions] == [(kind, start)]
 
 
-def test_without_a_witness_it_says_what_is_not_known() -> None:
-    assert said(Findings({"traversal": {}}), "witness")[0][0] == "unknown"
+def test_missing_second_classifier_is_stated() -> None:
+    assert conclusion_texts(EvaluationResults({"traversal": {}}), "second_classifier")[0][0] == "unknown"
+    assert conclusion_texts(EvaluationResults({"second_classifier": {}}), "second_classifier")[0][0] == "unknown"
 
 
-def test_components_are_grouped_by_what_is_seen_of_them() -> None:
+def test_components_are_grouped_by_visibility() -> None:
     generator = {
         "component_01_slope": 0.6, "component_01_monotonicity": 0.98, "component_02_slope": 0.02,
         "component_02_monotonicity": 0.5, "component_03_slope": 0.4, "component_03_monotonicity": 0.95,
         "diagonal_dominance": 0.4,
     }  # fmt: skip
     real = {"component_02_slope": 0.05, "diagonal_dominance": 0.7}
-    findings = Findings(
-        {"traversal": family(generator=generator, nearest_real=real)}, crosstalk=[[0.6, 0, 0], [0, 0, 0], [0, 0, 0.4]]
+    results = EvaluationResults(
+        {"traversal": make_metrics(generator=generator, nearest_real=real)},
+        crosstalk=[[0.6, 0, 0], [0, 0, 0], [0, 0, 0.4]],
     )
-    assert said(findings, "traversal") == [
-        ("limits", "Not visible to the box in the pixels: component 2 (slope 0.02)."),
-        ("unknown", "No real images move them alone either, so the data cannot show them: 2 (0.05)."),
-        ("supports", "Followed evenly: components 1, 3, slope 0.40 to 0.60."),
+    assert conclusion_texts(results, "traversal") == [
         (
             "limits",
-            "Sliders move other components as well: 0.40 of the change lies in the component asked for, "
-            "0.70 in real images.",
+            "Sweeping component 2 (slope 0.02) has hardly any effect that the classifier detects in the images.",
+        ),
+        (
+            "unknown",
+            "Real images do not change these components alone either, so the data cannot show their effect: "
+            "2 (slope 0.05).",
+        ),
+        ("supports", "Components 1, 3 follow their target values with slopes from 0.40 to 0.60."),
+        (
+            "limits",
+            "Sweeping one component also changes others: 0.40 of the change is in the swept component, versus 0.70 in "
+            "real images.",
         ),
     ]
 
 
+def test_single_component_that_follows_and_several_that_are_invisible() -> None:
+    generator = {
+        "component_01_slope": 0.6, "component_01_monotonicity": 0.98, "component_02_slope": 0.02,
+        "component_03_slope": 0.04, "diagonal_dominance": 0.4,
+    }  # fmt: skip
+    results = EvaluationResults(
+        {"traversal": make_metrics(generator=generator)}, crosstalk=[[0.6, 0, 0], [0, 0, 0], [0, 0, 0]]
+    )
+    assert conclusion_texts(results, "traversal") == [
+        (
+            "limits",
+            "Sweeping components 2 (slope 0.02), 3 (slope 0.04) has hardly any effect that the classifier detects in "
+            "the images.",
+        ),
+        ("supports", "Component 1 follows its target values with a slope of 0.60."),
+        ("limits", "Sweeping one component also changes others: 0.40 of the change is in the swept component."),
+    ]
+
+
 def test_fine_and_faint_edits_are_not_called_visible() -> None:
-    def about(size: float, coarse: float) -> list[str]:
-        own = {"edit_l1": size, "asked_edit_coarse_share": coarse}
-        found = said(Findings({"preservation": family(generator=own, ceiling_jpeg={"edit_l1": 0.02})}), "preservation")
-        return [text.split(":")[0] for _, text in found]
+    def first_sentence(size: float, low_frequency: float) -> list[str]:
+        generator = {"edit_l1": size, "edit_low_frequency_share_when_changed": low_frequency}
+        metrics = make_metrics(generator=generator, source_jpeg={"edit_l1": 0.02})
+        conclusions = conclusion_texts(EvaluationResults({"preservation": metrics}), "preservation")
+        return [text.split(":")[0] for _, text in conclusions]
 
-    assert about(0.2, 0.8) == ["The change is coarse enough to be seen"]
-    assert about(0.2, 0.2) == ["Much of the change is fine texture, which a person may not see"]
-    assert about(0.01, 0.8) == ["The edits are hardly larger than what JPEG at quality 75 changes"]
+    assert first_sentence(0.2, 0.8) == ["The edits are coarse enough to be seen"]
+    assert first_sentence(0.2, 0.2) == ["Much of the edit is fine texture that people may not see"]
+    assert first_sentence(0.01, 0.8) == ["The edits are hardly larger than the change by JPEG at quality 75"]
 
 
-def test_a_tint_is_no_coarse_edit() -> None:
-    own = {"edit_l1": 0.2, "asked_edit_coarse_share": 0.9, "asked_edit_constant_share": 0.7}
-    (found,) = said(Findings({"preservation": family(generator=own, ceiling_jpeg={"edit_l1": 0.02})}), "preservation")
-    assert found[0] == "limits" and found[1].startswith("Most of the change is one tint of the whole picture: 0.70")
+def test_uniform_color_shift_does_not_count_as_coarse() -> None:
+    generator = {"edit_l1": 0.2, "edit_low_frequency_share_when_changed": 0.9, "edit_uniform_share_when_changed": 0.7}
+    metrics = make_metrics(generator=generator, source_jpeg={"edit_l1": 0.02})
+    assert conclusion_texts(EvaluationResults({"preservation": metrics}), "preservation") == [
+        ("limits", "Most of the edit is a uniform color shift: 0.70 of its energy is equal in all pixels.")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("kept", "verdict", "begins"),
+    ("error", "kind", "start"),
     [
-        (0.03, "supports", "What is not asked to change is kept: by 0.030 of 2"),
-        (0.08, "limits", "Repainting by itself changes the picture, so compare edits with the reconstruction: "),
-        (0.30, "limits", "The generator does not keep its source (self-reconstruction 0.30)"),
+        (0.03, "supports", "Reconstruction preserves the source: the mean change is 0.030, versus 0.025 for JPEG"),
+        (0.08, "limits", "Reconstruction alone changes the image, so compare edits with the reconstruction: "),
+        (0.30, "limits", "The generator does not preserve its source: the reconstruction error is 0.30."),
     ],
 )
-def test_what_repainting_changes_is_judged_beside_jpeg(kept: float, verdict: str, begins: str) -> None:
-    table = family(generator={"self_l1": kept}, ceiling_jpeg={"edit_l1": 0.025})
-    (found,) = said(Findings({"preservation": table}), "preservation")
-    assert found[0] == verdict and found[1].startswith(begins)
+def test_reconstruction_error_is_compared_with_jpeg(error: float, kind: str, start: str) -> None:
+    metrics = make_metrics(generator={"reconstruction_l1": error}, source_jpeg={"edit_l1": 0.025})
+    (conclusion,) = conclusion_texts(EvaluationResults({"preservation": metrics}), "preservation")
+    assert conclusion[0] == kind and conclusion[1].startswith(start)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "width", "verdict"), [(0.1, 0.02, "supports"), (0.2, 0.02, "limits"), (0.15, 0.1, "unknown")]
+    ("ratio", "width", "kind"), [(0.1, 0.02, "supports"), (0.2, 0.02, "limits"), (0.15, 0.1, "unknown")]
 )
-def test_nuisance_is_judged_by_its_interval(ratio: float, width: float, verdict: str) -> None:
-    (found,) = said(Findings({"factors": {"generator": {"factor_nuisance_ratio": around(ratio, width)}}}), "factors")
-    assert found[0] == verdict
+def test_nuisance_ratio_is_assessed_by_its_interval(ratio: float, width: float, kind: str) -> None:
+    metrics = {"generator": {"factor_nuisance_ratio": interval_around(ratio, width)}}
+    (conclusion,) = conclusion_texts(EvaluationResults({"factors": metrics}), "factors")
+    assert conclusion[0] == kind
 
 
-def test_the_space_that_took_no_part_in_training_speaks_first() -> None:
-    def about(**spaces: tuple[float, float]) -> tuple[str, str]:
-        own = {}
-        for prefix, (frechet, kid) in spaces.items():
-            start = "" if prefix == "box" else f"{prefix}_"
-            own |= {f"{start}frechet_edited": frechet, f"{start}frechet_real_floor": 1.0}
-            own |= {f"{start}kid_edited": kid, f"{start}kid_real_floor": 0.0}
-        (found,) = said(Findings({"realism": family(generator=own)}), "realism")
-        return found
-
-    assert about(box=(1.2, 0.0), witness=(9.0, 0.8))[0] == "limits"
-    assert about(box=(9.0, 0.8), witness=(1.2, 0.0))[0] == "supports"
-    verdict, text = about(witness=(2.4, 0.0))
-    assert verdict == "limits", "further than real images from each other, for certain"
-    verdict, text = about(box=(1.2, 0.0))
-    assert verdict == "unknown" and text.endswith("in the box's own space, which took part in training.")
+def realism_metrics(names: tuple[str, str], frechet: Estimate, kid: Estimate) -> dict[str, Estimate]:
+    """Return the metrics of one space; the distances of real images are 1 and 0."""
+    frechet_name, kid_name = names
+    return {
+        frechet_name: frechet,
+        f"{frechet_name}_real": interval_around(1.0),
+        kid_name: kid,
+        f"{kid_name}_real": interval_around(0.0),
+    }
 
 
-def test_a_generator_that_forgets_its_source_is_named() -> None:
-    assert said(Findings({"diversity": family(generator={"diversity_ratio": 0.1})}), "diversity") == [
-        ("limits", "Asked for the same, different sources become one picture: 0.10 of the sources' own distance.")
+INCEPTION_SPACE = ("fid", "inception_kid")
+SECOND_SPACE = ("second_classifier_frechet_distance", "second_classifier_kid")
+CLASSIFIER_SPACE = ("frechet_distance", "kid")
+
+
+def realism_conclusion(**families: MetricsByColumn) -> tuple[str, str]:
+    (conclusion,) = conclusion_texts(EvaluationResults(dict(families)), "realism")
+    return conclusion
+
+
+def test_realism_is_concluded_from_a_space_that_was_not_used_in_training() -> None:
+    def conclude(**spaces: tuple[float, float]) -> tuple[str, str]:
+        names = {"first": CLASSIFIER_SPACE, "second": SECOND_SPACE, "inception": INCEPTION_SPACE}
+        metrics: dict[str, Estimate] = {}
+        for space, (frechet, kid) in spaces.items():
+            metrics |= realism_metrics(names[space], interval_around(frechet), interval_around(kid))
+        return realism_conclusion(realism={"generator": metrics}, traversal={})
+
+    assert conclude(first=(1.2, 0.0), second=(9.0, 0.8))[0] == "limits"
+    assert conclude(first=(9.0, 0.8), second=(1.2, 0.0))[0] == "supports"
+    kind, text = conclude(first=(9.0, 0.8), second=(9.0, 0.8), inception=(1.2, 0.0))
+    assert kind == "supports" and "Inception features" in text
+    assert conclude(second=(2.4, 0.0))[0] == "limits", "farther than real images from each other, beyond the intervals"
+    kind, text = conclude(first=(1.2, 0.0))
+    assert kind == "unknown" and "only in the features of the classifier that was used in training" in text
+
+
+def test_evaluation_classifier_of_a_label_conditioned_model_was_not_used_in_training() -> None:
+    metrics = realism_metrics(CLASSIFIER_SPACE, interval_around(1.2), interval_around(0.0))
+    kind, text = realism_conclusion(realism={"generator": metrics})
+    assert kind == "unknown" and "only in the evaluation classifier's features" in text
+
+
+def test_wide_interval_of_many_images_supports_nothing() -> None:
+    first, second = SECOND_SPACE
+    metrics = {
+        first: interval_around(0.8, 1.8), f"{first}_real": interval_around(0.5, 1.4),
+        second: interval_around(0.0, 0.2), f"{second}_real": interval_around(0.0, 0.2),
+    }  # fmt: skip
+    many = {name: replace(estimate, count=628) for name, estimate in metrics.items()}
+    kind, text = realism_conclusion(realism={"generator": many})
+    assert kind == "unknown" and "is too wide" in text
+
+
+def test_distance_that_may_be_chance_supports_nothing() -> None:
+    first, second = SECOND_SPACE
+    metrics = {
+        first: interval_around(6.0, 5.0), f"{first}_real": interval_around(1.8, 2.0),
+        second: interval_around(0.1, 0.2), f"{second}_real": interval_around(0.0, 0.2),
+    }  # fmt: skip
+    kind, text = realism_conclusion(realism={"generator": metrics})
+    assert kind == "unknown" and "per side are too few" in text
+
+
+def test_lost_diversity_is_a_limitation() -> None:
+    def conclude(ratio: float) -> list[tuple[str, str]]:
+        metrics = make_metrics(generator={"diversity_ratio": ratio})
+        return conclusion_texts(EvaluationResults({"diversity": metrics}), "diversity")
+
+    assert conclude(0.1) == [
+        (
+            "limits",
+            "Edits of different sources to the same target become nearly one image: their distance is 0.10 of the "
+            "distance between the sources.",
+        )
     ]
-    assert said(Findings({"diversity": family(generator={"diversity_ratio": 0.9})}), "diversity") == []
-
-
-def test_a_wide_interval_of_many_images_supports_nothing_either() -> None:
-    own = {"frechet_edited": around(0.8, 1.8), "frechet_real_floor": around(0.5, 1.4)}
-    own |= {"kid_edited": around(0.0, 0.2), "kid_real_floor": around(0.0, 0.2)}
-    many = {f"witness_{name}": replace(found, count=628) for name, found in own.items()}
-    (found,) = said(Findings({"realism": {"generator": many}}), "realism")
-    assert found[0] == "unknown" and "is too wide" in found[1]
-
-
-def test_a_distance_that_could_be_chance_supports_nothing() -> None:
-    wide = {"frechet_edited": around(6.0, 5.0), "frechet_real_floor": around(1.8, 2.0)}
-    own = {f"witness_{name}": found for name, found in wide.items()}
-    own |= {"witness_kid_edited": around(0.1, 0.2), "witness_kid_real_floor": around(0.0, 0.2)}
-    (found,) = said(Findings({"realism": {"generator": own}}), "realism")
-    assert found[0] == "unknown" and "too few to tell" in found[1]
+    assert conclude(0.9) == []

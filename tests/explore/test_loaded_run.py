@@ -1,8 +1,9 @@
-"""The live page without its web: what becomes of an edit, which pictures are taken, what is saved."""
+"""Tests of the interactive page without HTTP: edits, uploaded images, exports and the request queue."""
 
 import asyncio
 import base64
 import io
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,28 +17,35 @@ from PIL import Image
 
 from featgan.data.conditions import ConditionLayout
 from featgan.errors import UserError
-from featgan.explore import image_store as module
-from featgan.explore.edit_request import Words, describe, parse_ask
-from featgan.explore.export import NUM_FRAMES, save_gif, save_png
-from featgan.explore.image_store import MOST_KEPT, GoneError, Pictures, decode_upload
+from featgan.explore import image_store
+from featgan.explore.edit_request import DisplayNames, describe_edit, parse_edit_request
+from featgan.explore.export import NUM_FRAMES, export_gif, export_png
+from featgan.explore.image_store import MAX_STORED_UPLOADS, ImageNotFoundError, ImageStore, decode_upload
 from featgan.explore.label_space import LabelSpace
-from featgan.explore.latest_request_queue import BusyError, Desk, SupersededError
+from featgan.explore.latest_request_queue import LatestRequestQueue, QueueFullError, SupersededError
 from featgan.explore.page import build_page
-from featgan.explore.prediction_bars import build_bars, headline, read_outputs
-from featgan.explore.session import Session, choose_scale, open_session
+from featgan.explore.prediction_bars import build_output_bars, format_prediction, to_display_values
+from featgan.explore.session import ExploreSession, choose_difference_scale, load_session
 from featgan.inference import training_data
-from featgan.report.analysis.predictions import Answer
+from featgan.report.analysis.predictions import OutputSpec
 from featgan.system.images import to_float
 from tests.conftest import World
-from tests.helpers.explore import TAB, encode, first_picture, obeying, train_run, wish
+from tests.helpers.explore import (
+    CLIENT_ID,
+    encode_image,
+    first_image_id,
+    make_edit_request,
+    perfect_generator,
+    train_run,
+)
 
-COMPONENTS = {"dataset": {"features": "stand-in-3", "condition": {"encoding": "components"}}}
+COMPONENT_SECTIONS = {"dataset": {"feature_cache": "stand-in-3", "condition": {"encoding": "components"}}}
 
 
 @pytest.fixture(scope="module")
 def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on features, on their components, on expressions, on valence and arousal."""
-    root = tmp_path_factory.mktemp("explored")
+    """Train runs on features, on expressions, and on valence and arousal."""
+    root = tmp_path_factory.mktemp("explore")
     train_run(world, root / "features")
     train_run(world, root / "expression", dataset={"condition": {"kind": "expression"}})
     train_run(world, root / "affect", dataset={"condition": {"kind": "valence_arousal"}})
@@ -45,314 +53,348 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def patched(world: World) -> Iterator[pytest.MonkeyPatch]:
-    with obeying(world) as patch:
+def perfect_model(world: World) -> Iterator[pytest.MonkeyPatch]:
+    with perfect_generator(world) as patch:
         yield patch
 
 
 @pytest.fixture
-def session(runs: Path, patched: pytest.MonkeyPatch) -> Session:
-    return open_session([runs / "features"])
+def session(runs: Path, perfect_model: pytest.MonkeyPatch) -> ExploreSession:
+    return load_session([runs / "features"])
 
 
-def decode(address: str) -> torch.Tensor:
-    """A data address => uint8 [3, S, S]."""
-    content = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+def decode_data_uri(data_uri: str) -> torch.Tensor:
+    """Decode a PNG data URI into uint8 [3, S, S]."""
+    content = base64.b64decode(data_uri.removeprefix("data:image/png;base64,"))
     return torch.from_numpy(np.array(Image.open(io.BytesIO(content)))).permute(2, 0, 1)
 
 
-def edited(session: Session, **parts: object) -> dict[str, Any]:
-    """What the page shows of the first run."""
-    return session.edit(wish(session, **parts))["runs"][0]
+def edit_with_first_run(session: ExploreSession, **fields: object) -> dict[str, Any]:
+    """Return the response of the first run to an edit request."""
+    return session.edit_with_all_runs(make_edit_request(session, **fields))["runs"][0]
 
 
-def test_a_component_that_is_set_moves_alone_and_the_box_sees_it(session: Session, world: World) -> None:
-    still, moved = edited(session), edited(session, pins={1: 0.75})
-    assert still["asked"] == still["own"] and still["shift"] is None
-    assert moved["asked"][1] == 0.75 and moved["own"] == still["own"]
+def test_setting_a_component_moves_only_that_component(session: ExploreSession) -> None:
+    unedited = edit_with_first_run(session)
+    edited = edit_with_first_run(session, component_values={1: 0.75})
+    assert unedited["target_values"] == unedited["source_values"] and unedited["target_progress"] is None
+    assert edited["target_values"][1] == 0.75 and edited["source_values"] == unedited["source_values"]
     others = [index for index in range(6) if index != 1]
-    assert np.array(moved["asked"])[others] == pytest.approx(np.array(moved["own"])[others], abs=2e-3)
-    assert moved["measured"][1] == pytest.approx(0.75, abs=0.1) and moved["shift"] == pytest.approx(1, abs=0.1)
-    assert moved["edited"] != still["edited"]
+    target_values, source_values = np.array(edited["target_values"]), np.array(edited["source_values"])
+    assert target_values[others] == pytest.approx(source_values[others], abs=2e-3)
+    assert edited["measured_values"][1] == pytest.approx(0.75, abs=0.1)
+    assert edited["target_progress"] == pytest.approx(1, abs=0.1)
+    assert edited["edited"] != unedited["edited"]
 
 
-def test_a_generator_that_is_told_changes_is_told_those_of_the_picture(
-    patched: pytest.MonkeyPatch, world: World, tmp_path: Path
+def test_generator_receives_the_difference_of_the_image_if_conditioned_on_it(
+    perfect_model: pytest.MonkeyPatch, world: World, tmp_path: Path
 ) -> None:
-    session = open_session([train_run(world, tmp_path / "run", generator={"request": "change"})])
-    assert edited(session, pins={1: 0.75})["measured"][1] == pytest.approx(0.75, abs=0.1)
-    ask = wish(session, pins={1: 0.75})
-    picture, second = session.find(ask)
+    generator_section = {"condition_input": "target_and_difference"}
+    session = load_session([train_run(world, tmp_path / "run", generator=generator_section)])
+    edited = edit_with_first_run(session, component_values={1: 0.75})
+    assert edited["measured_values"][1] == pytest.approx(0.75, abs=0.1)
+    edit_request = make_edit_request(session, component_values={1: 0.75})
+    source_image, target_image = session.find_images(edit_request)
     assert torch.equal(
-        session.first.path_to(ask, picture, second, 3)[-1], session.first.edit(ask, picture, second).image
+        session.first_run.interpolation_frames(edit_request, source_image, target_image, 3)[-1],
+        session.first_run.apply_edit(edit_request, source_image, target_image).image,
     )
 
 
-def test_the_answer_is_the_boxs_to_the_picture_that_is_shown(session: Session, world: World) -> None:
-    found = edited(session, pins={0: 2})
-    outputs = world.box(to_float(decode(found["edited"])[None]))[1][0]
-    assert [bar["value"] for bar in found["bars"]] == pytest.approx(outputs.softmax(0).tolist(), abs=1e-3)
+def test_the_prediction_is_for_the_displayed_image(session: ExploreSession, world: World) -> None:
+    actual = edit_with_first_run(session, component_values={0: 2})
+    outputs = world.classifier(to_float(decode_data_uri(actual["edited"])[None]))[1][0]
+    assert [bar["value"] for bar in actual["bars"]] == pytest.approx(outputs.softmax(0).tolist(), abs=1e-3)
     best = int(outputs.argmax())
-    assert found["headline"] == f"{world.box.class_names[best]} {100 * float(outputs.softmax(0)[best]):.0f} %"
-    source = world.box(to_float(session.pictures.find(first_picture(session)).images[16][None]))[1][0]
-    assert [bar["source"] for bar in found["bars"]] == pytest.approx(source.softmax(0).tolist(), abs=1e-3)
+    assert actual["prediction"] == f"{world.classifier.class_names[best]} {100 * float(outputs.softmax(0)[best]):.0f} %"
+    source = world.classifier(
+        to_float(session.image_store.find_image(first_image_id(session)).images_by_size[16][None])
+    )[1][0]
+    assert [bar["source"] for bar in actual["bars"]] == pytest.approx(source.softmax(0).tolist(), abs=1e-3)
 
 
-def test_a_second_image_is_moved_to_by_an_amount(session: Session) -> None:
-    other = session.pictures.sample(2)[1].id
-    own = np.array(edited(session)["own"])
-    goal = np.array(edited(session, picture=other)["own"])
-    assert edited(session, second=other)["asked"] == pytest.approx(goal, abs=2e-3)
-    half = edited(session, second=other, amount=0.5, pins={2: 1})
-    expected = (own + goal) / 2
+def test_target_image_moves_the_features_by_the_amount(session: ExploreSession) -> None:
+    other = session.image_store.sample(2)[1].id
+    source_values = np.array(edit_with_first_run(session)["source_values"])
+    other_values = np.array(edit_with_first_run(session, image=other)["source_values"])
+    actual = edit_with_first_run(session, target_image=other)["target_values"]
+    assert actual == pytest.approx(other_values, abs=2e-3)
+    actual = edit_with_first_run(session, target_image=other, amount=0.5, component_values={2: 1})["target_values"]
+    expected = (source_values + other_values) / 2
     expected[2] = 1
-    assert half["asked"] == pytest.approx(expected, abs=2e-3)
+    assert actual == pytest.approx(expected, abs=2e-3)
 
 
-def test_classes_are_pushed_along_means_and_along_the_boxs_weights(session: Session, world: World) -> None:
-    run = session.first
+def test_class_steps_follow_the_class_means_and_the_head_weights(session: ExploreSession) -> None:
+    run = session.first_run
     space, means = run.model.space, run.class_means
     assert space is not None and means is not None and run.head_weight is not None
-    own = np.array(edited(session)["own"])
+    source_values = np.array(edit_with_first_run(session)["source_values"])
     step = (space.project(means[1]) - space.project(means).mean(0)).numpy()
-    push = {"kind": "class", "index": 1, "amount": 2}
-    assert edited(session, push=push)["asked"] == pytest.approx(own + 2 * step, abs=5e-3)
-    before = edited(session)["bars"][3]["value"]
-    assert edited(session, push={"kind": "head", "index": 3, "amount": 2})["bars"][3]["value"] > before
-    with pytest.raises(UserError, match="features: has no direction class 41"):
-        edited(session, push={"kind": "class", "index": 40, "amount": 2})
+    actual = edit_with_first_run(session, class_step={"kind": "class", "index": 1, "amount": 2})["target_values"]
+    assert actual == pytest.approx(source_values + 2 * step, abs=5e-3)
+    before = edit_with_first_run(session)["bars"][3]["value"]
+    edited = edit_with_first_run(session, class_step={"kind": "head", "index": 3, "amount": 2})
+    assert edited["bars"][3]["value"] > before
+    with pytest.raises(UserError, match="features: no direction for class 41"):
+        edit_with_first_run(session, class_step={"kind": "class", "index": 40, "amount": 2})
 
 
-def test_what_changed_is_shown_on_a_scale_that_is_said(session: Session) -> None:
-    answer = session.edit(wish(session, pins={0: 2}, difference=True))
-    assert answer["scale"] in (0.05, 0.1, 0.2, 0.4, 1.0)
-    assert decode(answer["runs"][0]["difference"]).float().std() > 0
-    untouched = session.edit(wish(session, difference=True))
-    assert untouched["scale"] == 0.05 and decode(untouched["runs"][0]["difference"]).max() < 8
-    assert choose_scale([torch.full((4, 4), 0.3), torch.zeros(4, 4)]) == 0.4
+def test_difference_maps_have_a_reported_scale(session: ExploreSession) -> None:
+    edit_request = make_edit_request(session, component_values={0: 2}, include_difference=True)
+    result = session.edit_with_all_runs(edit_request)
+    assert result["scale"] in (0.05, 0.1, 0.2, 0.4, 1.0)
+    assert decode_data_uri(result["runs"][0]["difference"]).float().std() > 0
+    unedited = session.edit_with_all_runs(make_edit_request(session, include_difference=True))
+    assert unedited["scale"] == 0.05 and decode_data_uri(unedited["runs"][0]["difference"]).max() < 8
+    assert choose_difference_scale([torch.full((4, 4), 0.3), torch.zeros(4, 4)]) == 0.4
 
 
 def test_two_runs_are_edited_side_by_side(
-    runs: Path, patched: pytest.MonkeyPatch, world: World, tmp_path: Path
+    runs: Path, perfect_model: pytest.MonkeyPatch, world: World, tmp_path: Path
 ) -> None:
-    train_run(world, tmp_path / "three", **COMPONENTS)
-    alike = open_session([runs / "features", runs / "features"])
-    assert alike.shares_space
-    first, second = alike.edit(wish(alike, pins={0: 1}))["runs"]
-    assert first == second and "beside" in build_page(alike)
-    unlike = open_session([runs / "features", tmp_path / "three"])
-    warning = "component 1 of one is not component 1 of the other"
-    assert unlike.shares_space and warning not in build_page(unlike), "the first three of six are those of three"
-    model = unlike.runs[1].model
+    train_run(world, tmp_path / "three", **COMPONENT_SECTIONS)
+    same_runs = load_session([runs / "features", runs / "features"])
+    assert same_runs.shares_feature_space
+    first, second = same_runs.edit_with_all_runs(make_edit_request(same_runs, component_values={0: 1}))["runs"]
+    assert first == second and "Prediction (features)" in build_page(same_runs)
+    session = load_session([runs / "features", tmp_path / "three"])
+    warning = "component 1 of one run is not component 1 of the other"
+    # The 3 components of the second run are the first of the 6 of the first run.
+    assert session.shares_feature_space and warning not in build_page(session)
+    model = session.runs[1].model
     assert model.space is not None
-    unlike.runs[1].model = replace(model, space=replace(model.space, components=model.space.components.flip(0)))
-    assert not unlike.shares_space and warning in build_page(unlike)
-    unlike.runs[1].model = model
-    first, second = unlike.edit(wish(unlike, pins={0: 1, 5: 1}))["runs"]
-    assert len(first["asked"]) == 6 and len(second["asked"]) == 3
-    with pytest.raises(UserError, match="trained on expression, .* on features; compare runs of one kind"):
-        open_session([runs / "features", runs / "expression"])
+    session.runs[1].model = replace(model, space=replace(model.space, components=model.space.components.flip(0)))
+    assert not session.shares_feature_space and warning in build_page(session)
+    session.runs[1].model = model
+    first, second = session.edit_with_all_runs(make_edit_request(session, component_values={0: 1, 5: 1}))["runs"]
+    assert len(first["target_values"]) == 6 and len(second["target_values"]) == 3
 
 
-def test_a_box_that_moved_leaves_the_validation_images(runs: Path, patched: pytest.MonkeyPatch, world: World) -> None:
-    def gone(spec: str, layer: str | None = None, device: object = None) -> None:
+def test_runs_with_different_kinds_of_condition_are_rejected(runs: Path, perfect_model: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="trained on expression, but .* on features; compare runs with the same kind"):
+        load_session([runs / "features", runs / "expression"])
+
+
+def test_without_the_classifier_only_validation_images_can_be_edited(
+    runs: Path, perfect_model: pytest.MonkeyPatch
+) -> None:
+    def fail_to_load(spec: str, layer: str | None = None, device: object = None) -> None:
         raise UserError("stand-in: no such file")
 
-    patched.setattr(training_data, "load_blackbox", gone)
-    session = open_session([runs / "features"])
-    assert not session.takes_uploads and "no such file" in session.first.remarks[0]
-    found = edited(session, pins={0: 1})
-    assert found["edited"] and "bars" not in found and "measured" not in found and found["shift"] is None
+    perfect_model.setattr(training_data, "load_blackbox", fail_to_load)
+    session = load_session([runs / "features"])
+    assert not session.accepts_uploads and "no such file" in session.first_run.notices[0]
+    edited = edit_with_first_run(session, component_values={0: 1})
+    assert edited["edited"] and "bars" not in edited and "measured_values" not in edited
+    assert edited["target_progress"] is None
     page = build_page(session)
     assert "stand-in: no such file" in page and 'type="file"' not in page
-    picture = session.pictures.add(encode("PNG"), "mine")
-    with pytest.raises(UserError, match="without its black box"):
-        edited(session, picture=picture.id)
+    image = session.image_store.add_upload(encode_image("PNG"), "mine")
+    with pytest.raises(UserError, match="the classifier is not available"):
+        edit_with_first_run(session, image=image.id)
     with pytest.raises(UserError, match="no such file"):
-        open_session([runs / "features"], specs=["elsewhere"])
+        load_session([runs / "features"], specs=["elsewhere"])
 
 
-def test_without_the_shards_ones_own_pictures_are_left(runs: Path, patched: pytest.MonkeyPatch) -> None:
-    def gone(*details: object, **named: object) -> None:
+def test_without_the_shards_only_uploaded_images_can_be_edited(runs: Path, perfect_model: pytest.MonkeyPatch) -> None:
+    def fail_to_open(*arguments: object, **keywords: object) -> None:
         raise UserError("no shards")
 
-    patched.setattr(training_data, "open_shards", gone)
-    session = open_session([runs / "features"])
-    assert session.pictures.gallery is None and "no shards" in session.first.remarks[0] and build_page(session)
-    picture = session.pictures.add(encode("PNG"), "mine")
-    assert edited(session, picture=picture.id, pins={0: 1})["asked"][0] == 1
-    patched.setattr(training_data, "load_blackbox", gone)
-    with pytest.raises(UserError, match="neither its images nor its black box"):
-        open_session([runs / "features"])
+    perfect_model.setattr(training_data, "open_shards", fail_to_open)
+    session = load_session([runs / "features"])
+    assert session.image_store.validation_images is None and "no shards" in session.first_run.notices[0]
+    assert build_page(session)
+    image = session.image_store.add_upload(encode_image("PNG"), "mine")
+    assert edit_with_first_run(session, image=image.id, component_values={0: 1})["target_values"][0] == 1
+    perfect_model.setattr(training_data, "load_blackbox", fail_to_open)
+    with pytest.raises(UserError, match="neither validation images nor the classifier can be loaded"):
+        load_session([runs / "features"])
 
 
-def test_runs_on_labels(runs: Path, patched: pytest.MonkeyPatch) -> None:
-    session = open_session([runs / "expression"])
-    assert "judge" in session.first.remarks[0] and session.takes_uploads
-    own = edited(session)
-    assert sum(own["labels"]) == 1 and own["known"] and "bars" not in own
-    asked = [0.0] * 8
-    asked[1] = 1
-    assert edited(session, labels=asked)["labels"] == asked
-    with pytest.raises(UserError, match="labels: 2 numbers where the run has 8"):
-        edited(session, labels=[0, 1])
-    uploaded = edited(session, picture=session.pictures.add(encode("PNG"), "mine").id)
-    assert uploaded["labels"] == [1] + [0] * 7 and not uploaded["known"]  # neutral
-    judged = open_session([runs / "expression"], specs=["judge"])
-    assert len(edited(judged)["bars"]) == 8 and judged.first.remarks == []
-    affect = open_session([runs / "affect"])
-    bright = decode(edited(affect, labels=[1, 1])["edited"]).float().mean()
-    assert bright > decode(edited(affect, labels=[-1, -1])["edited"]).float().mean() + 20
-    assert 'class="pad"' in build_page(affect)
+def test_label_conditioned_runs_are_edited_by_labels(runs: Path, perfect_model: pytest.MonkeyPatch) -> None:
+    session = load_session([runs / "expression"])
+    assert "evaluation classifier" in session.first_run.notices[0] and session.accepts_uploads
+    unedited = edit_with_first_run(session)
+    assert sum(unedited["labels"]) == 1 and unedited["has_known_labels"] and "bars" not in unedited
+    labels = [0.0] * 8
+    labels[1] = 1
+    assert edit_with_first_run(session, labels=labels)["labels"] == labels
+    with pytest.raises(UserError, match="labels: expected 8 values, got 2"):
+        edit_with_first_run(session, labels=[0, 1])
+    upload = session.image_store.add_upload(encode_image("PNG"), "mine")
+    uploaded = edit_with_first_run(session, image=upload.id)
+    assert uploaded["labels"] == [1] + [0] * 7 and not uploaded["has_known_labels"]  # neutral
+
+
+def test_evaluation_classifier_of_a_label_conditioned_run_predicts(
+    runs: Path, perfect_model: pytest.MonkeyPatch
+) -> None:
+    session = load_session([runs / "expression"], specs=["evaluation-classifier"])
+    assert len(edit_with_first_run(session)["bars"]) == 8 and session.first_run.notices == []
+
+
+def test_valence_and_arousal_are_edited_on_a_pad(runs: Path, perfect_model: pytest.MonkeyPatch) -> None:
+    session = load_session([runs / "affect"])
+    bright = decode_data_uri(edit_with_first_run(session, labels=[1, 1])["edited"]).float().mean()
+    dark = decode_data_uri(edit_with_first_run(session, labels=[-1, -1])["edited"]).float().mean()
+    assert bright > dark + 20
+    assert 'class="valence-arousal-pad"' in build_page(session)
 
 
 def test_label_spaces_of_two_data_sets() -> None:
     layout = ConditionLayout((2, 3))
     attributes = LabelSpace("attributes", ("Male", "Young"), 0, layout)
     classes = LabelSpace("expression", ("sad", "neutral", "glad"), 1, layout)
-    assert attributes.embed(attributes.check([1, 0])).tolist() == [[1, 0, 0, 0, 0, 1, 0]]
-    assert classes.embed(classes.plain()).tolist() == [[0, 0, 0, 1, 0, 0, 1]]
-    assert attributes.plain().tolist() == [[0, 0]]
+    assert attributes.embed(attributes.validate_labels([1, 0])).tolist() == [[1, 0, 0, 0, 0, 1, 0]]
+    assert classes.embed(classes.default_values()).tolist() == [[0, 0, 0, 1, 0, 0, 1]]
+    assert attributes.default_values().tolist() == [[0, 0]]
 
 
-def test_saved_files_hold_the_edit_and_the_way_to_it(session: Session) -> None:
-    ask = wish(session, pins={0: 2})
-    with Image.open(io.BytesIO(save_png(session, ask))) as image:
+def test_exports_contain_the_edit_and_its_interpolation(session: ExploreSession) -> None:
+    edit_request = make_edit_request(session, component_values={0: 2})
+    with Image.open(io.BytesIO(export_png(session, edit_request))) as image:
         image.load()
         assert image.format == "PNG" and image.width > 3 * 96
-    with Image.open(io.BytesIO(save_gif(session, ask))) as image:
+    with Image.open(io.BytesIO(export_gif(session, edit_request))) as image:
         assert image.format == "GIF" and image.n_frames == 2 * (NUM_FRAMES - 1)  # type: ignore[attr-defined]
         first = image.convert("RGB").tobytes()
         image.seek(NUM_FRAMES - 1)
         assert image.convert("RGB").tobytes() != first
 
 
-def test_an_edit_in_words() -> None:
-    text = f'{{"session": "{TAB}", "picture": "v1", "second": "v2", "amount": 0.5, "pins": {{"2": -1.5, "1": 1}}, '
-    text += '"push": {"kind": "head", "index": 1, "amount": 2}}'
-    said = describe(parse_ask(text.encode()), Words(("a", "b"), ("c", "d"), (), {1: "smile"}))
-    minus = "\N{MINUS SIGN}"
+def test_edit_is_described_in_words() -> None:
+    class_step = {"kind": "head", "index": 1, "amount": 2}
+    fields = {"target_image": "v2", "amount": 0.5, "component_values": {"2": -1.5, "1": 1}, "class_step": class_step}
+    edit_request = parse_edit_request(json.dumps({"client_id": CLIENT_ID, "image": "v1", **fields}).encode())
+    names = DisplayNames(("a", "b"), ("c", "d"), (), {1: "smile"})
     expected = "50 % of the way to another image, +2.00 along the weights of d, smile at +1.00, component 3 at "
-    assert said == f"{expected}{minus}1.50"
+    assert describe_edit(edit_request, names) == f"{expected}\N{MINUS SIGN}1.50"
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("field", "location"),
     [
-        ('"pins": {"0": 1e9}', "pins.0"),
-        ('"pins": {"-1": 1}', "pins"),
-        ('"pins": {"0": NaN}', "pins.0"),
+        ('"component_values": {"0": 1e9}', "component_values.0"),
+        ('"component_values": {"-1": 1}', "component_values"),
+        ('"component_values": {"0": NaN}', "component_values.0"),
         ('"amount": 2', "amount"),
-        ('"picture": "../../etc"', "picture"),
+        ('"image": "../../etc"', "image"),
         ('"labels": [7]', "labels.0"),
-        ('"colour": 1', "colour"),
+        ('"color": 1', "color"),
         ('"dataset": 2', "dataset"),
-        ("", "the request"),
+        ("", "request"),
     ],
 )
-def test_wishes_out_of_bounds_are_one_line(part: str, said: str) -> None:
-    text = f'{{"session": "{TAB}", "picture": "v1", {part}}}'
-    with pytest.raises(UserError, match=f"^{said}") as refused:
-        parse_ask(text.encode())
-    assert "\n" not in str(refused.value)
+def test_out_of_range_requests_are_rejected_in_one_line(field: str, location: str) -> None:
+    text = f'{{"client_id": "{CLIENT_ID}", "image": "v1", {field}}}'
+    with pytest.raises(UserError, match=f"^{location}") as error:
+        parse_edit_request(text.encode())
+    assert "\n" not in str(error.value)
 
 
-def test_answers_are_read_by_their_kind() -> None:
-    affect = Answer("valence_arousal", ("valence", "arousal"))
+def test_predictions_are_formatted_by_the_kind_of_output() -> None:
+    affect = OutputSpec("valence_arousal", ("valence", "arousal"))
     assert (
-        headline(affect, read_outputs(affect, torch.tensor([0.3, -0.2]))) == "valence +0.30, arousal \N{MINUS SIGN}0.20"
+        format_prediction(affect, to_display_values(affect, torch.tensor([0.3, -0.2])))
+        == "valence +0.30, arousal \N{MINUS SIGN}0.20"
     )
-    attributes = Answer("attributes", ("Male", "Young", "Smiling"))
-    values = read_outputs(attributes, torch.tensor([4.0, -4.0, 2.0]))
-    assert headline(attributes, values) == "Male 98 %, Smiling 88 %"
-    many = Answer("other", tuple(f"output {index}" for index in range(40)))
-    bars = build_bars(many, [float(index == 30) for index in range(40)], [float(index == 3) for index in range(40)])
+    attributes = OutputSpec("attributes", ("Male", "Young", "Smiling"))
+    values = to_display_values(attributes, torch.tensor([4.0, -4.0, 2.0]))
+    assert format_prediction(attributes, values) == "Male 98 %, Smiling 88 %"
+    many = OutputSpec("other", tuple(f"output {index}" for index in range(40)))
+    bars = build_output_bars(
+        many, [float(index == 30) for index in range(40)], [float(index == 3) for index in range(40)]
+    )
     assert len(bars) == 12 and {"output 3", "output 30"} <= {bar.name for bar in bars}
 
 
-def test_pictures_are_decoded_in_the_sizes_of_the_runs() -> None:
-    found = decode_upload(encode("JPEG"), [16, 24])
-    assert {size: tuple(image.shape) for size, image in found.items()} == {16: (3, 16, 16), 24: (3, 24, 24)}
-    assert found[16][0].float().mean() > 240 > 20 > found[16][1].float().mean()
+def test_uploads_are_decoded_at_the_image_sizes_of_the_runs() -> None:
+    actual = decode_upload(encode_image("JPEG"), [16, 24])
+    assert {size: tuple(image.shape) for size, image in actual.items()} == {16: (3, 16, 16), 24: (3, 24, 24)}
+    assert actual[16][0].float().mean() > 240 > 20 > actual[16][1].float().mean()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not a JPEG or PNG image"),
         (b"<svg></svg>", "not a JPEG or PNG image"),
-        (encode("GIF"), "not a JPEG or PNG image"),
-        (encode("WEBP"), "not a JPEG or PNG image"),
-        (encode("BMP"), "not a JPEG or PNG image"),
+        (encode_image("GIF"), "not a JPEG or PNG image"),
+        (encode_image("WEBP"), "not a JPEG or PNG image"),
+        (encode_image("BMP"), "not a JPEG or PNG image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "not a readable"),
-        (encode("PNG", (90, 90))[:-60], "not a readable image"),
-        (encode("JPEG", (90, 90))[:300], "not a readable image"),
+        (encode_image("PNG", (90, 90))[:-60], "not a readable image"),
+        (encode_image("JPEG", (90, 90))[:300], "not a readable image"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(content: bytes, said: str) -> None:
-    with pytest.raises(UserError, match=said) as refused:
+def test_file_that_is_not_an_image_is_rejected_in_one_line(content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         decode_upload(content, [16])
-    assert "\n" not in str(refused.value) and "/tmp" not in str(refused.value)
+    assert "\n" not in str(error.value) and "/tmp" not in str(error.value)
 
 
-def test_large_pictures_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = bytearray(encode("PNG", (8, 8)))
+def test_large_images_are_rejected_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = bytearray(encode_image("PNG", (8, 8)))
     bomb[16:24] = (60_000).to_bytes(4) * 2  # the header's width and height
     with pytest.raises(UserError, match="not a readable|more than 25 million pixels"):
         decode_upload(bytes(bomb), [16])
-    monkeypatch.setattr(module, "MOST_PIXELS", 1000)
-    monkeypatch.setattr(module, "read_image", lambda *details: pytest.fail("decoded"))
+    monkeypatch.setattr(image_store, "MAX_UPLOAD_PIXELS", 1000)
+    monkeypatch.setattr(image_store, "read_image", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(UserError, match="million pixels"):
-        decode_upload(encode("PNG", (50, 50)), [16])
-    monkeypatch.setattr(module, "MOST_BYTES", 100)
+        decode_upload(encode_image("PNG", (50, 50)), [16])
+    monkeypatch.setattr(image_store, "MAX_UPLOAD_BYTES", 100)
     with pytest.raises(UserError, match="larger than"):
-        decode_upload(encode("PNG", (50, 50)) + bytes(100), [16])
+        decode_upload(encode_image("PNG", (50, 50)) + bytes(100), [16])
 
 
-def test_the_oldest_dropped_picture_gives_way() -> None:
-    kept = Pictures(None, [8])
-    names = [kept.add(encode("PNG", (8, 8)), f"  {index}\n name").id for index in range(MOST_KEPT + 1)]
-    assert kept.find(names[1]).name == "1 name" and len(kept.dropped) == MOST_KEPT
-    with pytest.raises(GoneError, match="no longer kept"):
-        kept.find(names[0])
-    with pytest.raises(GoneError):
-        kept.find("v1")
+def test_oldest_uploaded_image_is_evicted() -> None:
+    store = ImageStore(None, [8])
+    ids = [
+        store.add_upload(encode_image("PNG", (8, 8)), f"  {index}\n name").id for index in range(MAX_STORED_UPLOADS + 1)
+    ]
+    assert store.find_image(ids[1]).name == "1 name" and len(store.uploads) == MAX_STORED_UPLOADS
+    with pytest.raises(ImageNotFoundError, match="no longer stored"):
+        store.find_image(ids[0])
+    with pytest.raises(ImageNotFoundError):
+        store.find_image("v1")
 
 
-def test_validation_images_are_found_by_their_row(session: Session) -> None:
-    sample = session.pictures.sample(4)
-    assert [picture.id for picture in session.pictures.sample(4)] == [picture.id for picture in sample]
-    assert {picture.id for picture in session.pictures.sample(4, seed=1)} != {picture.id for picture in sample}
-    assert session.pictures.find(first_picture(session)).name.endswith(")")
-    with pytest.raises(GoneError, match="no such validation image"):
-        session.pictures.find("v999999")
+def test_validation_images_are_found_by_their_row(session: ExploreSession) -> None:
+    sample = session.image_store.sample(4)
+    assert [image.id for image in session.image_store.sample(4)] == [image.id for image in sample]
+    assert {image.id for image in session.image_store.sample(4, seed=1)} != {image.id for image in sample}
+    assert session.image_store.find_image(first_image_id(session)).name.endswith(")")
+    with pytest.raises(ImageNotFoundError, match="no such validation image"):
+        session.image_store.find_image("v999999")
 
 
-def test_of_a_pages_wishes_only_the_newest_waits() -> None:
-    async def play() -> None:
-        desk, gate, done = Desk(most_waiting=2), threading.Event(), []
+def test_only_the_newest_request_of_a_page_is_queued() -> None:
+    async def submit_requests() -> None:
+        queue, gate, finished = LatestRequestQueue(max_pending=2), threading.Event(), []
 
         def work(name: str) -> str:
             gate.wait(10)
-            done.append(name)
+            finished.append(name)
             return name
 
-        running = asyncio.create_task(desk.ask("a", lambda: work("running")))
+        running = asyncio.create_task(queue.submit("a", lambda: work("running")))
         await asyncio.sleep(0.01)
-        older = asyncio.create_task(desk.ask("a", lambda: work("older")))
-        other = asyncio.create_task(desk.ask("b", lambda: work("other")))
+        older = asyncio.create_task(queue.submit("a", lambda: work("older")))
+        other = asyncio.create_task(queue.submit("b", lambda: work("other")))
         await asyncio.sleep(0)
-        newer = asyncio.create_task(desk.ask("a", lambda: work("newer")))
+        newer = asyncio.create_task(queue.submit("a", lambda: work("newer")))
         await asyncio.sleep(0)
         with pytest.raises(SupersededError):
-            await older  # at once: the first one is still running
-        with pytest.raises(BusyError):
-            await desk.ask("c", lambda: work("third"))
+            await older  # immediately: the first request is still running
+        with pytest.raises(QueueFullError):
+            await queue.submit("c", lambda: work("third"))
         gate.set()
         assert [await running, await other, await newer] == ["running", "other", "newer"]
-        assert done == ["running", "other", "newer"]
+        assert finished == ["running", "other", "newer"]
         with pytest.raises(ZeroDivisionError):
-            await desk.ask("a", lambda: 1 // 0)
-        assert await desk.ask("a", lambda: 5) == 5
+            await queue.submit("a", lambda: 1 // 0)
+        assert await queue.submit("a", lambda: 5) == 5
 
-    asyncio.run(play())
+    asyncio.run(submit_requests())

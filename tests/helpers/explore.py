@@ -1,8 +1,8 @@
-"""Shared by the tests of the live page: a run whose generator does exactly what it is asked, and its box."""
+"""Helpers for the tests of the interactive page: runs, and a generator that reaches every target exactly."""
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,74 +11,82 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featgan.data.packing.pack import pack
+from featgan.data.packing.pack import pack_shards
 from featgan.explore import loaded_run
-from featgan.explore.edit_request import Ask
-from featgan.explore.session import Session
+from featgan.explore.edit_request import EditRequest
+from featgan.explore.session import ExploreSession
 from featgan.inference import training_data
-from featgan.inference.model import Model
+from featgan.inference.model import EditingModel
 from featgan.training.train import train
 from tests.conftest import World
 
-TAB = "a1b2c3"
+CLIENT_ID = "a1b2c3"
 
 
-def train_run(world: World, run: Path, **sections: dict[str, object]) -> Path:
-    """A training of two steps: what the networks are does not matter here."""
-    return train(world.config(run, training={"steps": 2, "save_every": 2, "num_workers": 0}, **sections))
+def train_run(world: World, run_dir: Path, **sections: Mapping[str, object]) -> Path:
+    """Train a run for two steps; the tests do not depend on its weights."""
+    return train(world.make_config(run_dir, training={"steps": 2, "checkpoint_every": 2, "num_workers": 0}, **sections))
 
 
 def pack_attributes(world: World, folder: Path) -> Path:
-    """The world's faces with three attributes, of which two are hair colours."""
+    """Pack the world's faces with three attributes, two of which are hair colors."""
     folder.mkdir()
     images = sorted((world.source / "train_set" / "images").iterdir())
     rows = [f"{image.name},{index % 2},{index // 2 % 2},{index // 4 % 2}" for index, image in enumerate(images)]
     (folder / "labels.csv").write_text("\n".join(["file,Blond_Hair,Black_Hair,Smiling", *rows]) + "\n")
     for image in images:
         shutil.copy(image, folder / image.name)
-    pack("csv", folder, folder / "shards", image_size=16, workers=1)
+    pack_shards("csv", folder, folder / "shards", image_size=16, workers=1)
     return folder / "shards"
 
 
 @contextmanager
-def obeying(world: World) -> Iterator[pytest.MonkeyPatch]:
-    """G paints what the box must see, which is linear in the image; with labels it shows them as grey levels."""
-    inverse = torch.linalg.pinv(world.box.weight)
+def perfect_generator(world: World) -> Iterator[pytest.MonkeyPatch]:
+    """Replace G: it changes the pixels so that the linear classifier extracts the target; labels set the brightness."""
+    inverse = torch.linalg.pinv(world.classifier.weight)
 
-    def edit(self: Model, images: Tensor, condition: Tensor) -> Tensor:
-        if self.condition_kind != "features":
+    def edit_images(self: EditingModel, images: Tensor, condition: Tensor) -> Tensor:
+        if self.metadata.condition_kind != "features":
             return images + 0.2 * condition[:, :2].mean(1)[:, None, None, None]
         assert self.space is not None
-        target, change = condition.split(self.condition_dim, 1) if told_changes(self) else (condition, None)
-        goal = self.space.decode(target, self.encoding)
-        # Who is told the change need not look at the picture.
-        start = world.box(images)[0] if change is None else self.space.decode(target - change, self.encoding)
-        wanted = (goal - start) @ inverse.T
-        return images + torch.nn.functional.interpolate(wanted.view(-1, 3, 8, 8), size=images.shape[2:])
+        target, difference = (
+            condition.split(self.metadata.condition_dim, 1) if conditions_on_difference(self) else (condition, None)
+        )
+        target_features = self.space.decode(target, self.metadata.encoding)
+        # With the difference as input, the source features are known without the classifier.
+        source_features = (
+            world.classifier(images)[0]
+            if difference is None
+            else self.space.decode(target - difference, self.metadata.encoding)
+        )
+        pixel_change = (target_features - source_features) @ inverse.T
+        return images + torch.nn.functional.interpolate(pixel_change.view(-1, 3, 8, 8), size=images.shape[2:])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Model, "edit", edit)
+        patch.setattr(EditingModel, "edit_images", edit_images)
         for module in (training_data, loaded_run):
-            patch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: world.box)
+            patch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: world.classifier)
         yield patch
 
 
-def told_changes(model: Model) -> bool:
-    return model.card.generator.request == "change"
+def conditions_on_difference(model: EditingModel) -> bool:
+    """Return whether G also receives the difference between target and source."""
+    return model.metadata.generator.condition_input == "target_and_difference"
 
 
-def first_picture(session: Session) -> str:
-    return session.pictures.sample(1)[0].id
+def first_image_id(session: ExploreSession) -> str:
+    """Return the id of the first validation image."""
+    return session.image_store.sample(1)[0].id
 
 
-def wish(session: Session, **parts: object) -> Ask:
-    """An edit, of the first validation image where no other is named."""
-    picture = parts.pop("picture", None) or first_picture(session)
-    return Ask.model_validate({"session": TAB, "picture": picture, **parts})
+def make_edit_request(session: ExploreSession, **fields: object) -> EditRequest:
+    """Return an edit request, by default for the first validation image."""
+    image_id = fields.pop("image", None) or first_image_id(session)
+    return EditRequest.model_validate({"client_id": CLIENT_ID, "image": image_id, **fields})
 
 
-def encode(kind: str, size: tuple[int, int] = (40, 20), colour: str = "red", **options: object) -> bytes:
-    """A picture's file."""
+def encode_image(image_format: str, size: tuple[int, int] = (40, 20), color: str = "red", **options: object) -> bytes:
+    """Return the content of an image file."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, kind, **options)
+    Image.new("RGB", size, color).save(buffer, image_format, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A training by hand has a folder as the launcher's have: one for all starts of the job, with its configuration."""
+"""A job submitted with sbatch has one job folder for all its attempts, like the jobs of the launcher."""
 
 import os
 import subprocess
@@ -9,51 +9,65 @@ import pytest
 
 from featgan.config.loading import load_config
 from featgan.errors import UserError
-from launch.sbatch_entry import find_folder
-from launch.snapshot import read_card
+from launch.sbatch_entry import find_or_create_job_folder
+from launch.snapshot import read_job_info
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_a_job_has_one_folder_for_all_its_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_attempts_of_a_job_have_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    arguments = ["debug", f"run={tmp_path / 'run'}", "training.steps=7", "--resume-from", "there", "--fresh-optimizer"]
-    folder = find_folder(arguments)
-    assert folder == tmp_path / "run" / "jobs" / "001-train" and find_folder(arguments) == folder
+    arguments = ("debug", (f"run_dir={tmp_path / 'run'}", "training.steps=7"), Path("checkpoint"), True)
+    folder = find_or_create_job_folder(*arguments)
+    assert folder == tmp_path / "run" / "jobs" / "001-train" and find_or_create_job_folder(*arguments) == folder
     assert load_config(str(folder / "config.yaml")).training.steps == 7
-    card = read_card(folder)
-    assert (card["id"], card["resume_from"], card["fresh_optimizer"]) == ("17", str(tmp_path / "there"), True)
+    job_info = read_job_info(folder)
+    assert (job_info["id"], job_info["reset_optimizer"]) == ("17", True)
+    assert job_info["resume_from"] == str(tmp_path / "checkpoint")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
-    assert find_folder(arguments).name == "002-train"
+    assert find_or_create_job_folder(*arguments).name == "002-train"
 
 
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    where = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "17"}
-    command = [sys.executable, "-m", "launch.sbatch_entry", "nowhere"]
-    found = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True)
-    assert found.returncode == 2 and found.stderr.startswith("featgan: nowhere: no such file") and not found.stdout
-    assert found.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the entry in a folder, as a job script does."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "17"}
+    command = [sys.executable, "-m", "launch.sbatch_entry", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_job_folder_is_created_and_printed(tmp_path: Path) -> None:
+    result = run_entry(tmp_path, "debug", f"run_dir={tmp_path / 'run'}", "--resume-from", "x", "--reset-optimizer")
+    folder = tmp_path / "run" / "jobs" / "001-train"
+    assert result.stdout == f"{folder}\n" and result.returncode == 0, result.stderr
+    assert read_job_info(folder)["reset_optimizer"]
+
+
+def test_user_error_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    result = run_entry(tmp_path, "nowhere")
+    assert result.returncode == 2 and result.stderr.startswith("featgan: nowhere: no such file") and not result.stdout
+    assert result.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--profile"])
-def test_what_is_no_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with pytest.raises(UserError, match=f"{option}: not in a job"):
-        find_folder(["debug", f"run={tmp_path / 'run'}", option])
+def test_options_without_meaning_in_a_job_are_rejected(tmp_path: Path, option: str) -> None:
+    result = run_entry(tmp_path, "debug", f"run_dir={tmp_path / 'run'}", option)
+    assert result.returncode == 2 and f"No such option '{option}'" in result.stderr.replace(":", "")
+    assert not result.stdout and list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_is_not_a_run_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(UserError, match="no run of featgan"):
-        find_folder(["debug", f"run={tmp_path}"])
+    with pytest.raises(UserError, match="choose another folder"):
+        find_or_create_job_folder("debug", (f"run_dir={tmp_path}",))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("needed", "outcome"), [("1", "1 failed"), ("", "1 skipped")])
-def test_where_slurm_is_needed_its_tests_fail_without_it(needed: str, outcome: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_slurm.py::test_two_nodes_answer"]
-    where = os.environ | {"PATH": "/nowhere", "FEATGAN_NEEDS_SLURM": needed}
-    assert outcome in subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True).stdout
+@pytest.mark.parametrize(("required", "outcome"), [("1", "1 failed"), ("", "1 skipped")])
+def test_cluster_tests_fail_without_slurm_if_it_is_required(required: str, outcome: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "tests/cluster/test_slurm.py::test_two_nodes_respond"]
+    environment = os.environ | {"PATH": "/nowhere", "FEATGAN_NEEDS_SLURM": required}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert outcome in result.stdout

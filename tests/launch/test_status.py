@@ -1,4 +1,4 @@
-"""What status says of a job, with the queue's word and without: from the files that the job left."""
+"""The state of a job, from the SLURM queue or from the files in its folder."""
 
 import json
 import os
@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from launch.jobs import AGAIN, ENDED, MISTAKE
-from launch.snapshot import DONE, write_card
-from launch.status import Place, queue, settled_state, status_table
+from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
+from launch.snapshot import DONE_FILE, write_job_info
+from launch.status import QueueEntry, finished_state, query_queue, status_lines, status_table
 
-CARD = {"id": "17", "cluster": {"executor": "slurm"}}
+JOB_INFO = {"id": "17", "cluster": {"executor": "slurm"}}
 
 
-def use_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_fake_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "bin" / "squeue"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -23,27 +24,27 @@ def use_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
 
 
-def test_the_queue_is_asked_for_our_jobs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_squeue(tmp_path, "echo '17|RUNNING|9:30|n[1-2]'; echo '18|PENDING|1:00|(Resources)'", monkeypatch)
-    assert queue(["17", "19"]) == {"17": Place("running", "n[1-2]", "9:30")}
+def test_queue_entries_are_those_of_the_given_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, "echo '17|RUNNING|9:30|n[1-2]'; echo '18|PENDING|1:00|(Resources)'", monkeypatch)
+    assert query_queue(["17", "19"]) == {"17": QueueEntry("running", "n[1-2]", "9:30")}
 
 
-def test_a_queue_that_does_not_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_squeue(tmp_path, "exit 1", monkeypatch)
-    assert queue(["17"]) is None
-    use_squeue(tmp_path, "exec sleep 60", monkeypatch)
-    monkeypatch.setattr("featgan.system.slurm.SECONDS", 0.2)
-    assert queue(["17"]) is None
+def test_queue_is_none_if_slurm_does_not_respond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, "exit 1", monkeypatch)
+    assert query_queue(["17"]) is None
+    use_fake_squeue(tmp_path, "exec sleep 60", monkeypatch)
+    monkeypatch.setattr("featgan.system.slurm.COMMAND_TIMEOUT", 0.2)
+    assert query_queue(["17"]) is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue(["17"]) is None
+    assert query_queue(["17"]) is None
 
 
-def test_figures_of_a_run_are_its_newest_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_squeue(tmp_path, "echo '18|RUNNING|9:30|n1'", monkeypatch)
+def test_progress_is_shown_for_the_latest_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, "echo '18|RUNNING|9:30|n1'", monkeypatch)
     for name, number in (("001-train", "17"), ("002-train", "18"), ("003-evaluate", "19")):
         folder = tmp_path / "run" / "jobs" / name
         folder.mkdir(parents=True)
-        write_card(folder, CARD | {"id": number, "kind": name[4:]})
+        write_job_info(folder, JOB_INFO | {"id": number, "kind": name[4:]})
     (tmp_path / "run" / "jobs" / "001-train" / "attempts.jsonl").write_text('{"code": 1, "step": 40}\n')
     (tmp_path / "run" / "config.yaml").write_text("training: {steps: 200, batch_size: 8}\n")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 120, "speed/images_per_second": 2.0}\n')
@@ -55,36 +56,59 @@ def test_figures_of_a_run_are_its_newest_trainings(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("left", "answered", "state"),
+    ("files", "has_queue", "state"),
     [
         ((), True, "cancelled"),
         ((), False, "not started"),
-        (("17_0_log.out",), True, "cancelled, out of time or lost"),
+        (("17_0_log.out",), True, "cancelled, timed out or lost"),
         (("17_0_log.out",), False, "running or lost"),
         (("17_0_log.out", "attempts.jsonl"), True, "failed or cancelled"),
         (("17_0_log.out", "attempts.jsonl", "17_0_result.pkl"), True, "done"),
-        ((DONE,), True, "done"),
-        (("17_0_log.out", "attempts.jsonl", "verdict.txt"), True, "given up"),
+        ((DONE_FILE,), True, "done"),
+        (("17_0_log.out", "attempts.jsonl", "verdict.txt"), True, "not restarted"),
     ],
 )
-def test_files_tell_what_became_of_a_job(tmp_path: Path, left: tuple[str, ...], answered: bool, state: str) -> None:
-    for name in left:
+def test_state_follows_from_the_files_of_a_job(
+    tmp_path: Path, files: tuple[str, ...], has_queue: bool, state: str
+) -> None:
+    for name in files:
         (tmp_path / name).write_text(json.dumps({}))
-    assert settled_state(tmp_path, CARD, answered) == state
-    local = settled_state(tmp_path, {"id": str(os.getpid()), "cluster": {"executor": "local"}}, answered)
-    alone = settled_state(tmp_path, CARD | {"id": str(os.getpid())}, answered=False)
-    assert local == alone or "result" in str(left), "a queue knows nothing of jobs without it"
+    assert finished_state(tmp_path, JOB_INFO, has_queue) == state
+    local = finished_state(tmp_path, {"id": str(os.getpid()), "cluster": {"executor": "local"}}, has_queue)
+    without_queue = finished_state(tmp_path, JOB_INFO | {"id": str(os.getpid())}, has_queue=False)
+    assert local == without_queue or "result" in str(files), "a local job is never in the queue"
 
 
-def test_a_local_job_is_its_process(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+def test_local_job_runs_while_its_process_is_alive(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
     (tmp_path / "17_0_log.out").write_text("")
-    for number, state in ((os.getpid(), "running or lost"), (ended.pid, "failed or lost")):
-        assert settled_state(tmp_path, {"id": str(number), "cluster": {"executor": "local"}}, True) == state
+    for number, state in ((os.getpid(), "running or lost"), (process.pid, "failed or lost")):
+        assert finished_state(tmp_path, {"id": str(number), "cluster": {"executor": "local"}}, True) == state
 
 
-@pytest.mark.parametrize(("code", "state"), [(AGAIN, "cancelled"), (MISTAKE, "failed")])
-def test_what_a_job_left_by_tells_what_became_of_it(tmp_path: Path, code: int, state: str) -> None:
-    (tmp_path / ENDED).write_text(str(code))
-    assert settled_state(tmp_path, {"id": "1", "cluster": {"executor": "local"}}, False) == state
+@pytest.mark.parametrize(("code", "state"), [(EXIT_REQUEUE, "cancelled"), (EXIT_USER_ERROR, "failed")])
+def test_state_follows_from_the_exit_code(tmp_path: Path, code: int, state: str) -> None:
+    (tmp_path / EXIT_CODE_FILE).write_text(str(code))
+    assert finished_state(tmp_path, {"id": "1", "cluster": {"executor": "local"}}, False) == state
+
+
+def test_status_fits_80_columns_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, "echo '4712|RUNNING|1-22:10:05|gpu[001-004]'", monkeypatch)
+    run = tmp_path / "run"
+    for name, number in (("001-train", "4711"), ("002-train", "4712"), ("003-evaluate", "4713")):
+        folder = run / "jobs" / name
+        folder.mkdir(parents=True)
+        write_job_info(folder, JOB_INFO | {"id": number, "kind": name[4:]})
+        (folder / f"{number}_0_log.err").write_text("")
+    (run / "jobs" / "001-train" / "verdict.txt").write_text("001-train: not restarted: failed 3 times at step 40\n")
+    (run / "config.yaml").write_text("training: {steps: 1000000, batch_size: 2048}\n")
+    (run / "metrics.jsonl").write_text('{"step": 120000, "speed/images_per_second": 20480.0}\n')
+    console = Console(width=80, record=True)
+    console.print(status_table(run))
+    output = console.export_text()
+    assert max(map(len, output.splitlines())) <= 80
+    for text in ("001-train", "4712", "running", "restarted", "cancelled", "1-22:10:05", "1000000", "24:26 h"):
+        assert text in output, output
+    assert "log of 002-train: jobs/002-train/4712_0_log.err" in status_lines(run)
+    assert "001-train: not restarted: failed 3 times at step 40" in status_lines(run)

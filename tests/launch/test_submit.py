@@ -1,4 +1,4 @@
-"""Scripts as submitit writes them, against recorded ones; FEATGAN_RECORD=1 pytest tests/launch records them anew."""
+"""Job scripts are equal to the recorded ones; `FEATGAN_RECORD=1 pytest tests/launch` records them again."""
 
 import os
 import shlex
@@ -13,15 +13,14 @@ from featgan.config.loading import load_config
 from featgan.errors import UserError
 from launch import submit
 from launch.__main__ import cli
-from launch.cli_options import read_cluster
-from launch.cluster import Cluster, load_cluster
-from launch.cluster import minutes as minutes_of
+from launch.cli_options import SubmitOptions, read_cluster
+from launch.cluster import ClusterConfig, load_cluster, parse_minutes
 from launch.jobs import TrainJob
 from launch.snapshot import copy_code, make_job_folder
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
 
-SITE = Cluster(
+SITE_CLUSTER = ClusterConfig(
     partition="a100,h100",
     account="vision",
     qos="low",
@@ -38,23 +37,23 @@ SITE = Cluster(
     setup=("module load cuda", "source env.sh"),
     python="python3",
 )
-FOLDER = Path("/runs/one/jobs/001-train")
-SITES = {"plain": Cluster(), "site": SITE, "practice": load_cluster("practice", {})}
+JOB_FOLDER = Path("/runs/one/jobs/001-train")
+CLUSTERS = {"plain": ClusterConfig(), "site": SITE_CLUSTER, "practice": load_cluster("practice", {})}
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_scripts_are_as_recorded(name: str) -> None:
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_scripts_are_equal_to_the_recorded_ones(name: str) -> None:
     dependency = "afterok:17" if name == "site" else None
-    check_recorded(name, submit.sbatch_script(SITES[name], FOLDER, "featgan-train-one", dependency))
+    assert_matches_golden(name, submit.sbatch_script(CLUSTERS[name], JOB_FOLDER, "featgan-train-one", dependency))
 
 
-def check_recorded(name: str, script: str) -> None:
+def assert_matches_golden(name: str, script: str) -> None:
     script = script.strip().replace(sys.executable, "PYTHON") + "\n"
-    path = GOLDEN / f"{name}.sh"
+    path = GOLDEN_FOLDER / f"{name}.sh"
     if os.environ.get("FEATGAN_RECORD"):
         path.write_text(script)
     assert script == path.read_text()
-    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -65,55 +64,62 @@ def check_recorded(name: str, script: str) -> None:
         ("local", ("--cluster", "local", "--tasks-per-node", "2")),
     ],
 )
-def test_a_dry_run_prints_them_and_leaves_nothing(tmp_path: Path, name: str, arguments: tuple[str, ...]) -> None:
-    command = ["train", "debug", f"run={tmp_path / 'runs' / 'one'}", "training.batch_size=16", *arguments, "--dry-run"]
-    found = CliRunner().invoke(cli, command, catch_exceptions=False)
-    check_recorded(name, found.output.replace(str(tmp_path), "").replace("NNN-train", "001-train"))
+def test_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path, name: str, arguments: tuple[str, ...]) -> None:
+    command = [
+        "train",
+        "debug",
+        f"run_dir={tmp_path / 'runs' / 'one'}",
+        "training.batch_size=16",
+        *arguments,
+        "--dry-run",
+    ]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert_matches_golden(name, result.output.replace(str(tmp_path), "").replace("NNN-train", "001-train"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_walk_through_of_the_docs_is_what_the_commands_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (GOLDEN.parent.parent.parent / "docs" / "cluster.md").read_text().replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines() if line.startswith("    python -m launch ")]
-    submitting = [line for line in lines if line.split()[3] in ("extract", "pipeline", "train", "evaluate", "render")]
-    assert {line.split()[3] for line in submitting} >= {"extract", "pipeline"}
+def test_commands_in_the_docs_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (GOLDEN_FOLDER.parent.parent.parent / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("python -m launch ")]
+    kinds = ("extract", "pipeline", "train", "evaluate", "render")
+    submissions = [line for line in lines if line.split()[3] in kinds]
+    assert {line.split()[3] for line in submissions} >= {"extract", "pipeline"}
     monkeypatch.chdir(tmp_path)
-    for line in submitting:
-        found = CliRunner().invoke(cli, [*shlex.split(line)[3:], "--dry-run"])
-        assert found.exit_code == 0 and "#SBATCH" in found.output, (line, found.output, found.exception)
-    whole = next(line for line in lines if " pipeline " in line)
-    printed = CliRunner().invoke(cli, [*shlex.split(whole)[3:], "--dry-run"])
-    assert "afterok:4710" in printed.output and "#SBATCH --nodes=4" in printed.output
-    reg = load_config("affectnet_64d_reg").dataset
-    named = next(shlex.split(line) for line in lines if " extract " in line)
-    assert (named[named.index("--shards") + 1], named[named.index("--name") + 1]) == (str(reg.shards), reg.features)
+    for line in submissions:
+        result = CliRunner().invoke(cli, [*shlex.split(line)[3:], "--dry-run"])
+        assert result.exit_code == 0 and "#SBATCH" in result.output, (line, result.output, result.exception)
+    pipeline = next(line for line in lines if " pipeline " in line)
+    result = CliRunner().invoke(cli, [*shlex.split(pipeline)[3:], "--dry-run"])
+    assert "afterok:4710" in result.output and "#SBATCH --nodes=4" in result.output
+    dataset = load_config("affectnet_64d_reg").dataset
+    words = next(shlex.split(line) for line in lines if " extract " in line)
+    assert words[words.index("--shards") + 1] == str(dataset.shards)
+    assert words[words.index("--cache-name") + 1] == dataset.feature_cache
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_wished_is_not_mentioned() -> None:
-    script = submit.sbatch_script(Cluster(), Path("/r"), "name")
+def test_script_leaves_out_unset_options() -> None:
+    script = submit.sbatch_script(ClusterConfig(), Path("/r"), "name")
     for word in ("wckey", "partition", "account", "gpus", "mem", "dependency"):
         assert f"--{word}" not in script
 
 
-@pytest.mark.parametrize(("code", "called"), [(0, False), (75, True), (137, True)])
-def test_the_script_looks_at_how_the_processes_ended_and_keeps_their_code(
-    tmp_path: Path, code: int, called: bool
+@pytest.mark.parametrize(("code", "is_called"), [(0, False), (75, True), (137, True)])
+def test_script_calls_requeue_after_a_failure_and_keeps_the_exit_code(
+    tmp_path: Path, code: int, is_called: bool
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
     python.chmod(0o755)
-    lines = submit.setup_lines(Cluster(python=str(python)), tmp_path / "a job")
-    found = subprocess.run(["bash", "-c", "\n".join([*lines, f"(exit {code})"])])
-    assert found.returncode == code
-    assert (tmp_path / "called").exists() == called
-    if called:
+    lines = submit.setup_lines(ClusterConfig(python=str(python)), tmp_path / "a job")
+    result = subprocess.run(["bash", "-c", "\n".join([*lines, f"(exit {code})"])], check=False)
+    assert result.returncode == code
+    assert (tmp_path / "called").exists() == is_called
+    if is_called:
         assert (tmp_path / "called").read_text() == f"-m launch.requeue {tmp_path}/a job {code}\n"
 
 
-def test_jobs_are_numbered_and_two_at_once_get_different_folders(tmp_path: Path) -> None:
+def test_job_folders_are_numbered(tmp_path: Path) -> None:
     assert [make_job_folder(tmp_path, kind).name for kind in ("train", "render", "train")] == [
         "001-train",
         "002-render",
@@ -121,19 +127,20 @@ def test_jobs_are_numbered_and_two_at_once_get_different_folders(tmp_path: Path)
     ]
 
 
-def test_a_job_runs_the_code_as_it_was(tmp_path: Path) -> None:
+def test_job_imports_the_copied_code(tmp_path: Path) -> None:
     code = copy_code(tmp_path)
     assert (code / "configs" / "cluster" / "slurm.yaml").is_file() and not list(code.rglob("__pycache__"))
-    look = "import featgan.config.schema, launch; print(featgan.config.schema.__file__); print(launch.__file__)"
+    program = "import featgan.config.schema as s, launch; print(s.__file__); print(launch.__file__)"
     environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
-    found = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
-    assert all(line.startswith(str(code)) for line in found.stdout.split())
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert all(line.startswith(str(code)) for line in result.stdout.split())
 
 
-def test_a_refused_submission_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_submission_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="slurm: cannot submit"):
-        submit.submit(TrainJob({}), Cluster(), tmp_path / "run" / "jobs", "train", "name")
+        submit.submit_job(TrainJob({}), ClusterConfig(), tmp_path / "run" / "jobs", "train", "name")
     assert not (tmp_path / "run").exists()
 
 
@@ -141,19 +148,19 @@ def test_a_refused_submission_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     ("text", "minutes"),
     [("30", 30), ("90:30", 90.5), ("1:00:00", 60), ("2-12", 3600), ("1-00:30", 1470), ("1-00:30:30", 1470.5)],
 )
-def test_time_limits_in_every_form(text: str, minutes: float) -> None:
-    assert minutes_of(text) == minutes
+def test_time_limits_are_parsed_in_every_format(text: str, minutes: float) -> None:
+    assert parse_minutes(text) == minutes
 
 
-def test_a_time_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="time: 'soon'; write minutes"):
+def test_invalid_time_limit_is_rejected() -> None:
+    with pytest.raises(UserError, match="time: 'soon' is not a time limit; write minutes"):
         load_cluster("slurm", {"time": "soon"})
 
 
-def test_mistakes_in_a_cluster_are_one_line(tmp_path: Path) -> None:
+def test_errors_in_a_cluster_file_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("executor: slurm\npartitions: gpu\n")
-    with pytest.raises(UserError, match="unknown key 'partitions'"):
+    with pytest.raises(UserError, match="unknown key 'partitions'; did you mean 'partition'"):
         load_cluster(str(path), {})
     with pytest.raises(UserError, match="--cluster nowhere: no such file"):
         load_cluster("nowhere", {})
@@ -162,15 +169,15 @@ def test_mistakes_in_a_cluster_are_one_line(tmp_path: Path) -> None:
     assert load_cluster("slurm", {"nodes": "3", "time": None}).nodes == 3
 
 
-def test_wishes_of_the_command_line_add_to_those_of_the_site(tmp_path: Path) -> None:
+def test_parameters_and_setup_are_added_to_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("executor: slurm\nparameters: {mail-type: END, comment: site}\ndependency: singleton\n"
                     "setup: [module load cuda]\n")  # fmt: skip
-    given = {"parameters": ("exclusive", "comment=mine"), "requeue": "false", "setup": ("export MASTER_ADDR=n1",)}
-    cluster = read_cluster(str(path), given)
+    fields = {"parameters": ("exclusive", "comment=mine"), "requeue": "false", "setup": ("export MASTER_ADDR=n1",)}
+    cluster = read_cluster(SubmitOptions(str(path), None, False, fields))
     script = submit.sbatch_script(cluster, Path("/r"), "name", "afterok:17")
     lines = script.splitlines()
     assert lines.index("module load cuda") + 1 == lines.index("export MASTER_ADDR=n1")
-    for wish in ("--mail-type=END", "--comment=mine", "--exclusive", "--no-requeue"):
-        assert f"#SBATCH {wish}" in lines
+    for option in ("--mail-type=END", "--comment=mine", "--exclusive", "--no-requeue"):
+        assert f"#SBATCH {option}" in lines
     assert "#SBATCH --dependency=afterok:17,singleton" in lines and "#SBATCH --requeue" not in lines

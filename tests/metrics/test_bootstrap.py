@@ -1,4 +1,4 @@
-"""Intervals cover what they should, and odd inputs give no false numbers."""
+"""Tests of bootstrap intervals: their width and coverage, and NaN for missing data."""
 
 import json
 import math
@@ -8,73 +8,73 @@ import pytest
 import torch
 
 from featgan.metrics.bootstrap import (
-    NOTHING,
-    Measure,
-    mean_measure,
-    measures,
-    median_measure,
-    ratio_measure,
+    NO_DATA,
+    Estimate,
+    bootstrap_many,
+    bootstrap_mean,
+    bootstrap_median,
+    bootstrap_ratio,
     resample_weights,
 )
 
 
 def test_weights_are_resamples() -> None:
-    weights = resample_weights(50, draws=30, seed=3)
+    weights = resample_weights(50, num_resamples=30, seed=3)
     assert np.allclose(weights.sum(1), 1)
     assert np.allclose(weights * 50, np.round(weights * 50))
-    assert np.array_equal(weights, resample_weights(50, draws=30, seed=3))
-    assert not np.array_equal(weights, resample_weights(50, draws=30, seed=4))
+    assert np.array_equal(weights, resample_weights(50, num_resamples=30, seed=3))
+    assert not np.array_equal(weights, resample_weights(50, num_resamples=30, seed=4))
 
 
-def test_mean_interval_has_the_width_theory_gives() -> None:
+def test_mean_interval_has_the_theoretical_width() -> None:
     values = np.random.default_rng(0).normal(5, 2, 1000)
-    found = mean_measure(values)
-    assert found.value == pytest.approx(values.mean())
-    assert found.low < found.value < found.high
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 2 / math.sqrt(1000), rel=0.2)
+    actual = bootstrap_mean(values)
+    assert actual.value == pytest.approx(values.mean())
+    assert actual.low < actual.value < actual.high
+    assert actual.high - actual.low == pytest.approx(2 * 1.96 * 2 / math.sqrt(1000), rel=0.2)
 
 
-def test_mean_interval_covers_the_truth_about_95_times_in_100() -> None:
+def test_mean_interval_covers_the_true_mean_in_95_percent_of_cases() -> None:
     generator = np.random.default_rng(1)
-    found = [mean_measure(generator.normal(0, 1, 80), seed) for seed in range(200)]
-    covered = sum(each.low <= 0 <= each.high for each in found)
+    estimates = [bootstrap_mean(generator.normal(0, 1, 80), seed) for seed in range(200)]
+    covered = sum(estimate.low <= 0 <= estimate.high for estimate in estimates)
     assert 178 <= covered <= 199
 
 
-def test_values_that_are_not_numbers_are_left_out_and_not_counted() -> None:
-    found = mean_measure(torch.tensor([1.0, float("nan"), 3.0, float("inf")]))
-    assert (found.value, found.count) == (2.0, 2)
+def test_non_finite_values_are_excluded_and_not_counted() -> None:
+    actual = bootstrap_mean(torch.tensor([1.0, float("nan"), 3.0, float("inf")]))
+    assert (actual.value, actual.count) == (2.0, 2)
 
 
-def test_no_images_give_no_number() -> None:
-    assert mean_measure([]) is NOTHING
-    assert median_measure([float("nan")]).count == 0
-    assert ratio_measure([1.0, 2.0], [0.0, 0.0]) is NOTHING
-    assert measures(lambda weights: weights, 0) == []
+def test_no_images_give_nan() -> None:
+    assert bootstrap_mean([]) is NO_DATA
+    assert bootstrap_median([float("nan")]).count == 0
+    assert bootstrap_ratio([1.0, 2.0], [0.0, 0.0]) is NO_DATA
+    assert bootstrap_many(lambda weights: weights, 0) == []
 
 
-def test_median_is_the_middle_and_robust() -> None:
-    assert median_measure([3.0, 1.0, 1000.0]).value == 3.0
-    assert median_measure([1.0, 2.0, 3.0, 4.0]).value == 2.0
+def test_median_is_the_middle_value_and_robust() -> None:
+    assert bootstrap_median([3.0, 1.0, 1000.0]).value == 3.0
+    assert bootstrap_median([1.0, 2.0, 3.0, 4.0]).value == 2.0
     values = np.random.default_rng(2).normal(0, 1, 501)
-    found = median_measure(values)
-    assert found.value == pytest.approx(np.median(values))
-    assert found.low < 0 < found.high
+    actual = bootstrap_median(values)
+    assert actual.value == pytest.approx(np.median(values))
+    assert actual.low < 0 < actual.high
 
 
-def test_ratio_is_of_the_means_not_the_mean_of_ratios() -> None:
-    assert ratio_measure([1.0, 2.0], [1.0, 4.0]).value == pytest.approx(3 / 5)
+def test_ratio_of_means_is_not_the_mean_of_ratios() -> None:
+    assert bootstrap_ratio([1.0, 2.0], [1.0, 4.0]).value == pytest.approx(3 / 5)
 
 
-def test_a_half_float_tensor_is_read() -> None:
-    assert mean_measure(torch.ones(3, dtype=torch.bfloat16)).value == 1.0
+def test_a_bfloat16_tensor_is_accepted() -> None:
+    assert bootstrap_mean(torch.ones(3, dtype=torch.bfloat16)).value == 1.0
 
 
-def test_json_says_nothing_where_there_is_no_number() -> None:
-    assert json.loads(json.dumps(NOTHING.to_json(), allow_nan=False)) == {
+def test_json_has_null_instead_of_nan() -> None:
+    assert json.loads(json.dumps(NO_DATA.to_json(), allow_nan=False)) == {
         "value": None,
         "low": None,
         "high": None,
         "count": 0,
     }
-    assert Measure(0.5, 0.4, 0.6, 7).to_json() == {"value": 0.5, "low": 0.4, "high": 0.6, "count": 7}
+    assert Estimate(0.5, 0.4, 0.6, 7).to_json() == {"value": 0.5, "low": 0.4, "high": 0.6, "count": 7}

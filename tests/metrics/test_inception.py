@@ -1,4 +1,4 @@
-"""Inception from a file of the user's, pooled as the network of published distances is."""
+"""Tests of Inception: weights from a user's file, and the pooling of the network of published distances."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from torchvision.models.inception import InceptionA
 
 from featgan.errors import UserError
 from featgan.metrics.inception import Inception, replace_pool
-from featgan.metrics.realism import realism_family
+from featgan.metrics.realism import realism_metrics
 
 
-def test_a_blocks_pooling_is_replaced_and_nothing_else() -> None:
+def test_only_the_pooling_of_a_block_is_replaced() -> None:
     torch.manual_seed(0)
     block = InceptionA(4, pool_features=2).eval()
     images = torch.rand(1, 4, 5, 5)
@@ -27,13 +27,13 @@ def test_a_blocks_pooling_is_replaced_and_nothing_else() -> None:
     after = block(images)
     assert torch.equal(after[:, :-2], before[:, :-2])
     assert torch.allclose(after[:, -2:], expected)
-    assert torch.allclose(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1], atol=1e-6), "the border alone differs"
+    assert torch.allclose(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1], atol=1e-6), "only the border differs"
 
 
-def test_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_other_weights_are_rejected_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"fc.weight": torch.zeros(10, 512)}, path)
-    with pytest.raises(UserError, match="no weights of Inception-v3"):
+    with pytest.raises(UserError, match="not weights of Inception-v3"):
         Inception(path)
 
 
@@ -42,28 +42,29 @@ def random_network(num_classes: int, second_head: bool) -> nn.Module:
     network = Inception3(num_classes, aux_logits=second_head, init_weights=False)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.fill_(0.3)  # else random weights grow from layer to layer
+            module.weight.data.fill_(0.3)  # otherwise activations grow from layer to layer
     return network
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return (torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "second_head"), [(1008, False), (1000, True)])
 def test_both_kinds_of_weights_give_2048_features(
-    tmp_path: Path, pictures: Tensor, num_classes: int, second_head: bool
+    tmp_path: Path, images: Tensor, num_classes: int, second_head: bool
 ) -> None:
     path = tmp_path / "inception.pth"
-    # Files of the time lack the counters of batch normalisation.
+    # Old files lack the batch counters of batch norm.
     state = random_network(num_classes, second_head).state_dict()
     torch.save({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}, path)
     inception = Inception(path)
     assert inception.is_original == (num_classes == 1008)
-    features = inception(pictures)
+    features = inception(images)
     assert features.shape == (6, 2048) and np.ptp(features, axis=0).max() > 0
     half = features[3:]
-    family = realism_family(features, {"generator": half, "identity_copy": half})
-    assert family["generator"]["frechet_edited"].value == pytest.approx(family["generator"]["frechet_real_floor"].value)
+    metrics = realism_metrics(features, {"generator": half, "copy_source": half}, space="inception")
+    assert list(metrics["copy_source"]) == ["fid", "inception_kid"]
+    assert metrics["generator"]["fid"].value == pytest.approx(metrics["generator"]["fid_real"].value)

@@ -1,4 +1,4 @@
-"""Rendering: what is asked of the generator, which images are taken, what is written."""
+"""Rendering: the targets of the edits, the choice of the images, and the files that are written."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,45 +16,50 @@ from featgan.features.space import FeatureSpace
 from featgan.inference import training_data
 from featgan.report import render
 from featgan.report.edits import sources as report_sources
-from featgan.report.edits.sources import read_folder, sample_rows
-from featgan.report.edits.sweeps import FILM_LEVELS
+from featgan.report.edits.sources import read_image_folder, sample_rows
+from featgan.report.edits.sweeps import FILM_QUANTILES
 from featgan.report.render import render_run
 
 SIZE, FEATURES, CLASSES = 16, 5, ("calm", "glad", "<b>x</b>")
-HEAD = torch.eye(3, FEATURES)
-DIMS = {"features": FEATURES, "expression": 3, "valence_arousal": 2, "attributes": 2}
+HEAD_WEIGHT = torch.eye(3, FEATURES)
+CONDITION_DIMS = {"features": FEATURES, "expression": 3, "valence_arousal": 2, "attributes": 2}
 
 
-class TintModel:
-    """Adds the mean of the condition's first two numbers to the image, and remembers every condition."""
+class FakeTintModel:
+    """Add the mean of the condition's first two numbers to the image, and record every condition."""
 
-    step = 30
-    image_size = SIZE
     device = "cpu"
-    encoding = "standardized"
-    class_names = CLASSES
-    dataset = {"shards": "shards", "features": "box"}
 
     def __init__(self, kind: str, space: FeatureSpace, condition_dim: int | None = None) -> None:
-        self.condition_kind = kind
+        is_feature_conditioned = kind == "features"
         self.space = space
-        self.condition_dim = condition_dim or DIMS[kind]
-        self.blackbox = {"spec": "boxes/tint", "layer": "last", "sha256": "ab" * 32} if kind == "features" else None
-        self.attribute_names = ("Smiling", "Young") if kind == "attributes" else ()
-        self.asked: list[Tensor] = []
-        self.own: list[Tensor | None] = []
+        self.metadata = SimpleNamespace(
+            step=30,
+            image_size=SIZE,
+            encoding="standardized",
+            class_names=CLASSES,
+            dataset={"shards": "shards", "features": "cache"},
+            condition_kind=kind,
+            condition_dim=condition_dim or CONDITION_DIMS[kind],
+            blackbox={"spec": "classifiers/tint", "layer": "last", "sha256": "ab" * 32}
+            if is_feature_conditioned
+            else None,
+            attribute_names=("Smiling", "Young") if kind == "attributes" else (),
+        )
+        self.conditions: list[Tensor] = []
+        self.sources: list[Tensor | None] = []
 
-    def ask(self, wanted: Tensor, own: Tensor | None) -> Tensor:
-        assert own is None or own.shape == wanted.shape
-        self.own.append(own)
-        return wanted
+    def condition_input(self, target: Tensor, source: Tensor | None) -> Tensor:
+        assert source is None or source.shape == target.shape
+        self.sources.append(source)
+        return target
 
     def encode(self, features: Tensor) -> Tensor:
-        return self.space.encode(features, self.encoding)
+        return self.space.encode(features, self.metadata.encoding)
 
-    def edit(self, images: Tensor, condition: Tensor) -> Tensor:
-        assert condition.shape == (len(images), self.condition_dim)
-        self.asked.append(condition)
+    def edit_images(self, images: Tensor, condition: Tensor) -> Tensor:
+        assert condition.shape == (len(images), self.metadata.condition_dim)
+        self.conditions.append(condition)
         return (images + 0.2 * condition[:, :2].mean(1)[:, None, None, None]).clamp(-1, 1)
 
 
@@ -76,8 +81,8 @@ class FakeSplit:
         return self.images[rows]
 
 
-class World:
-    """A run folder whose model, shards, cache and box are small fakes."""
+class RenderFixture:
+    """A run folder whose model, shards, cache and classifier are small fakes."""
 
     def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch, kind: str, condition_dim: int | None = None) -> None:
         self.run = run
@@ -85,66 +90,66 @@ class World:
         splits = {"train": FakeSplit("train", 60), "validation": FakeSplit("validation", 12)}
         self.training, self.validation = splits["train"], splits["validation"]
         self.space = FeatureSpace.fit(torch.from_numpy(splits["train"].features))
-        self.model = TintModel(kind, self.space, condition_dim)
+        self.model = FakeTintModel(kind, self.space, condition_dim)
         shards = SimpleNamespace(
             path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32, attribute_names=("Smiling", "Young"),
-            split=splits.__getitem__,
+            get_split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(
-            head=(HEAD, torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
-            features=lambda split, rows, mirrored: splits[split].features[rows],
-            outputs=lambda split, rows: splits[split].features[rows] @ HEAD.numpy().T,
+            head=(HEAD_WEIGHT, torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
+            features=lambda split, rows, flipped: splits[split].features[rows],
+            outputs=lambda split, rows: splits[split].features[rows] @ HEAD_WEIGHT.numpy().T,
         )  # fmt: skip
         monkeypatch.setattr(render, "load_model", lambda run, step, device: self.model)
         monkeypatch.setattr(training_data, "open_shards", lambda model: shards)
         monkeypatch.setattr(training_data, "open_cache", lambda model, shards: cache)
-        self.box_sha256 = "ab" * 32
-        monkeypatch.setattr(render, "load_blackbox", self.load_blackbox)
+        self.classifier_sha256 = "ab" * 32
+        monkeypatch.setattr(training_data, "load_blackbox", self.load_blackbox)
 
-    def load_blackbox(self, spec: str, layer: str, device: str) -> "World":
-        assert (spec, layer) == ("boxes/tint", "last")
+    def load_blackbox(self, spec: str, layer: str, device: torch.device) -> "RenderFixture":
+        assert (spec, layer) == ("classifiers/tint", "last")
         return self
 
-    spec = "boxes/tint"
+    spec = "classifiers/tint"
     device = torch.device("cpu")
     head = None
     output_kind, output_dim, class_names = "expression", 3, CLASSES
 
     @property
     def sha256(self) -> str:
-        return self.box_sha256
+        return self.classifier_sha256
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.mean((2, 3)).repeat(1, 2)[:, :FEATURES], torch.zeros(len(images), 3)
 
     @property
-    def folder(self) -> Path:
+    def render_folder(self) -> Path:
         return self.run / "renders" / "step-00000030"
 
-    def folder_of(self, images: Path) -> Path:
-        """Where pictures of a user's images lie."""
-        return self.folder.with_name(f"{self.folder.name}-{images.name}")
+    def render_folder_of(self, images: Path) -> Path:
+        """Return the folder of the grids of the user's images."""
+        return self.render_folder.with_name(f"{self.render_folder.name}-{images.name}")
 
-    def columns(self, name: str) -> list[str]:
-        with Image.open(self.folder / f"{name}.png") as image:
+    def grid_columns(self, name: str) -> list[str]:
+        with Image.open(self.render_folder / f"{name}.png") as image:
             return image.text["Columns"].split(" | ")  # type: ignore[attr-defined]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path / "run", monkeypatch, "features")
+def fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RenderFixture:
+    return RenderFixture(tmp_path / "run", monkeypatch, "features")
 
 
-def save_picture(path: Path, size: tuple[int, int] = (40, 20), colour: str = "red") -> Path:
-    Image.new("RGB", size, colour).save(path)
+def save_image(path: Path, size: tuple[int, int] = (40, 20), color: str = "red") -> Path:
+    Image.new("RGB", size, color).save(path)
     return path
 
 
-def test_every_direction_is_written_and_a_second_render_replaces_the_first(world: World) -> None:
-    (world.run / "renders" / "step-00000030").mkdir(parents=True)
-    (world.folder / "old.png").touch()
-    report = render_run(world.run, num_images=3, num_components=2)
-    pictures = {
+def test_every_direction_is_written_and_replaces_earlier_files(fixture: RenderFixture) -> None:
+    (fixture.run / "renders" / "step-00000030").mkdir(parents=True)
+    (fixture.render_folder / "old.png").touch()
+    report = render_run(fixture.run, num_images=3, num_components=2)
+    grids = {
         "component-01",
         "component-02",
         "class-means",
@@ -153,64 +158,73 @@ def test_every_direction_is_written_and_a_second_render_replaces_the_first(world
         "transfer",
         "projections",
     }
-    assert {path.stem for path in world.folder.glob("*.png")} == pictures | {"projections"}
-    moving = {"component-01.gif", "component-01.webp", "component-02.gif", "component-02.webp", "interpolation.gif"}
-    assert {path.name for path in world.folder.iterdir() if path.suffix != ".png"} == moving | {"interpolation.webp"}
-    assert report == world.run / "report.html"
-    assert {path.name for path in world.run.iterdir()} == {"renders", "report.html"}
-    assert [path.name for path in (world.run / "renders").iterdir()] == ["step-00000030"]
+    assert {path.stem for path in fixture.render_folder.glob("*.png")} == grids
+    animations = {"component-01.gif", "component-01.webp", "component-02.gif", "component-02.webp", "interpolation.gif"}
+    assert {path.name for path in fixture.render_folder.iterdir() if path.suffix != ".png"} == animations | {
+        "interpolation.webp"
+    }
+    assert report == fixture.run / "report.html"
+    assert {path.name for path in fixture.run.iterdir()} == {"renders", "report.html"}
+    assert [path.name for path in (fixture.run / "renders").iterdir()] == ["step-00000030"]
 
 
-def test_the_page_says_how_often_the_box_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path, monkeypatch, "features")
-    own = (world.validation.features @ HEAD.numpy().T).argmax(1)
-    world.validation.expression = np.where(np.arange(12) < 3, own, (own + 1) % 3).astype(np.int16)
-    world.validation.expression[8:] = -1  # 3 of the 8 that have a label
-    assert "rightly in 38 % of the validation pictures" in render_run(tmp_path, video=()).read_text()
+def test_page_shows_the_accuracy_of_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = RenderFixture(tmp_path, monkeypatch, "features")
+    predicted = (fixture.validation.features @ HEAD_WEIGHT.numpy().T).argmax(1)
+    fixture.validation.expression = np.where(np.arange(12) < 3, predicted, (predicted + 1) % 3).astype(np.int16)
+    fixture.validation.expression[8:] = -1  # 3 of the 8 labels are predicted
+    page = render_run(tmp_path, video=()).read_text()
+    assert "It predicts the labeled class for 38\N{NO-BREAK SPACE}% of the validation images" in page
 
 
-def test_reconstruction_asks_for_the_untouched_condition_and_stands_last(world: World) -> None:
-    render_run(world.run, num_images=3, directions=["quantiles"], num_components=1)
-    told = np.flatnonzero((world.validation.features @ HEAD.numpy().T).argmax(1) == world.validation.expression)
-    rows = sample_rows(world.validation.expression, np.arange(12), 3, 0, told)
-    assert set(rows[:2]) <= set(told), "pictures that the box misreads show less"
-    own = world.model.encode(torch.from_numpy(world.validation.features[rows]))
-    torch.testing.assert_close(world.model.asked[0], own)
+def test_reconstruction_uses_the_source_condition_and_is_the_last_column(fixture: RenderFixture) -> None:
+    render_run(fixture.run, num_images=3, directions=["quantiles"], num_components=1)
+    correct = np.flatnonzero(
+        (fixture.validation.features @ HEAD_WEIGHT.numpy().T).argmax(1) == fixture.validation.expression
+    )
+    rows = sample_rows(fixture.validation.expression, np.arange(12), 3, 0, correct)
+    assert set(rows[:2]) <= set(correct), "correctly classified images come first"
+    source_conditions = fixture.model.encode(torch.from_numpy(fixture.validation.features[rows]))
+    torch.testing.assert_close(fixture.model.conditions[0], source_conditions)
     levels = ["1 %", "10 %", "50 %", "90 %", "99 %"]
-    changes = [f"\N{INCREMENT} {level}" for level in levels]
-    assert world.columns("component-01") == ["source", *levels, "reconstruction", *changes]
+    differences = [f"\N{INCREMENT} {level}" for level in levels]
+    assert fixture.grid_columns("component-01") == ["source", *levels, "reconstruction", *differences]
 
 
-def test_classes_are_the_boxes_own_answers_and_a_source_leaves_its_own(world: World) -> None:
-    world.training.features[:, 2] -= 9  # the last answer is given to no training image
-    render_run(world.run, num_images=3, directions=["class"])
-    answers = (world.training.features @ HEAD.numpy().T).argmax(1)
-    means = torch.stack([torch.from_numpy(world.training.features[answers == output]).mean(0) for output in (0, 1)])
-    assert world.columns("class-means") == ["source", *CLASSES[:2], "reconstruction"]
-    own, asked = (world.space.decode(each, "standardized") for each in world.model.asked)
-    for source, moved in zip(own, asked.reshape(3, 2, FEATURES), strict=True):
-        answer = int((HEAD @ source).argmax())
-        way = means - (means[answer] if answer < 2 else means.mean(0))
-        amounts = ((moved - source) * way).sum(1) / way.square().sum(1).clamp_min(1e-9)
+def test_classes_are_predictions_and_a_source_skips_its_predicted_class(fixture: RenderFixture) -> None:
+    fixture.training.features[:, 2] -= 9  # no training image is predicted as the last class
+    render_run(fixture.run, num_images=3, directions=["class"])
+    predicted = (fixture.training.features @ HEAD_WEIGHT.numpy().T).argmax(1)
+    means = torch.stack([torch.from_numpy(fixture.training.features[predicted == output]).mean(0) for output in (0, 1)])
+    assert fixture.grid_columns("class-means") == ["source", *CLASSES[:2], "reconstruction"]
+    sources, targets = (fixture.space.decode(condition, "standardized") for condition in fixture.model.conditions)
+    for source, class_targets in zip(sources, targets.reshape(3, 2, FEATURES), strict=True):
+        source_class = int((HEAD_WEIGHT @ source).argmax())
+        shifts = means - (means[source_class] if source_class < 2 else means.mean(0))
+        amounts = ((class_targets - source) * shifts).sum(1) / shifts.square().sum(1).clamp_min(1e-9)
         for output, amount in enumerate(amounts.tolist()):
-            expected = source + amount * way[output]
-            torch.testing.assert_close(moved[output], expected, atol=1e-3, rtol=1e-3)
-            assert output == answer or 0.99 < amount < 1.51
-            sure = torch.softmax(HEAD @ expected, 0)[output] >= 0.75
-            assert output == answer or sure or amount > 1.49
+            expected = source + amount * shifts[output]
+            torch.testing.assert_close(class_targets[output], expected, atol=1e-3, rtol=1e-3)
+            assert output == source_class or 0.99 < amount < 1.51
+            is_confident = torch.softmax(HEAD_WEIGHT @ expected, 0)[output] >= 0.75
+            assert output == source_class or is_confident or amount > 1.49
 
 
-def test_quantile_sweeps_do_not_accumulate(world: World) -> None:
-    render_run(world.run, num_images=3, directions=["quantiles"], num_components=4)
-    own, *sweeps = world.model.asked
-    levels = torch.stack([world.space.quantile(level) for level in FILM_LEVELS])
-    for component, asked in enumerate(sweeps):
-        whitened = world.space.project(world.space.decode(asked, "standardized")).reshape(3, len(levels), FEATURES)
-        expected = world.space.project(world.space.decode(own, "standardized"))[:, None].repeat(1, len(levels), 1)
+def test_quantile_sweeps_do_not_accumulate(fixture: RenderFixture) -> None:
+    render_run(fixture.run, num_images=3, directions=["quantiles"], num_components=4)
+    source_conditions, *sweeps = fixture.model.conditions
+    levels = torch.stack([fixture.space.quantile(level) for level in FILM_QUANTILES])
+    for component, conditions in enumerate(sweeps):
+        whitened = fixture.space.project(fixture.space.decode(conditions, "standardized")).reshape(
+            3, len(levels), FEATURES
+        )
+        expected = fixture.space.project(fixture.space.decode(source_conditions, "standardized"))[:, None].repeat(
+            1, len(levels), 1
+        )
         expected[:, :, component] = levels[:, component]
         torch.testing.assert_close(whitened, expected, atol=1e-4, rtol=1e-4)
-    told = torch.stack([each for each in world.model.own[:4] if each is not None])
-    assert torch.equal(told, own.repeat_interleave(len(levels), 0).expand(4, -1, -1)), "each source's own"
+    sources = torch.stack([source for source in fixture.model.sources[:4] if source is not None])
+    assert torch.equal(sources, source_conditions.repeat_interleave(len(levels), 0).expand(4, -1, -1))
 
 
 @pytest.mark.parametrize(
@@ -221,120 +235,124 @@ def test_quantile_sweeps_do_not_accumulate(world: World) -> None:
         ("attributes", {"attributes"}),
     ],
 )
-def test_label_conditions(kind: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path / "run", monkeypatch, kind)
-    render_run(world.run, num_images=2)
-    assert {path.stem for path in world.folder.glob("*.png")} == names
-    assert all(world.columns(name)[-1] == "reconstruction" for name in names)
-
-
-def test_the_plane_has_valence_to_the_right_and_arousal_upwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_label_conditions_have_their_sweeps(
+    kind: str, names: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path / "run", monkeypatch, "valence_arousal")
-    render_run(world.run, num_images=1)
-    plane = world.model.asked[1].reshape(5, 5, 2)
+    fixture = RenderFixture(tmp_path / "run", monkeypatch, kind)
+    render_run(fixture.run, num_images=2)
+    assert {path.stem for path in fixture.render_folder.glob("*.png")} == names
+    assert all(fixture.grid_columns(name)[-1] == "reconstruction" for name in names)
+
+
+def test_plane_has_valence_to_the_right_and_arousal_to_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = RenderFixture(tmp_path / "run", monkeypatch, "valence_arousal")
+    render_run(fixture.run, num_images=1)
+    plane = fixture.model.conditions[1].reshape(5, 5, 2)
     torch.testing.assert_close(plane[0, :, 0], torch.tensor([-1, -0.5, 0, 0.5, 1]))
     torch.testing.assert_close(plane[:, 0, 1], torch.tensor([1, 0.5, 0, -0.5, -1]))
 
 
-def test_two_data_sets_get_the_mask_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path / "run", monkeypatch, "expression", condition_dim=3 + 2 + 2)
-    world.run.joinpath("config.yaml").write_text(
+def test_sweeps_of_two_data_sets_have_the_right_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = RenderFixture(tmp_path / "run", monkeypatch, "expression", condition_dim=3 + 2 + 2)
+    fixture.run.joinpath("config.yaml").write_text(
         "dataset: {condition: {kind: expression}}\nsecond_dataset: {condition: {kind: valence_arousal}}\n"
     )
-    world.model.card = SimpleNamespace(names=(*CLASSES, "valence", "arousal"))  # type: ignore[attr-defined]
-    render_run(world.run, num_images=1)
-    first, second = world.model.asked[1], world.model.asked[2]
+    fixture.model.metadata.names = (*CLASSES, "valence", "arousal")
+    render_run(fixture.run, num_images=1)
+    first, second = fixture.model.conditions[1], fixture.model.conditions[2]
     assert first.tolist() == [[1, 0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 1, 0]]
     assert second[:, :3].abs().sum() == 0 and second[:, 5:].tolist() == [[0, 1]] * 25
-    assert (world.folder / "second-valence-arousal.png").is_file()
+    assert (fixture.render_folder / "second-valence-arousal.png").is_file()
 
 
-def test_the_users_images_with_a_broken_one(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_corrupted_user_image_is_skipped(
+    fixture: RenderFixture, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
-    save_picture(folder / "b.png", colour="blue")
-    save_picture(folder / "c.jpg")
+    save_image(folder / "b.png", color="blue")
+    save_image(folder / "c.jpg")
     (folder / "a.jpg").write_bytes(b"\xff\xd8 no image")
-    content = save_picture(folder / "d.jpg", (200, 200)).read_bytes()
+    content = save_image(folder / "d.jpg", (200, 200)).read_bytes()
     (folder / "d.jpg").write_bytes(content[: len(content) // 2])
-    (world.run / "report.html").write_text("that of the validation images")
-    page = render_run(world.run, images=folder, directions=["quantiles", "transfer"])
-    assert page == world.run / "report-mine.html" and "validation" in (world.run / "report.html").read_text()
+    (fixture.run / "report.html").write_text("report of the validation images")
+    page = render_run(fixture.run, images=folder, directions=["quantiles", "transfer"])
+    assert page == fixture.run / "report-mine.html" and "validation" in (fixture.run / "report.html").read_text()
     assert "a.jpg" in "".join(capfd.readouterr().err.split())
-    with Image.open(world.folder_of(folder) / "component-01.png") as image:
+    with Image.open(fixture.render_folder_of(folder) / "component-01.png") as image:
         assert image.text["Rows"] == "b.png | c.jpg"  # type: ignore[attr-defined]
     blue = torch.tensor([-1.0, -1, 1, -1, -1])
-    torch.testing.assert_close(world.model.asked[0][0], world.model.encode(blue))
+    torch.testing.assert_close(fixture.model.conditions[0][0], fixture.model.encode(blue))
 
 
-def test_without_the_shards_the_users_images_are_still_rendered(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_user_images_are_rendered_without_the_shards(
+    fixture: RenderFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(model: object) -> None:
+    def raise_missing(model: object) -> None:
         raise UserError("no shards")
 
-    monkeypatch.setattr(training_data, "open_shards", absent)
-    save_picture(tmp_path / "a.png")
-    render_run(world.run, images=tmp_path, num_components=1)
-    assert {path.stem for path in world.folder_of(tmp_path).glob("*.png")} == {"component-01", "projections"}
+    monkeypatch.setattr(training_data, "open_shards", raise_missing)
+    save_image(tmp_path / "a.png")
+    render_run(fixture.run, images=tmp_path, num_components=1)
+    assert {path.stem for path in fixture.render_folder_of(tmp_path).glob("*.png")} == {"component-01", "projections"}
     with pytest.raises(UserError, match="no shards"):
-        render_run(world.run)
+        render_run(fixture.run)
 
 
-def test_a_folder_without_readable_images(world: World, tmp_path: Path) -> None:
+def test_folder_without_readable_images_is_rejected(fixture: RenderFixture, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("no image")
     with pytest.raises(UserError, match="none of its 1 files is a readable"):
-        render_run(world.run, images=tmp_path)
+        render_run(fixture.run, images=tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        render_run(world.run, images=tmp_path / "absent")
-    assert not (world.run / "renders").exists() and not (world.run / "report.html").exists()
+        render_run(fixture.run, images=tmp_path / "absent")
+    assert not (fixture.run / "renders").exists() and not (fixture.run / "report.html").exists()
 
 
-def test_another_box_is_refused(world: World, tmp_path: Path) -> None:
-    save_picture(tmp_path / "a.png")
-    world.box_sha256 = "00" * 32
-    with pytest.raises(UserError, match="boxes/tint: not the black box of this run"):
-        render_run(world.run, images=tmp_path)
+def test_another_classifier_is_rejected(fixture: RenderFixture, tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    fixture.classifier_sha256 = "00" * 32
+    with pytest.raises(UserError, match="classifiers/tint: not the classifier that the features were extracted with"):
+        render_run(fixture.run, images=tmp_path)
 
 
-def test_directions_that_do_not_apply(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directions_that_do_not_apply_are_rejected(
+    fixture: RenderFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="--directions attributes: not a direction of a 'features' condition"):
-        render_run(world.run, directions=["attributes"])
-    with pytest.raises(UserError, match="two images or more"):
-        render_run(world.run, directions=["transfer"], num_images=1)
-    save_picture(tmp_path / "a.png")
-    with pytest.raises(UserError, match="these images do not have"):
-        render_run(World(tmp_path / "other", monkeypatch, "attributes").run, images=tmp_path)
+        render_run(fixture.run, directions=["attributes"])
+    with pytest.raises(UserError, match="it needs at least two images"):
+        render_run(fixture.run, directions=["transfer"], num_images=1)
+    save_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--images: the attributes of these images are not known"):
+        render_run(RenderFixture(tmp_path / "other", monkeypatch, "attributes").run, images=tmp_path)
 
 
-def test_large_and_foreign_files_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_picture(tmp_path / "large.png", (50, 50))
+def test_large_files_and_other_formats_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(tmp_path / "large.png", (50, 50))
     Image.new("RGB", (8, 8)).save(tmp_path / "other.jpg", "TIFF")
-    save_picture(tmp_path / "small.png", (8, 4))
+    save_image(tmp_path / "small.png", (8, 4))
     monkeypatch.setattr(report_sources, "MAX_PIXELS", 1000)
-    images, names = read_folder(tmp_path, 4, 10)
+    images, names = read_image_folder(tmp_path, 4, 10)
     assert names == ("small.png",) and images.shape == (1, 3, 4, 4)
 
 
-def test_images_are_cropped_centrally_turned_upright_and_put_on_white(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (30, 10), "black")
-    picture.paste("white", (10, 0, 20, 10))
-    picture.save(tmp_path / "a.png")
-    turned = Image.new("RGB", (10, 10), "black")
-    turned.paste("white", (0, 0, 10, 5))
+def test_images_are_center_cropped_rotated_upright_and_flattened_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 10), "black")
+    image.paste("white", (10, 0, 20, 10))
+    image.save(tmp_path / "a.png")
+    rotated = Image.new("RGB", (10, 10), "black")
+    rotated.paste("white", (0, 0, 10, 5))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    turned.save(tmp_path / "b.png", exif=exif)
+    rotated.save(tmp_path / "b.png", exif=exif)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.png")
-    images, _ = read_folder(tmp_path, 10, 10)
+    images, _ = read_image_folder(tmp_path, 10, 10)
     assert (images[0] == 255).all()
     assert (images[1, :, 0] == 0).all() and (images[1, :, -1] == 255).all()
     assert (images[2] == 255).all()
 
 
-def test_the_sample_is_fixed_by_its_seed_and_spread_over_classes() -> None:
+def test_sample_depends_on_the_seed_and_covers_the_classes() -> None:
     labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
     usable = np.arange(1, 100)
     rows = sample_rows(labels, usable, 6, seed=3)
@@ -342,67 +360,74 @@ def test_the_sample_is_fixed_by_its_seed_and_spread_over_classes() -> None:
     assert (rows == sample_rows(labels, usable, 6, seed=3)).all()
     assert (rows != sample_rows(labels, usable, 6, seed=4)).any()
     assert len(sample_rows(labels, usable[:2], 6, seed=3)) == 2
-    told = np.array([5, 6, 9, 11])
-    some = sample_rows(labels, usable, 6, 3, told)
-    assert set(some[: len(told)]) == set(told) and len(set(some)) == 6, "those first, each once"
+    preferred = np.array([5, 6, 9, 11])
+    rows = sample_rows(labels, usable, 6, 3, preferred)
+    assert set(rows[: len(preferred)]) == set(preferred) and len(set(rows)) == 6
 
 
-def test_names_are_shown_kept_and_refused_before_anything_is_made(world: World) -> None:
-    with pytest.raises(UserError, match="component 9 cannot be named"):
-        render_run(world.run, names=["9=smile"])
-    assert not list(world.run.iterdir()) and not world.model.asked
-    page = render_run(world.run, num_images=2, num_components=2, directions=["quantiles"], names=["2=raised brows"])
+def test_component_names_are_shown_stored_and_checked_first(fixture: RenderFixture) -> None:
+    with pytest.raises(UserError, match="the run has no component 9"):
+        render_run(fixture.run, component_names=["9=smile"])
+    assert not list(fixture.run.iterdir()) and not fixture.model.conditions
+    page = render_run(
+        fixture.run, num_images=2, num_components=2, directions=["quantiles"], component_names=["2=raised brows"]
+    )
     assert "Component 2: raised brows" in page.read_text() and ">raised brows</a>" in page.read_text()
-    again = render_run(world.run, num_images=2, num_components=2, directions=["quantiles"])
-    assert "--name &#39;2=raised brows&#39;" in again.read_text()
+    next_page = render_run(fixture.run, num_images=2, num_components=2, directions=["quantiles"])
+    assert "--component-name &#39;2=raised brows&#39;" in next_page.read_text()
 
 
-def test_labels_have_no_components_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path / "run", monkeypatch, "expression")
-    with pytest.raises(UserError, match="only components of features can be named"):
-        render_run(world.run, names=["1=smile"])
+def test_component_names_are_rejected_for_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = RenderFixture(tmp_path / "run", monkeypatch, "expression")
+    with pytest.raises(UserError, match="this run is label-conditioned and has no components"):
+        render_run(fixture.run, component_names=["1=smile"])
 
 
-def test_the_box_is_asked_about_every_frame_that_has_a_slider(world: World) -> None:
-    shown: list[int] = []
-    answer = world.__call__
+def test_the_classifier_predicts_every_frame_with_a_slider(fixture: RenderFixture) -> None:
+    num_predicted: list[int] = []
+    predict = fixture.__call__
 
-    class Asked(World):
+    class CountingFixture(RenderFixture):
         def __call__(self, images: torch.Tensor) -> tuple[Tensor, Tensor]:
-            shown.append(len(images))
-            return answer(images)
+            num_predicted.append(len(images))
+            return predict(images)
 
-    world.__class__ = Asked
-    render_run(world.run, num_images=3, num_components=2, directions=["quantiles", "transfer"])
-    assert sum(shown) == 2 * 3 * len(FILM_LEVELS) + 3  # the transfers have none; the sources stand beside the answers
+    fixture.__class__ = CountingFixture
+    render_run(fixture.run, num_images=3, num_components=2, directions=["quantiles", "transfer"])
+    # The transfers have no slider; the outputs for the sources are shown, too.
+    assert sum(num_predicted) == 2 * 3 * len(FILM_QUANTILES) + 3
 
 
-def test_without_its_box_a_run_is_rendered_and_says_what_is_missing(
-    world: World, capfd: pytest.CaptureFixture[str]
+def test_run_without_its_classifier_is_rendered_with_a_warning(
+    fixture: RenderFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    world.box_sha256 = "00" * 32
-    page = render_run(world.run, num_images=2, num_components=1, directions=["quantiles"]).read_text()
-    assert "without the classifier's answers" in " ".join(capfd.readouterr().err.split())
-    assert 'class="answers"' not in page and "carries" in page  # its last layer is in the cache
+    fixture.classifier_sha256 = "00" * 32
+    page = render_run(fixture.run, num_images=2, num_components=1, directions=["quantiles"]).read_text()
+    assert "the report will have no predictions for the edited images" in " ".join(capfd.readouterr().err.split())
+    assert 'class="outputs"' not in page and "of the output variance" in page  # the cache has the head
 
 
-def test_only_the_wanted_animations_are_made(world: World) -> None:
-    render_run(world.run, num_images=2, num_components=1, directions=["quantiles"], video=[])
-    assert {path.suffix for path in world.folder.iterdir()} == {".png"}
+def test_only_the_selected_animations_are_written(fixture: RenderFixture) -> None:
+    render_run(fixture.run, num_images=2, num_components=1, directions=["quantiles"], video=[])
+    assert {path.suffix for path in fixture.render_folder.iterdir()} == {".png"}
     with pytest.raises(UserError, match="--video avi"):
-        render_run(world.run, video=["avi"])
+        render_run(fixture.run, video=["avi"])
 
 
-def test_the_command_takes_names_and_kinds_of_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, object]] = []
+def test_command_accepts_names_and_kinds_of_animation(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, object]] = []
 
-    def record(*given: object, **settings: object) -> str:
-        asked.append(settings)
+    def record_call(*arguments: object, **options: object) -> str:
+        calls.append(options)
         return "page"
 
-    monkeypatch.setattr(render, "render_run", record)
-    for options in ([], ["--name", "1=smile", "--name", "2=brows", "--video", "webp"], ["--video", "none"]):
+    monkeypatch.setattr(render, "render_run", record_call)
+    for options in (
+        [],
+        ["--component-name", "1=smile", "--component-name", "2=brows", "--video", "webp"],
+        ["--video", "none"],
+    ):
         assert CliRunner().invoke(cli, ["render", "run", *options]).exit_code == 0
-    assert [each["video"] for each in asked] == [["gif", "webp"], ["webp"], []]
-    assert asked[1]["names"] == ("1=smile", "2=brows")
+    assert [call["video"] for call in calls] == [["gif", "webp"], ["webp"], []]
+    assert calls[1]["component_names"] == ("1=smile", "2=brows")
     assert CliRunner().invoke(cli, ["render", "run", "--video", "avi"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""Checkpoints and the exported model: whole or not there, never unpickled, damage named."""
+"""Checkpoints, the exported model, the EMA and the metrics log: atomic, verified, never unpickled."""
 
 import contextlib
 import json
@@ -13,29 +13,31 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from featgan.errors import UserError
 from featgan.inference.model import load_model
-from featgan.networks.ema import Average
+from featgan.networks.ema import EMA
 from featgan.run import checkpoint, metrics_log
-from featgan.run.checkpoint import damage, newest_checkpoint, save_checkpoint
-from featgan.run.metrics_log import Journal, append_line
+from featgan.run.checkpoint import find_corruption, newest_checkpoint, save_checkpoint
+from featgan.run.metrics_log import MetricsLog, append_metrics_line
 from featgan.run.paths import committed_steps, step_folder
+from featgan.system.files import sha256_of
 from featgan.training.train import train
 from tests.conftest import World
 
 
-def save(run: Path, step: int, keep: int = 9) -> Path:
+def save_step(run: Path, step: int, max_checkpoints: int = 9) -> Path:
+    """Save a checkpoint with one tensor."""
     return save_checkpoint(
-        run, step, {"weights": {"a": torch.full((3,), float(step))}}, {"state": {"step": step}}, keep
+        run, step, {"weights": {"a": torch.full((3,), float(step))}}, {"state": {"step": step}}, max_checkpoints
     )
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
-        save(tmp_path, step, 2)
+        save_step(tmp_path, step, 2)
     assert committed_steps(tmp_path) == [4, 5]
 
 
-def test_a_crash_while_saving_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, 1)
+def test_crash_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_step(tmp_path, 1)
 
     def crash(source: object, target: object) -> None:
         raise KeyboardInterrupt
@@ -43,129 +45,134 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "sha256_of", lambda path: crash(path, path))
         with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 2)
+            save_step(tmp_path, 2)
     assert committed_steps(tmp_path) == [1] and newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
-    save(tmp_path, 2)
+    save_step(tmp_path, 2)
     assert committed_steps(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
-def test_damage_is_noticed_and_passed_over(tmp_path: Path, harm: str) -> None:
-    save(tmp_path, 1)
-    folder = save(tmp_path, 2)
-    path = folder / ("manifest.json" if harm == "manifest" else "weights.safetensors")
+@pytest.mark.parametrize("corruption", ["truncate", "flip", "remove", "manifest"])
+def test_corruption_is_detected_and_skipped(tmp_path: Path, corruption: str) -> None:
+    save_step(tmp_path, 1)
+    folder = save_step(tmp_path, 2)
+    path = folder / ("manifest.json" if corruption == "manifest" else "weights.safetensors")
     content = path.read_bytes()
-    if harm == "remove":
+    if corruption == "remove":
         path.unlink()
-    elif harm == "flip":
+    elif corruption == "flip":
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         path.write_bytes(content[:-5])
-    assert damage(folder)
+    assert find_corruption(folder)
     assert newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes) -> None:
+def test_full_disk_is_a_user_error_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_to_write(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr(checkpoint, "atomic_write", fail_to_write)
     with pytest.raises(UserError, match=r"the disk is full; free some space"):
-        save(tmp_path, 1)
+        save_step(tmp_path, 1)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_a_pickle_in_a_checkpoint_is_never_run(world: World, tmp_path: Path) -> None:
-    class Trap:
+def test_pickle_in_a_checkpoint_is_never_loaded(world: World, tmp_path: Path) -> None:
+    class MaliciousObject:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "sprung"),)
+            return os.mkdir, (str(tmp_path / "executed"),)
 
     run = tmp_path / "run"
-    train(world.config(run))
+    train(world.make_config(run))
     folder = step_folder(run, 4)
-    path = folder / "average.safetensors"
-    path.write_bytes(pickle.dumps(Trap()))
+    path = folder / "generator_ema.safetensors"
+    path.write_bytes(pickle.dumps(MaliciousObject()))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         load_model(run, 4)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_the_exported_model_is_the_average(world: World, tmp_path: Path) -> None:
-    train(world.config(tmp_path / "run", training={"ema_images": 50}))
+def test_exported_model_is_the_ema(world: World, tmp_path: Path) -> None:
+    train(world.make_config(tmp_path / "run", training={"ema_half_life_images": 50}))
     model = load_model(tmp_path / "run")
-    assert model.space is not None and model.step == 4 and model.condition_kind == "features"
+    assert model.space is not None and model.metadata.step == 4 and model.metadata.condition_kind == "features"
     torch.testing.assert_close(model.space.mean, world.cache.space.mean)
     features = torch.from_numpy(world.cache.features("validation", [0, 1]))
-    edited = model.edit(torch.zeros(2, 3, 16, 16), model.encode(features))
+    edited = model.edit_images(torch.zeros(2, 3, 16, 16), model.encode(features))
     assert edited.shape == (2, 3, 16, 16) and edited.abs().max() <= 1
-    with pytest.raises(UserError, match=r"there is none; checkpoints of this run: 2, 4"):
+    with pytest.raises(UserError, match=r"no such checkpoint; the run has checkpoints of steps: 2, 4"):
         load_model(tmp_path / "run", 3)
 
 
-def test_the_average_follows_with_its_half_life() -> None:
+def test_ema_has_its_half_life() -> None:
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(network.weight)
-    average = Average(network, 100)
+    ema = EMA(network, 100)
     torch.nn.init.ones_(network.weight)
-    average.update(network, 10_000, 100)
-    assert average.network.weight.item() == pytest.approx(0.5)
-    average.update(network, 1000, 50)  # early on the half-life is a twentieth of the images seen
-    assert average.network.weight.item() == pytest.approx(0.75)
+    ema.update(network, 10_000, 100)
+    assert ema.module.get_parameter("weight").item() == pytest.approx(0.5)
+    ema.update(network, 1000, 50)  # at the start, the half-life is a twentieth of the images seen
+    assert ema.module.get_parameter("weight").item() == pytest.approx(0.75)
 
 
-def test_a_disk_that_is_full_for_the_board_is_told_at_the_next_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*data: bytes) -> None:
+def test_tensorboard_write_error_is_raised_at_the_next_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_to_write(*data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    shown: list[threading.ExceptHookArgs] = []
-    monkeypatch.setattr(threading, "excepthook", shown.append)
-    journal = Journal(tmp_path, 0)
-    monkeypatch.setattr(RecordWriter, "write", full)
+    exceptions: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", exceptions.append)
+    metrics_log = MetricsLog(tmp_path, 0)
+    monkeypatch.setattr(RecordWriter, "write", fail_to_write)
     with pytest.raises(OSError, match="No space left"):
         for step in range(1, 1000):
-            journal.write(step, {"loss": 1.0})
-    assert not shown  # no traceback of the thread that writes
-    other = threading.Thread(target=full)
+            metrics_log.write_scalars(step, {"loss": 1.0})
+    assert not exceptions  # the writer thread prints no traceback
+    other = threading.Thread(target=fail_to_write)
     other.start()
     other.join()
-    assert [failure.thread for failure in shown] == [other]
+    assert [exception.thread for exception in exceptions] == [other]
     with contextlib.suppress(OSError):
-        journal.close()
-    assert threading.excepthook == shown.append
+        metrics_log.close()
+    assert threading.excepthook == exceptions.append
 
 
-def test_the_journal_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
+def test_metrics_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
+    metrics_log = MetricsLog(tmp_path, 0)
     for step in (1, 2, 3):
-        journal.write(step, {"loss": float(step)})
-    journal.close()
+        metrics_log.write_scalars(step, {"loss": float(step)})
+    metrics_log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    Journal(tmp_path, 2).close()
+    MetricsLog(tmp_path, 2).close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
-def test_a_line_of_an_evaluation_survives_a_cut_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Journal(tmp_path, 0).close()
-    append_line(tmp_path, 1, {"loss": 1.0})
-    whole, looks = metrics_log.is_at, iter([lambda: Journal(tmp_path, 2).close()])  # after the line, before the look
-    monkeypatch.setattr(metrics_log, "is_at", lambda *found: (next(looks, lambda: None)(), whole(*found))[1])
-    append_line(tmp_path, 1, {"evaluation/ccc": 0.5})
-    (tmp_path / "metrics.1.former").write_text('{"step": 2, "loss": 2.0}\n')  # of a cut that was killed
-    replaced = os.replace
+def test_evaluation_line_survives_a_truncation_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MetricsLog(tmp_path, 0).close()
+    append_metrics_line(tmp_path, 1, {"loss": 1.0})
+    is_same_file = metrics_log.is_same_file
+    truncations = iter([lambda: MetricsLog(tmp_path, 2).close()])
+
+    def truncate_and_check(path: Path, descriptor: int) -> bool:
+        """Truncate the file once, after the line is written and before the check."""
+        next(truncations, lambda: None)()
+        return is_same_file(path, descriptor)
+
+    monkeypatch.setattr(metrics_log, "is_same_file", truncate_and_check)
+    append_metrics_line(tmp_path, 1, {"evaluation/ccc": 0.5})
+    (tmp_path / "metrics.1.former").write_text('{"step": 2, "loss": 2.0}\n')  # of a truncation that was killed
+    replace = os.replace
 
     def replace_and_evaluate(*paths: Path) -> None:
-        with (tmp_path / "metrics.jsonl").open("ab") as file:  # opened before the file is set aside, written after it
-            replaced(*paths)
+        with (tmp_path / "metrics.jsonl").open("ab") as file:  # opened before the file is renamed, written after it
+            replace(*paths)
             file.write(b'{"step": 2, "evaluation/ccc": 0.6}\n')
 
     monkeypatch.setattr(os, "replace", replace_and_evaluate)
-    Journal(tmp_path, 2).close()
+    MetricsLog(tmp_path, 2).close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {(line["step"], *list(line)[1:]) for line in lines} == {
         (1, "loss"), (1, "evaluation/ccc"), (2, "loss"), (2, "evaluation/ccc")

@@ -1,4 +1,4 @@
-"""Which checkpoints are evaluated, which is best, and which must be kept."""
+"""The evaluation schedule: which checkpoints are evaluated, which is the best, and which are kept."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from featgan.config.loading import validate
-from featgan.config.schema import RANKING, EvaluationConfig
+from featgan.config.loading import parse_config
+from featgan.config.metric_specs import SELECTION_METRICS
+from featgan.config.schema import EvaluationConfig
 from featgan.errors import UserError
 from featgan.run.checkpoint import save_checkpoint
 from featgan.run.paths import committed_steps, evaluation_path
@@ -17,98 +18,104 @@ from featgan.run.schedule import (
     due_steps,
     protected_steps,
     scheduled_steps,
-    warn_of_given_up,
+    warn_dropped_checkpoints,
 )
 
-UNDOCUMENTED = ("frechet_edited", "kid_edited", "diversity", "diversity_ratio")
-"""Named by rule in docs/metrics.md, or not there yet."""
-
-EVERY = EvaluationConfig(every=100)
+EVERY_100_STEPS = EvaluationConfig(every=100)
 
 
-def save(run: Path, step: int, config: EvaluationConfig, keep: int = 2) -> None:
-    save_checkpoint(run, step, {"average": {"w": torch.zeros(1)}}, {}, keep, protected_steps(run, config))
+def save_step(run: Path, step: int, config: EvaluationConfig, max_checkpoints: int = 2) -> None:
+    """Save a small checkpoint and remove old ones."""
+    tensors = {"generator_ema": {"w": torch.zeros(1)}}
+    save_checkpoint(run, step, tensors, {}, max_checkpoints, protected_steps(run, config))
 
 
-def write_result(run: Path, step: int, **measures: float | None) -> None:
+def write_result(run: Path, step: int, **metrics: float | None) -> None:
+    """Write the result of a quick evaluation."""
     path = evaluation_path(run, step, "quick")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"measures": {name: {"value": value} for name, value in measures.items()}}))
+    path.write_text(json.dumps({"metrics": {name: {"value": value} for name, value in metrics.items()}}))
 
 
-def test_multiples_and_the_newest_are_due_until_they_have_a_result(tmp_path: Path) -> None:
-    assert scheduled_steps([50, 100, 150, 200, 250], EVERY) == [100, 200, 250]
+def test_scheduled_and_newest_steps_are_due_until_they_have_a_result(tmp_path: Path) -> None:
+    assert scheduled_steps([50, 100, 150, 200, 250], EVERY_100_STEPS) == [100, 200, 250]
     assert scheduled_steps([50, 100, 150], EvaluationConfig()) == [150]
-    assert scheduled_steps([], EVERY) == []
+    assert scheduled_steps([], EVERY_100_STEPS) == []
     for step in (100, 150, 200):
-        save(tmp_path, step, EVERY, keep=9)
-    assert due_steps(tmp_path, EVERY) == [100, 200]
+        save_step(tmp_path, step, EVERY_100_STEPS, max_checkpoints=9)
+    assert due_steps(tmp_path, EVERY_100_STEPS) == [100, 200]
     write_result(tmp_path, 100, ccc=0.5)
-    assert due_steps(tmp_path, EVERY) == [200]
-    assert due_steps(tmp_path / "nothing", EVERY) == []
+    assert due_steps(tmp_path, EVERY_100_STEPS) == [200]
+    assert due_steps(tmp_path / "nothing", EVERY_100_STEPS) == []
 
 
-def test_retention_keeps_what_waits_what_is_claimed_and_what_is_best(tmp_path: Path) -> None:
+def test_pending_claimed_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(50, 501, 50):
-        save(tmp_path, step, EVERY)
-    # 50, 150 ... are no part of the schedule: only the two newest checkpoints are kept apart from it.
+        save_step(tmp_path, step, EVERY_100_STEPS)
+    # 50, 150 ... are not scheduled: of these, only the two newest checkpoints are kept.
     assert committed_steps(tmp_path) == [100, 200, 300, 400, 450, 500]
     write_result(tmp_path, 100, ccc=0.3)
     write_result(tmp_path, 200, ccc=0.9)
     write_result(tmp_path, 300, ccc=None)
     evaluation_path(tmp_path, 300, "quick").with_suffix(".claim").write_text("{}")
-    save(tmp_path, 550, EVERY)
+    save_step(tmp_path, 550, EVERY_100_STEPS)
     assert committed_steps(tmp_path) == [200, 300, 400, 500, 550]
     failed = evaluation_path(tmp_path, 400, "quick").with_suffix(".failed")
     failed.write_text('{"failures": [{}, {}]}')
-    save(tmp_path, 570, EVERY)
-    assert 400 in committed_steps(tmp_path), "it will be tried again"
+    save_step(tmp_path, 570, EVERY_100_STEPS)
+    assert 400 in committed_steps(tmp_path), "the evaluation will be tried again"
     failed.write_text('{"failures": [{}, {}, {}]}')
-    save(tmp_path, 600, EVERY)
-    assert committed_steps(tmp_path) == [200, 300, 500, 570, 600], "what failed is not waited for"
+    save_step(tmp_path, 600, EVERY_100_STEPS)
+    assert committed_steps(tmp_path) == [200, 300, 500, 570, 600], "failed evaluations do not protect a checkpoint"
 
 
-def test_waiting_checkpoints_do_not_fill_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = EvaluationConfig(every=100, most_waiting=4)
+def test_number_of_pending_checkpoints_is_limited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = EvaluationConfig(every=100, max_pending=4)
     for step in range(100, 1000, 100):
-        save(tmp_path, step, config)
+        save_step(tmp_path, step, config)
         if step < 400:
-            warn_of_given_up(tmp_path, config, protected_steps(tmp_path, config))
+            warn_dropped_checkpoints(tmp_path, config, protected_steps(tmp_path, config))
     assert len(committed_steps(tmp_path)) <= 4 + 2
     assert capsys.readouterr().err == ""
-    warn_of_given_up(tmp_path, config, protected_steps(tmp_path, config))
-    said = " ".join(capsys.readouterr().err.split())
-    assert "more than 4 checkpoints wait" in said and "(steps 500)" in said
+    warn_dropped_checkpoints(tmp_path, config, protected_steps(tmp_path, config))
+    output = " ".join(capsys.readouterr().err.split())
+    assert "more than 4 checkpoints wait for evaluation" in output and "(steps 500)" in output
 
 
-def test_the_best_so_far_is_due_with_a_suite_of_its_own(tmp_path: Path) -> None:
+def test_best_step_is_due_with_the_best_suite(tmp_path: Path) -> None:
     config = EvaluationConfig(every=100, best_suite="full")
     for step in (100, 200, 300):
-        save(tmp_path, step, config, keep=9)
+        save_step(tmp_path, step, config, max_checkpoints=9)
     assert due_evaluations(tmp_path, config) == [(300, "quick"), (200, "quick"), (100, "quick")]
     write_result(tmp_path, 100, ccc=0.9)
     write_result(tmp_path, 200, ccc=0.3)
     assert due_evaluations(tmp_path, config) == [(300, "quick"), (100, "full")]
-    save(tmp_path, 400, config, keep=1)
-    assert 100 in committed_steps(tmp_path), "kept for it"
+    save_step(tmp_path, 400, config, max_checkpoints=1)
+    assert 100 in committed_steps(tmp_path), "kept for the evaluation with the best suite"
     evaluation_path(tmp_path, 100, "full").write_text("{}")
     assert due_evaluations(tmp_path, config) == [(400, "quick"), (300, "quick")]
 
 
-def test_a_measure_that_ranks_nothing_cannot_mark_the_best() -> None:
-    with pytest.raises(UserError, match=r"evaluation.best: 'cccc' is no measure .* did you mean 'ccc'"):
-        validate({"evaluation": {"best": "cccc"}}, "test")
-    assert validate({"evaluation": {"best": "-second_self_l1"}}, "test").evaluation.best == "-second_self_l1"
-    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    for name in RANKING:
-        stem = name.removeprefix("arousal_").removeprefix("valence_")
-        assert f"`{name}`" in documented or f"_{stem}`" in documented or name in UNDOCUMENTED, name
+def test_selection_metric_must_be_known_and_documented() -> None:
+    with pytest.raises(UserError, match=r"evaluation.selection_metric: 'cccc' is not a metric .* did you mean 'ccc'"):
+        parse_config({"evaluation": {"selection_metric": "cccc"}}, "test")
+    with pytest.raises(UserError, match=r"evaluation.selection_metric: '-kid': remove the minus sign"):
+        parse_config({"evaluation": {"selection_metric": "-kid"}}, "test")
+    name = "second_dataset_reconstruction_l1"
+    assert parse_config({"evaluation": {"selection_metric": name}}, "test").evaluation.selection_metric == name
+    documentation = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert not [name for name in SELECTION_METRICS if f"`{name}`" not in documentation]
 
 
-@pytest.mark.parametrize(("best", "expected"), [("ccc", 200), ("-frechet_edited", 100), ("r2", None)])
-def test_the_best_is_the_largest_or_with_a_minus_the_smallest(tmp_path: Path, best: str, expected: int | None) -> None:
-    write_result(tmp_path, 100, ccc=0.3, frechet_edited=1.0)
-    write_result(tmp_path, 200, ccc=0.9, frechet_edited=2.0)
-    evaluation_path(tmp_path, 300, "quick").write_text("damaged")
+@pytest.mark.parametrize(
+    ("selection_metric", "expected"),
+    [("ccc", 200), ("frechet_distance", 100), ("second_dataset_reconstruction_l1", 100), ("r2", None)],
+)
+def test_best_step_follows_the_direction_of_the_metric(
+    tmp_path: Path, selection_metric: str, expected: int | None
+) -> None:
+    write_result(tmp_path, 100, ccc=0.3, frechet_distance=1.0, second_dataset_reconstruction_l1=0.1)
+    write_result(tmp_path, 200, ccc=0.9, frechet_distance=2.0, second_dataset_reconstruction_l1=0.2)
+    evaluation_path(tmp_path, 300, "quick").write_text("corrupted")
     evaluation_path(tmp_path, 400, "quick").write_text("[]")
-    assert best_step(tmp_path, EvaluationConfig(best=best)) == expected
+    assert best_step(tmp_path, EvaluationConfig(selection_metric=selection_metric)) == expected

@@ -1,4 +1,4 @@
-"""A file that one may hold: as long as its process or job is alive, whoever takes, passes on or gives back."""
+"""File leases: exclusive acquisition, stale owners, heartbeats, transfer and release."""
 
 import errno
 import json
@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from featgan.system import file_lease as module
-from featgan.system.file_lease import SILENCE, Hold, Holder, compose
-from featgan.system.slurm import ask_slurm, job_state
+from featgan.system.file_lease import OWNER_TIMEOUT, FileLease, LeaseOwner, serialize_owner
+from featgan.system.slurm import job_state, run_slurm_command
 
 
 @pytest.fixture
-def hold(tmp_path: Path) -> Hold:
-    return Hold(tmp_path / "thing")
+def lease(tmp_path: Path) -> FileLease:
+    """Return a lease that nobody owns."""
+    return FileLease(tmp_path / "lease")
 
 
-def use_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_fake_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a shell script named squeue first on the PATH."""
     path = folder / "bin" / "squeue"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -29,29 +31,32 @@ def use_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
 
 
-KNOWS_17 = '[ "$4" = 17 ] && echo RUNNING && exit 0; echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
+SQUEUE_WITH_JOB_17 = (
+    '[ "$4" = 17 ] && echo RUNNING && exit 0; echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
+)
 
 
-def test_one_holds_until_it_gives_back(hold: Hold, tmp_path: Path) -> None:
-    first, second = Holder.here(), Holder.here()
-    assert hold.take(first) and not hold.take(second) and hold.living() == first
-    hold.give_back(second.token)
-    assert hold.living() == first, "another's is not given back"
-    hold.give_back(first.token)
-    assert hold.living() is None and list(tmp_path.iterdir()) == []
-    assert hold.take(second)
+def test_lease_has_one_owner_until_it_is_released(lease: FileLease, tmp_path: Path) -> None:
+    first, second = LeaseOwner.current_process(), LeaseOwner.current_process()
+    assert lease.acquire(first) and not lease.acquire(second) and lease.live_owner() == first
+    lease.release(second.token)
+    assert lease.live_owner() == first, "only the owner can release the lease"
+    lease.release(first.token)
+    assert lease.live_owner() is None and list(tmp_path.iterdir()) == []
+    assert lease.acquire(second)
 
 
-def race(path: str, results: Any, start: Any, end: Any) -> None:
+def race_for_lease(path: str, results: Any, start: Any, end: Any) -> None:
+    """Try to acquire 200 leases, and report the number of successes."""
     start.wait()
-    results.put(sum(Hold(Path(path) / str(index)).take(Holder.here()) for index in range(200)))
+    results.put(sum(FileLease(Path(path) / str(index)).acquire(LeaseOwner.current_process()) for index in range(200)))
     end.wait()
 
 
-def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_one_of_several_simultaneous_processes_acquires_the_lease(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     results, start, end = context.Queue(), context.Event(), context.Event()
-    processes = [context.Process(target=race, args=(str(tmp_path), results, start, end)) for _ in range(3)]
+    processes = [context.Process(target=race_for_lease, args=(str(tmp_path), results, start, end)) for _ in range(3)]
     for process in processes:
         process.start()
     start.set()
@@ -62,94 +67,94 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 200
 
 
-def test_a_process_that_is_gone_or_another_of_its_number_holds_nothing(hold: Hold) -> None:
+def test_ended_process_or_reused_process_id_is_stale(lease: FileLease) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    here = Holder.here()
-    for gone in (replace(here, pid=dead.pid), replace(here, started="1"), replace(here, boot="of yesterday")):
-        hold.path.write_bytes(compose(gone))
-        assert hold.living() is None
-        assert hold.take(here), gone
-        hold.give_back(here.token)
+    current = LeaseOwner.current_process()
+    for stale in (replace(current, pid=dead.pid), replace(current, started="1"), replace(current, boot="previous")):
+        lease.path.write_bytes(serialize_owner(stale))
+        assert lease.live_owner() is None
+        assert lease.acquire(current), stale
+        lease.release(current.token)
 
 
-def test_a_process_of_another_machine_is_believed_while_it_shows_life(hold: Hold) -> None:
-    away = replace(Holder.here(), host="elsewhere")
-    hold.path.write_bytes(compose(away))
-    assert not hold.take(Holder.here())
-    os.utime(hold.path, (1, 1))
-    assert hold.silence() > SILENCE and hold.take(Holder.here())
+def test_process_on_another_machine_is_alive_until_its_heartbeats_stop(lease: FileLease) -> None:
+    remote = replace(LeaseOwner.current_process(), host="elsewhere")
+    lease.path.write_bytes(serialize_owner(remote))
+    assert not lease.acquire(LeaseOwner.current_process())
+    os.utime(lease.path, (1, 1))
+    assert lease.heartbeat_age() > OWNER_TIMEOUT and lease.acquire(LeaseOwner.current_process())
 
 
-def test_a_holder_shows_life(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT", 0.01)
-    assert hold.take(Holder.here())
-    os.utime(hold.path, (1, 1))
-    with hold.kept():
-        while hold.silence() > 100:
+def test_owner_sends_heartbeats(lease: FileLease, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", 0.01)
+    assert lease.acquire(LeaseOwner.current_process())
+    os.utime(lease.path, (1, 1))
+    with lease.keep_alive():
+        while lease.heartbeat_age() > 100:
             pass
-    os.utime(hold.path, (1, 1))
-    assert hold.silence() > 100, "not after the end"
+    os.utime(lease.path, (1, 1))
+    assert lease.heartbeat_age() > 100, "no heartbeats after the context is left"
 
 
-def test_a_job_is_asked_for(hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_squeue(tmp_path, KNOWS_17, monkeypatch)
-    hold.path.write_bytes(compose(Holder.of_job("17", "t")))
-    assert str(hold.living()) == "job 17"
-    hold.path.write_bytes(compose(replace(Holder.here(), job="18", restart="0")))
-    assert hold.living() is None, "its process is alive, but no part of the job"
-    os.utime(hold.path, (1, 1))
-    use_squeue(tmp_path, 'echo "Unable to contact slurm controller" >&2; exit 1', monkeypatch)
-    assert hold.living() is not None, "no answer is no word about the job"
+def test_state_of_a_job_is_queried(lease: FileLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, SQUEUE_WITH_JOB_17, monkeypatch)
+    lease.path.write_bytes(serialize_owner(LeaseOwner.for_job("17", "t")))
+    assert str(lease.live_owner()) == "job 17"
+    lease.path.write_bytes(serialize_owner(replace(LeaseOwner.current_process(), job="18", restart="0")))
+    assert lease.live_owner() is None, "the process is alive, but its job has ended"
+    os.utime(lease.path, (1, 1))
+    use_fake_squeue(tmp_path, 'echo "Unable to contact slurm controller" >&2; exit 1', monkeypatch)
+    assert lease.live_owner() is not None, "without a response, the job may still run"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert hold.living() is None, "where nobody can be asked, it is silent for too long"
+    assert lease.live_owner() is None, "without SLURM, the last heartbeat is too old"
 
 
-def test_a_job_that_starts_again_takes_over_from_its_former_start(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    former = replace(Holder.here(), host="n7", job="17", restart="0")
+def test_requeued_job_replaces_its_earlier_start(lease: FileLease, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier_start = replace(LeaseOwner.current_process(), host="n7", job="17", restart="0")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    hold.path.write_bytes(compose(former))
-    assert not hold.take(Holder.here()), "two steps of one job on two nodes are two"
+    lease.path.write_bytes(serialize_owner(earlier_start))
+    assert not lease.acquire(LeaseOwner.current_process()), "two steps of one job on two nodes are two owners"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert hold.take(Holder.here())
+    assert lease.acquire(LeaseOwner.current_process())
 
 
-def test_passing_on_needs_the_token_and_revives_nothing(hold: Hold) -> None:
-    first = Holder.here()
-    assert hold.take(first)
-    assert not hold.pass_to(Holder.of_job("17", "another token"))
-    assert hold.pass_to(Holder.of_job("17", first.token)) and str(hold.holder()) == "job 17"
-    hold.give_back(first.token)
-    assert not hold.pass_to(Holder.of_job("17", first.token)) and not hold.path.exists()
+def test_transfer_requires_the_token_and_never_creates_a_lease(lease: FileLease) -> None:
+    first = LeaseOwner.current_process()
+    assert lease.acquire(first)
+    assert not lease.transfer_to(LeaseOwner.for_job("17", "another token"))
+    assert lease.transfer_to(LeaseOwner.for_job("17", first.token)) and str(lease.read_owner()) == "job 17"
+    lease.release(first.token)
+    assert not lease.transfer_to(LeaseOwner.for_job("17", first.token)) and not lease.path.exists()
 
 
-def test_what_another_has_just_taken_over_is_left(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    dead, alive = replace(Holder.here(), started="1"), Holder.here()
-    hold.path.write_bytes(compose(alive))
-    looks = iter([dead, dead])  # what we saw; since then another has cleared and taken it
-    monkeypatch.setattr(Hold, "holder", lambda self: next(looks))
-    assert not hold.clear()
-    assert json.loads(hold.path.read_text())["token"] == alive.token
+def test_new_owner_of_a_stale_lease_is_kept(lease: FileLease, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead, alive = replace(LeaseOwner.current_process(), started="1"), LeaseOwner.current_process()
+    lease.path.write_bytes(serialize_owner(alive))
+    reads = iter([dead, dead])  # the owner read before another process replaced it
+    monkeypatch.setattr(FileLease, "read_owner", lambda self: next(reads))
+    assert not lease.remove_if_stale()
+    assert json.loads(lease.path.read_text())["token"] == alive.token
 
 
-def test_what_cannot_be_read_is_nobodys_once_it_is_old(hold: Hold) -> None:
-    hold.path.write_text("")
-    assert not hold.take(Holder.here()), "it may just be written"
-    os.utime(hold.path, (1, 1))
-    assert hold.take(Holder.here())
+def test_unreadable_lease_is_stale_once_it_is_old(lease: FileLease) -> None:
+    lease.path.write_text("")
+    assert not lease.acquire(LeaseOwner.current_process()), "it may be in creation"
+    os.utime(lease.path, (1, 1))
+    assert lease.acquire(LeaseOwner.current_process())
 
 
-def test_without_hard_links_still_one_gets_it(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_has_one_owner_without_hard_links(lease: FileLease, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    first = Holder.here()
-    assert hold.take(first) and not hold.take(Holder.here()) and hold.living() == first
+    first = LeaseOwner.current_process()
+    assert lease.acquire(first) and not lease.acquire(LeaseOwner.current_process()) and lease.live_owner() == first
 
 
-def test_a_controller_that_hangs_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_squeue(tmp_path, f"echo x >> {tmp_path}/calls; exec sleep 60", monkeypatch)
-    monkeypatch.setattr("featgan.system.slurm.SECONDS", 0.2)
-    assert ask_slurm("squeue", pauses=(0, 0)) is None and job_state("17") is None
+def test_query_to_a_hanging_controller_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, f"echo x >> {tmp_path}/calls; exec sleep 60", monkeypatch)
+    monkeypatch.setattr("featgan.system.slurm.COMMAND_TIMEOUT", 0.2)
+    assert run_slurm_command("squeue", retry_delays=(0, 0)) is None and job_state("17") is None
     assert (tmp_path / "calls").read_text().count("x") == 4

@@ -1,4 +1,4 @@
-"""Freed memory is used again: it stays in the heap, where otherwise it would go back to the system."""
+"""Freed memory stays in the heap of the process instead of being returned to the system."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-CODE = """
+MEMORY_PROGRAM = """
 import ctypes, sys
 import numpy as np
 from featgan.system.memory import keep_freed_memory
@@ -25,18 +25,18 @@ print(library.mallinfo2().fordblks)
 """
 
 
-def glibc() -> tuple[int, ...]:
-    """Its version; () where another library is in use."""
+def glibc_version() -> tuple[int, ...]:
+    """Return the version of glibc; () for another C library."""
     name, version = platform.libc_ver()
     return tuple(map(int, version.split("."))) if name == "glibc" else ()
 
 
-@pytest.mark.skipif(glibc() < (2, 33), reason="only glibc keeps freed memory, and tells so (mallinfo2) from 2.33 on")
-def test_freed_memory_is_kept_unless_the_user_says_otherwise() -> None:
-    def free(wish: str, **variables: str) -> int:
-        called = [sys.executable, "-c", CODE, wish]
+@pytest.mark.skipif(glibc_version() < (2, 33), reason="requires mallinfo2 of glibc 2.33")
+def test_freed_memory_is_kept_unless_the_user_configures_malloc() -> None:
+    def free_bytes(mode: str, **variables: str) -> int:
+        command = [sys.executable, "-c", MEMORY_PROGRAM, mode]
         environment = os.environ | variables
-        return int(subprocess.run(called, env=environment, capture_output=True, text=True, check=True).stdout)
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    assert free("keep") >= 50 << 20 > free("return")
-    assert free("keep as told", MALLOC_MMAP_THRESHOLD_="1048576") < 50 << 20
+    assert free_bytes("keep") >= 50 << 20 > free_bytes("return")
+    assert free_bytes("keep as configured", MALLOC_MMAP_THRESHOLD_="1048576") < 50 << 20

@@ -1,4 +1,4 @@
-"""Data whose content changed at equal size: found by every command, and hashed once only while it is unchanged."""
+"""Data whose content changed at the same size is detected by every command; unchanged files are hashed only once."""
 
 import os
 import shutil
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from featgan.blackbox.extraction import extract
+from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.fitting.fit import fit_blackbox
-from featgan.cli.info import describe
+from featgan.cli.info import describe_path
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -17,26 +17,26 @@ from featgan.evaluation.evaluate import evaluate_run
 from featgan.report.render import render_run
 from featgan.system import verified_hashes
 from featgan.system.files import sha256_of
-from featgan.system.verified_hashes import first_changed
+from featgan.system.verified_hashes import first_modified_file
 from featgan.training.dry_run import describe_plan
 from featgan.training.train import train
 from tests.conftest import World, write_features
 
 
 @pytest.fixture(scope="module")
-def copied(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The world's shards elsewhere, to be damaged, with a run that was trained on them."""
+def copied_shards(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Copy the shards, so that tests can corrupt them, and train a run on them."""
     root = tmp_path_factory.mktemp("copied")
     shutil.copytree(world.shards.path, root / "shards")
     shards = ShardSet.open(root / "shards")
-    copy = World(world.source, shards, FeatureCache.open(shards, "stand-in"), world.box)
-    train(copy.config(root / "run"))
+    copy = World(world.source, shards, FeatureCache.open(shards, "stand-in"), world.classifier)
+    train(copy.make_config(root / "run"))
     return copy
 
 
 @pytest.fixture
-def change() -> Iterator[Callable[[Path], None]]:
-    """Flips one bit of a file and puts its content back afterwards."""
+def flip_bit_temporarily() -> Iterator[Callable[[Path], None]]:
+    """Yield a function that flips one bit of a file; the content is restored after the test."""
     before: dict[Path, bytes] = {}
 
     def flip(path: Path) -> None:
@@ -50,80 +50,86 @@ def change() -> Iterator[Callable[[Path], None]]:
         path.write_bytes(content)
 
 
-COMMANDS = {
-    "train": lambda world, run: train(world.config(run, training={"steps": 6})),
-    "dry run": lambda world, run: describe_plan(world.config(run)),
+COMMANDS_BY_NAME = {
+    "train": lambda world, run: train(world.make_config(run, training={"steps": 6})),
+    "dry run": lambda world, run: describe_plan(world.make_config(run)),
     "evaluate": lambda world, run: evaluate_run(run),
     "render": lambda world, run: render_run(run),
-    "info": lambda world, run: describe(world.shards.path),
-    "fit": lambda world, run: fit_blackbox(world.shards.path, "expression", run.with_name("box")),
-    "extract": lambda world, run: extract(world.shards.path, "a box that is never opened", "stand-in"),
+    "info": lambda world, run: describe_path(world.shards.path),
+    "fit": lambda world, run: fit_blackbox(world.shards.path, "expression", run.with_name("classifier")),
+    "extract": lambda world, run: extract_features(world.shards.path, "a_classifier_that_is_never_loaded", "stand-in"),
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_changed_shard_is_refused_by(command: str, copied: World, change: Callable[[Path], None]) -> None:
-    change(copied.shards.path / "train-00000.tar")
-    with pytest.raises(UserError, match=r"train-00000\.tar: its content is not what was packed"):
-        COMMANDS[command](copied, copied.shards.path.with_name("run"))
+@pytest.mark.parametrize("command", COMMANDS_BY_NAME)
+def test_changed_shard_is_rejected(
+    command: str, copied_shards: World, flip_bit_temporarily: Callable[[Path], None]
+) -> None:
+    flip_bit_temporarily(copied_shards.shards.path / "train-00000.tar")
+    with pytest.raises(UserError, match=r"train-00000\.tar: its checksum does not match"):
+        COMMANDS_BY_NAME[command](copied_shards, copied_shards.shards.path.with_name("run"))
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "render"])
-def test_changed_features_are_refused_by(command: str, copied: World, change: Callable[[Path], None]) -> None:
-    change(copied.cache.path / "validation-00000.features.npy")
-    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: its content is not what was extracted"):
-        COMMANDS[command](copied, copied.shards.path.with_name("run"))
+def test_changed_features_are_rejected(
+    command: str, copied_shards: World, flip_bit_temporarily: Callable[[Path], None]
+) -> None:
+    flip_bit_temporarily(copied_shards.cache.path / "validation-00000.features.npy")
+    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: its checksum does not match"):
+        COMMANDS_BY_NAME[command](copied_shards, copied_shards.shards.path.with_name("run"))
 
 
-def settle(path: Path, seconds: int = 60) -> None:
-    """As if the file had been written a while ago."""
+def backdate_file(path: Path, seconds: int = 60) -> None:
+    """Set the modification time of a file to `seconds` ago."""
     earlier = path.stat().st_mtime_ns - seconds * 10**9
     os.utime(path, ns=(earlier, earlier))
 
 
-def test_a_file_is_hashed_once_and_again_when_it_was_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    monkeypatch.setattr(verified_hashes, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+def test_file_is_hashed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(verified_hashes, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
-        settle(tmp_path / name)
+        backdate_file(tmp_path / name)
     hashes = {name: sha256_of(tmp_path / name) for name in ("a", "b")}
-    assert first_changed(tmp_path, hashes, "files") is None and read == ["a", "b"]
-    assert first_changed(tmp_path, hashes, "files") is None and read == ["a", "b"]
+    assert first_modified_file(tmp_path, hashes, "files") is None and hashed == ["a", "b"]
+    assert first_modified_file(tmp_path, hashes, "files") is None and hashed == ["a", "b"]
     (tmp_path / "b").write_text("c")
-    assert first_changed(tmp_path, hashes, "files") == tmp_path / "b" and read == ["a", "b", "b"]
-    # Another manifest beside the same files: what was whole for the old one says nothing about the new one.
-    assert first_changed(tmp_path, {"a": "0" * 64}, "files") == tmp_path / "a"
+    assert first_modified_file(tmp_path, hashes, "files") == tmp_path / "b" and hashed == ["a", "b", "b"]
+    # With another manifest, the memo of the old one is not used.
+    assert first_modified_file(tmp_path, {"a": "0" * 64}, "files") == tmp_path / "a"
 
 
-def test_a_file_of_this_second_is_not_remembered(tmp_path: Path) -> None:
+def test_new_file_is_not_added_to_the_memo(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
-    assert first_changed(tmp_path, {"a": sha256_of(tmp_path / "a")}, "files") is None
-    assert not (tmp_path / verified_hashes.MEMORY).exists()
+    assert first_modified_file(tmp_path, {"a": sha256_of(tmp_path / "a")}, "files") is None
+    assert not (tmp_path / verified_hashes.MEMO_FILE).exists()
 
 
-@pytest.mark.parametrize("memory", ["", "[1]", '{"a": "b"}', "[" * 100_000, '{"a": [1, 2, 3]}'])
-def test_a_damaged_memory_is_none(memory: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memo", ["", "[1]", '{"a": "b"}', "[" * 100_000, '{"a": [1, 2, 3]}'])
+def test_corrupted_memo_is_ignored(memo: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
-    settle(tmp_path / "a")
-    (tmp_path / verified_hashes.MEMORY).write_text(memory)
-    assert first_changed(tmp_path, {"a": "0" * 64}, "files") == tmp_path / "a"
-    assert first_changed(tmp_path, {"a": sha256_of(tmp_path / "a")}, "files") is None
+    backdate_file(tmp_path / "a")
+    (tmp_path / verified_hashes.MEMO_FILE).write_text(memo)
+    assert first_modified_file(tmp_path, {"a": "0" * 64}, "files") == tmp_path / "a"
+    assert first_modified_file(tmp_path, {"a": sha256_of(tmp_path / "a")}, "files") is None
 
 
-def test_other_components_refuse_a_run_on_components_only(world: World, tmp_path: Path) -> None:
+def test_changed_components_are_rejected_only_if_the_run_uses_them(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.shards.path, tmp_path / "shards")
     shards = ShardSet.open(tmp_path / "shards")
-    copy = World(world.source, shards, world.cache, world.box)
-    dataset = {"shards": str(shards.path), "features": "stand-in-3"}
+    copy = World(world.source, shards, world.cache, world.classifier)
+    dataset = {"shards": str(shards.path), "feature_cache": "stand-in-3"}
     configs = {
-        encoding: copy.config(tmp_path / encoding, dataset={**dataset, "condition": {"encoding": encoding}})
+        encoding: copy.make_config(tmp_path / encoding, dataset={**dataset, "condition": {"encoding": encoding}})
         for encoding in ("raw", "standardized", "components")
     }
     for config in configs.values():
         train(config)
-    write_features(shards, world.box, "stand-in-3", 2)
+    write_features(shards, world.classifier, "stand-in-3", 2)
     for encoding in ("raw", "standardized"):
         train(configs[encoding])
-    with pytest.raises(UserError, match=r"trained on 3 components features, .* has 2 .*--components of then"):
+    with pytest.raises(
+        UserError, match=r"trained on 3 components features, .* have changed \(now 2\); .*the previous --num-components"
+    ):
         train(configs["components"])

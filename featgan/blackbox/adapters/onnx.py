@@ -1,4 +1,4 @@
-"""ONNX files as black boxes through onnxruntime: any inner tensor becomes an output of the graph, in memory."""
+"""Run ONNX files with onnxruntime: any inner tensor is added to the outputs of the graph in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -7,79 +7,97 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featgan.blackbox.adapters.base import cannot_run, hash_parts, no_layer, reason, width_of
-from featgan.blackbox.preprocessing import UNIT, Preprocessing
-from featgan.blackbox.spec import Spec, nearest
+from featgan.blackbox.adapters.base import (
+    feature_width,
+    forward_error,
+    hash_byte_chunks,
+    summarize_error,
+    unknown_layer_error,
+)
+from featgan.blackbox.preprocessing import UNIT_RANGE, Preprocessing
+from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
 
-MOST_BYTES = 2 << 30
-"""Largest file: that of the format itself."""
+MAX_FILE_BYTES = 2 << 30
+"""Maximum file size, which is the limit of the ONNX format."""
 
-KNOWN_CHANNELS = {1: "grey", 3: "rgb"}
+CHANNELS_BY_COUNT = {1: "gray", 3: "rgb"}
 
 
-class OnnxNetwork:
-    """One ONNX graph; its layers are its tensors."""
+class OnnxAdapter:
+    """An ONNX graph; its layers are its tensors."""
 
-    def __init__(self, spec: Spec, device: torch.device) -> None:
+    def __init__(self, spec: BlackBoxSpec, device: torch.device) -> None:
         self.spec = spec
         self.device = device
         self.onnx, self.runtime = import_onnx(spec)
-        self.model = self.load()
+        self.model = self.load_model()
         self.sha256 = self.hash_files()
         self.input = self.find_input()
         self.preprocessing, self.batch_size, self.dtype = self.read_input()
         self.output = self.model.graph.output[0].name
-        self.linear = find_linear(self.model.graph, self.onnx.numpy_helper)
+        self.linear = find_last_linear(self.model.graph, self.onnx.numpy_helper)
         self.session: Any = None
-        self.tapped = ""
+        self.selected_layer = ""
 
-    def load(self) -> Any:
+    def load_model(self) -> Any:
+        """Read the file; raises UserError if it is not an ONNX file."""
         try:
-            if Path(self.spec.where).stat().st_size > MOST_BYTES:
-                raise UserError(f"{self.spec.name}: larger than {MOST_BYTES >> 30} GiB, which no ONNX file is")
-            model = self.onnx.load(self.spec.where)
+            if Path(self.spec.location).stat().st_size > MAX_FILE_BYTES:
+                raise UserError(
+                    f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
+                    "export a smaller network"
+                )
+            model = self.onnx.load(self.spec.location)
         except UserError:
             raise
         except Exception as error:  # protobuf's errors have no common base
-            raise UserError(f"{self.spec.name}: not an ONNX file ({reason(error)}); export it again") from error
+            raise UserError(
+                f"{self.spec.name}: not an ONNX file ({summarize_error(error)}); export it again"
+            ) from error
         if not model.graph.node or not model.graph.output:
-            raise UserError(f"{self.spec.name}: not an ONNX file, or an empty one; export the network again")
+            raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
         return model
 
     def hash_files(self) -> str:
-        """Of the file and of those beside it that hold weights for it."""
-        bare = self.onnx.load(self.spec.where, load_external_data=False)
-        entries = [entry for tensor in bare.graph.initializer for entry in tensor.external_data]
-        places = sorted({entry.value for entry in entries if entry.key == "location"})
-        paths = [Path(self.spec.where), *(Path(self.spec.where).parent / place for place in places)]
-        return hash_parts([bytes.fromhex(sha256_of(path)) for path in paths])
+        """Hash the file and the external files that contain its weights."""
+        model = self.onnx.load(self.spec.location, load_external_data=False)
+        entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+        locations = sorted({entry.value for entry in entries if entry.key == "location"})
+        paths = [Path(self.spec.location), *(Path(self.spec.location).parent / location for location in locations)]
+        return hash_byte_chunks([bytes.fromhex(sha256_of(path)) for path in paths])
 
     def find_input(self) -> Any:
+        """Return the only input of the graph; raises UserError if there is not exactly one."""
         weights = {tensor.name for tensor in self.model.graph.initializer}
         inputs = [value for value in self.model.graph.input if value.name not in weights]
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs) or "none"
-            raise UserError(f"{self.spec.name}: needs exactly one input, images, but has {names}; export it so")
+            raise UserError(
+                f"{self.spec.name}: expected exactly one input (images), found {names}; export it again with one input"
+            )
         return inputs[0]
 
     def read_input(self) -> tuple[Preprocessing, int | None, np.dtype]:
-        """Preprocessing as far as the input's shape tells it, its fixed batch size if any, and its number type."""
-        kind = self.input.type.tensor_type
-        sizes = [dimension.dim_value or None for dimension in kind.shape.dim]
-        dtype = np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        """Return the preprocessing inferred from the input's shape, its fixed batch size or None, and its data type."""
+        tensor_type = self.input.type.tensor_type
+        sizes = [dimension.dim_value or None for dimension in tensor_type.shape.dim]
+        dtype = np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
         if len(sizes) != 4 or dtype.kind not in "fu":
-            raise UserError(f"{self.spec.name}: input {self.input.name} is not a batch of images; export it so")
-        nhwc = sizes[3] in KNOWN_CHANNELS and sizes[1] not in KNOWN_CHANNELS
+            raise UserError(
+                f"{self.spec.name}: input {self.input.name} is not a batch of images; "
+                "export it with a 4-dimensional input"
+            )
+        nhwc = sizes[3] in CHANNELS_BY_COUNT and sizes[1] not in CHANNELS_BY_COUNT
         channels, height, width = (sizes[3], sizes[1], sizes[2]) if nhwc else (sizes[1], sizes[2], sizes[3])
         if height and width and height != width:
-            raise UserError(f"{self.spec.name}: takes images of {width} x {height}; only square ones are supported")
-        preprocessing = UNIT.changed(
+            raise UserError(f"{self.spec.name}: expects images of {width} x {height}; only square images are supported")
+        preprocessing = UNIT_RANGE.with_options(
             {
                 "image_size": height or width,
                 "layout": "nhwc" if nhwc else "nchw",
-                "channels": KNOWN_CHANNELS.get(channels or 3, "rgb"),
+                "channels": CHANNELS_BY_COUNT.get(channels or 3, "rgb"),
                 "range": (0, 255) if dtype.kind == "u" else (0, 1),
             },
             self.spec.name,
@@ -87,69 +105,71 @@ class OnnxNetwork:
         return preprocessing, sizes[0], dtype
 
     def open_session(self, names: list[str]) -> Any:
-        """A session that gives the outputs and the tensors of these names."""
+        """Create a session that returns the outputs and the tensors with these names."""
         model = self.onnx.ModelProto()
         model.CopyFrom(self.model)
-        there = {value.name for value in model.graph.output}
-        model.graph.output.extend(self.onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        existing_outputs = {value.name for value in model.graph.output}
+        model.graph.output.extend(self.onnx.ValueInfoProto(name=name) for name in names if name not in existing_outputs)
         options = self.runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
-        wanted = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
-        providers = [name for name in wanted if name in self.runtime.get_available_providers()]
+        preferred = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
+        providers = [name for name in preferred if name in self.runtime.get_available_providers()]
         try:
             return self.runtime.InferenceSession(
                 model.SerializeToString(), options, providers=[*providers, "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base
-            raise UserError(f"{self.spec.name}: onnxruntime cannot open it ({reason(error)})") from error
+            raise UserError(f"{self.spec.name}: onnxruntime cannot open it ({summarize_error(error)})") from error
 
-    def run(self, session: Any, names: list[str], images: Tensor) -> list[np.ndarray]:
-        """These tensors for images, one fixed batch after the other where the graph asks for it."""
+    def run_session(self, session: Any, names: list[str], images: Tensor) -> list[np.ndarray]:
+        """Compute these tensors for the images, in batches of a fixed size if the graph requires it."""
         array = images.cpu().numpy()
         array = (array.round().clip(0, 255) if self.dtype.kind == "u" else array).astype(self.dtype)
         size = self.batch_size or len(array)
         batches = []
         try:
             for start in range(0, len(array), size):
-                part = array[start : start + size]
-                filled = np.resize(part, (size, *part.shape[1:]))
-                found = session.run(names, {self.input.name: filled})
-                batches.append([values[: len(part)] if values.ndim else values[None] for values in found])
+                batch = array[start : start + size]
+                padded = np.resize(batch, (size, *batch.shape[1:]))
+                arrays = session.run(names, {self.input.name: padded})
+                batches.append([values[: len(batch)] if values.ndim else values[None] for values in arrays])
         except Exception as error:  # onnxruntime's errors have no common base
-            raise cannot_run(self.spec.name, images.shape, error) from error
-        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+            raise forward_error(self.spec.name, images.shape, error) from error
+        return [np.concatenate(chunks) for chunks in zip(*batches, strict=True)]
 
     def list_layers(self, images: Tensor) -> list[tuple[str, int]]:
-        names = self.tensor_names()
-        found = self.run(self.open_session(names), names, images)
-        widths = [(name, width_of(values.shape)) for name, values in zip(names, found, strict=True)]
-        floats = {name for name, values in zip(names, found, strict=True) if values.dtype.kind == "f"}
+        names = self.list_tensor_names()
+        arrays = self.run_session(self.open_session(names), names, images)
+        widths = [(name, feature_width(values.shape)) for name, values in zip(names, arrays, strict=True)]
+        floats = {name for name, values in zip(names, arrays, strict=True) if values.dtype.kind == "f"}
         return [(name, width) for name, width in widths if width and name in floats]
 
-    def tensor_names(self) -> list[str]:
+    def list_tensor_names(self) -> list[str]:
+        """List the tensors that the graph computes."""
         return [name for node in self.model.graph.node if node.op_type != "Constant" for name in node.output if name]
 
     def default_layer(self, images: Tensor) -> str | None:
         return None if self.linear is None else self.linear[0]
 
-    def take(self, layer: str) -> None:
-        names = self.tensor_names()
+    def select_layer(self, layer: str) -> None:
+        names = self.list_tensor_names()
         if layer not in names:
-            raise no_layer(self.spec.name, layer, nearest(layer, names))
-        self.tapped = layer
+            raise unknown_layer_error(self.spec.name, layer, suggest_names(layer, names))
+        self.selected_layer = layer
         self.session = self.open_session([layer])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.run(self.session, [self.tapped, self.output], images)
-        features, outputs = (torch.from_numpy(np.ascontiguousarray(values, np.float32)) for values in found)
+        arrays = self.run_session(self.session, [self.selected_layer, self.output], images)
+        features, outputs = (torch.from_numpy(np.ascontiguousarray(values, np.float32)) for values in arrays)
         return features.to(self.device), outputs.to(self.device)
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:
         return None if self.linear is None else self.linear[1:]
 
 
-def import_onnx(spec: Spec) -> tuple[Any, Any]:
+def import_onnx(spec: BlackBoxSpec) -> tuple[Any, Any]:
+    """Import onnx and onnxruntime; raises UserError if one is not installed."""
     try:
         import onnx
         import onnx.helper
@@ -160,10 +180,10 @@ def import_onnx(spec: Spec) -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
-def find_linear(graph: Any, numpy_helper: Any) -> tuple[str, Tensor, Tensor] | None:
-    """What goes into the last linear operation (Gemm, or MatMul and Add), its weight [O, F] and its bias [O]."""
+def find_last_linear(graph: Any, numpy_helper: Any) -> tuple[str, Tensor, Tensor] | None:
+    """Return the last linear operation (Gemm, or MatMul and Add): input name, weight [O, F], bias [O]; else None."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for number, node in reversed(list(enumerate(graph.node))):
+    for node_index, node in reversed(list(enumerate(graph.node))):
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in constants:
             continue
         matrix = numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
@@ -172,15 +192,15 @@ def find_linear(graph: Any, numpy_helper: Any) -> tuple[str, Tensor, Tensor] | N
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type == "MatMul" or not attributes.get("transB") or not attributes["transB"].i:
             matrix = matrix.T
-        bias = constants.get(find_bias(node, graph.node[number + 1 :]))
-        offset = np.zeros(len(matrix)) if bias is None else numpy_helper.to_array(bias).reshape(-1)
+        bias = constants.get(find_bias_name(node, graph.node[node_index + 1 :]))
+        bias_values = np.zeros(len(matrix)) if bias is None else numpy_helper.to_array(bias).reshape(-1)
         weight = torch.from_numpy(np.ascontiguousarray(matrix))
-        return node.input[0], weight, torch.from_numpy(offset.astype(np.float32))
+        return node.input[0], weight, torch.from_numpy(bias_values.astype(np.float32))
     return None
 
 
-def find_bias(node: Any, following: Any) -> str:
-    """The name of what is added to the product: Gemm's third input, or the other input of the Add behind a MatMul."""
+def find_bias_name(node: Any, following: Any) -> str:
+    """Return the name of the bias: the third input of a Gemm, or the other input of the Add after a MatMul."""
     if node.op_type == "Gemm":
         return node.input[2] if len(node.input) > 2 else ""
     for add in following:

@@ -1,4 +1,4 @@
-"""Small changes of the images a box is fitted on, that leave the expression as it is."""
+"""Augmentation of the training images of a classifier; it does not change the expression."""
 
 import math
 
@@ -6,29 +6,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LARGEST_ROTATION = math.radians(10)
-LARGEST_SCALING = 0.1
-LARGEST_SHIFT = 0.12
-"""In half image widths."""
-LARGEST_CONTRAST = 0.2
-LARGEST_BRIGHTNESS = 0.15
-"""In half the range from black to white."""
+MAX_ROTATION = math.radians(10)
+MAX_SCALING = 0.1
+MAX_SHIFT = 0.12
+"""Maximum translation, in half image widths."""
+MAX_CONTRAST = 0.2
+MAX_BRIGHTNESS = 0.15
+"""Maximum brightness change, in half the range from black to white."""
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """float [N, 3, H, W] in [-1, 1] => mirrored (every other one), turned, scaled, shifted, brighter or darker."""
+def augment_images(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Augment images, float [N, 3, H, W] in [-1, 1]: random flip, rotation, scale, translation, contrast, brightness.
+
+    An image is flipped horizontally with probability 1/2.
+    """
     count = len(images)
 
-    def uniform(largest: float) -> Tensor:
+    def sample_uniform(largest: float) -> Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * largest
 
-    mirror = 1 - 2 * torch.randint(0, 2, (count,), generator=generator)
-    angle, scale = uniform(LARGEST_ROTATION), 1 + uniform(LARGEST_SCALING)
+    flip_sign = 1 - 2 * torch.randint(0, 2, (count,), generator=generator)
+    angle, scale = sample_uniform(MAX_ROTATION), 1 + sample_uniform(MAX_SCALING)
     cosine, sine = angle.cos() * scale, angle.sin() * scale
-    rows = [mirror * cosine, -sine, uniform(LARGEST_SHIFT), mirror * sine, cosine, uniform(LARGEST_SHIFT)]
-    maps = torch.stack(rows, 1).reshape(count, 2, 3).to(images.device)
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    contrast = 1 + uniform(LARGEST_CONTRAST)[:, None, None, None].to(images.device)
-    brightness = uniform(LARGEST_BRIGHTNESS)[:, None, None, None].to(images.device)
-    return (moved * contrast + brightness).clamp_(-1, 1)
+    entries = [
+        flip_sign * cosine,
+        -sine,
+        sample_uniform(MAX_SHIFT),
+        flip_sign * sine,
+        cosine,
+        sample_uniform(MAX_SHIFT),
+    ]
+    matrices = torch.stack(entries, 1).reshape(count, 2, 3).to(images.device)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    warped = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    contrast = 1 + sample_uniform(MAX_CONTRAST)[:, None, None, None].to(images.device)
+    brightness = sample_uniform(MAX_BRIGHTNESS)[:, None, None, None].to(images.device)
+    return (warped * contrast + brightness).clamp_(-1, 1)

@@ -1,34 +1,43 @@
-"""Fitting a black box with a 64-d last hidden layer to the labels of a shard set."""
+"""Fit a classifier with a 64-dimensional last hidden layer to the labels of a shard set."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featgan.blackbox.fitting.dataset import Examples, load_examples, output_names
-from featgan.blackbox.fitting.model_folder import CARD, WEIGHTS, Target, is_damaged, read_card, write_box
-from featgan.blackbox.fitting.network import Architecture, FittedNetwork, backbone_weights, build_network
+from featgan.blackbox.fitting.dataset import ClassifierDataset, load_classifier_dataset, target_output_names
+from featgan.blackbox.fitting.model_folder import (
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    PredictionTask,
+    has_corrupt_weights,
+    read_classifier_metadata,
+    write_classifier,
+)
+from featgan.blackbox.fitting.network import Architecture, FittedNetwork, build_network, select_backbone_weights
 from featgan.blackbox.fitting.scores import compute_scores
-from featgan.blackbox.fitting.trainer import Fitting
+from featgan.blackbox.fitting.trainer import ClassifierTrainer
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
 from featgan.blackbox.weights import choose_device, load_weights, read_weights
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
-from featgan.system.progress import console
+
+logger = logging.getLogger(__name__)
 
 
 class FitSettings(BaseModel):
-    """Everything that decides the weights; equal settings give an equal box."""
+    """All settings that determine the weights; equal settings give an equal classifier."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target: Target
+    task: PredictionTask
     network: str
     width: Annotated[float, Field(ge=0.125, le=8)]
     weights: str | None
-    """sha256 of the file that the backbone starts from."""
+    """sha256 of the file with the initial weights of the backbone."""
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=2, le=65_536)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -40,7 +49,7 @@ class FitSettings(BaseModel):
 
 def fit_blackbox(
     shards: Path | str,
-    target: str,
+    task: str,
     out: Path | str,
     network: str = "vgg",
     weights: Path | str | None = None,
@@ -52,37 +61,40 @@ def fit_blackbox(
     width: float = 1.0,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Fit a box to the training split, write it to `out` and return its scores on the validation split.
+    """Fit a classifier to the training split, write it to `out`, and return its scores on the validation split.
 
-    `target` is expression, valence_arousal, attributes or factors; `network` is `vgg` or `torchvision:NAME`, `weights`
-    a file that its backbone starts from; `image_size` is that of the shards by default; `width` widens `vgg`. A box
-    that is there already with the same settings is left as it is, unless its weights are damaged. UserError: a setting
-    out of range, shards without the target, or an `out` that holds something else.
+    `task` is expression, valence_arousal, attributes or factors. `network` is `vgg` or `torchvision:NAME`, and
+    `weights` is a file with initial weights for its backbone. `image_size` defaults to that of the shards, and `width`
+    multiplies the number of channels of `vgg`. If `out` contains a classifier with the same settings, it is kept,
+    unless its weights are corrupted.
+
+    Raises UserError if a setting is out of range, if the shards lack the labels, or if `out` has other content.
     """
-    opened = ShardSet.open(shards)
-    opened.verify()
-    names = output_names(opened, target)
-    start = Path(weights) if weights else None
+    shard_set = ShardSet.open(shards)
+    shard_set.verify()
+    names = target_output_names(shard_set, task)
+    initial_weights = Path(weights) if weights else None
     settings = check_settings(
-        target=target,
+        task=task,
         network=network,
         width=width,
-        weights=hash_weights(start),
+        weights=hash_weights_file(initial_weights),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
-        image_size=image_size or opened.image_size,
-        shards=opened.fingerprint,
+        image_size=image_size or shard_set.image_size,
+        shards=shard_set.fingerprint,
     )
-    done = find_done(Path(out), settings)
-    if done is not None:
-        console.print(f"{out}: fitted already with these settings")
-        return done
-    return fit_and_write(opened, names, settings, start, Path(out), choose_device(device))
+    existing_scores = find_existing_scores(Path(out), settings)
+    if existing_scores is not None:
+        logger.info(f"{out}: already fitted with these settings")
+        return existing_scores
+    return fit_and_write(shard_set, names, settings, initial_weights, Path(out), choose_device(device))
 
 
-def hash_weights(path: Path | None) -> str | None:
+def hash_weights_file(path: Path | None) -> str | None:
+    """Return the sha256 of the file, or None; raises UserError if the file is missing."""
     if path is None:
         return None
     if not path.is_file():
@@ -91,77 +103,87 @@ def hash_weights(path: Path | None) -> str | None:
 
 
 def check_settings(**values: Any) -> FitSettings:
-    """UserError names the first setting that is out of range."""
+    """Validate the settings; raises UserError that names the first setting that is out of range."""
     try:
         return FitSettings(**values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
-        raise UserError(f"{name.replace('_', ' ')} {values[name]}: {first['msg'].lower()}") from error
+        first_error = error.errors(include_url=False)[0]
+        name = str(first_error["loc"][0])
+        raise UserError(f"{name.replace('_', ' ')} {values[name]}: {first_error['msg'].lower()}") from error
 
 
-def find_done(out: Path, settings: FitSettings) -> dict[str, Any] | None:
-    """The scores of the box in `out` when it has these settings, None when nothing or a damaged one is there.
+def find_existing_scores(out: Path, settings: FitSettings) -> dict[str, Any] | None:
+    """Return the scores of the classifier in `out`; None if `out` is empty or the weights are corrupted.
 
-    UserError when `out` is anything else.
+    Raises UserError if `out` contains a classifier with other settings, or anything else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / CARD).is_file():
-        raise UserError(f"{out}: is there already and is no fitted box; choose another --out")
-    card = read_card(out)
+    if not (out / METADATA_FILE).is_file():
+        raise UserError(f"{out}: already exists and is not a fitted classifier; choose another --out")
+    metadata = read_classifier_metadata(out)
     for name, value in settings.model_dump().items():
-        found = card.settings.get(name)
-        if found != value:
-            what = "on other shards" if name == "shards" else f"with {name} {found}, not {value}"
-            raise UserError(f"{out}: was fitted {what}; remove it or choose another --out")
-    if is_damaged(out, card):
-        console.print(f"{out / WEIGHTS}: missing or not as it was written; fitting it again", markup=False)
+        existing_value = metadata.settings.get(name)
+        if existing_value != value:
+            difference = "on other shards" if name == "shards" else f"with {name} {existing_value}, not {value}"
+            raise UserError(f"{out}: was fitted {difference}; remove it or choose another --out")
+    if has_corrupt_weights(out, metadata):
+        logger.warning(f"{out / WEIGHTS_FILE}: missing or corrupted; fitting the classifier again")
         return None
-    return card.scores
+    return metadata.scores
 
 
 def fit_and_write(
-    shards: ShardSet, names: tuple[str, ...], settings: FitSettings, start: Path | None, out: Path, device: torch.device
+    shards: ShardSet,
+    names: tuple[str, ...],
+    settings: FitSettings,
+    initial_weights: Path | None,
+    out: Path,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Fit, score on images not fitted to (on the training images where there is no validation split), and write."""
+    """Fit the classifier, score it on the validation split (or the training split if there is none), and write it."""
     architecture = Architecture(network=settings.network, width=settings.width, output_dim=len(names))
-    network = start_network(architecture, settings.seed, start)
-    # Weights from elsewhere expect the images that they were trained on.
-    base = IMAGENET if start else Preprocessing()
+    network = init_network(architecture, settings.seed, initial_weights)
+    # External weights expect the preprocessing that they were trained with.
+    base = IMAGENET if initial_weights else Preprocessing()
     preprocessing = base.model_copy(update={"image_size": settings.image_size})
     train, held_out = load_splits(shards, settings)
-    fitting = Fitting(network, preprocessing, settings.target, train, settings.seed, device)
-    fitting.run(settings.epochs, settings.batch_size, settings.learning_rate)
-    outputs = fitting.predict(held_out)
-    measured = compute_scores(outputs, held_out.targets, settings.target, names)
-    scores = {"split": held_out.split.name, **measured}
-    card = {
-        "target": settings.target,
+    trainer = ClassifierTrainer(network, preprocessing, settings.task, train, settings.seed, device)
+    trainer.fit(settings.epochs, settings.batch_size, settings.learning_rate)
+    outputs = trainer.predict(held_out)
+    metrics = compute_scores(outputs, held_out.targets, settings.task, names)
+    scores = {"split": held_out.split.name, **metrics}
+    metadata = {
+        "task": settings.task,
         "class_names": names,
         "architecture": architecture,
         "preprocessing": preprocessing,
         "settings": settings.model_dump(),
         "scores": scores,
     }
-    write_box(out, network, card)
+    write_classifier(out, network, metadata)
     return scores
 
 
-def start_network(architecture: Architecture, seed: int, start: Path | None) -> FittedNetwork:
-    """Drawn from the seed, the caller's random state left alone; the backbone is that of `start` where it is given."""
+def init_network(architecture: Architecture, seed: int, initial_weights: Path | None) -> FittedNetwork:
+    """Initialize the network from the seed, and its backbone from `initial_weights` if given.
+
+    The caller's random state does not change.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(architecture)
-    if start is not None:
-        load_weights(network.backbone, backbone_weights(network.backbone, read_weights(start)), start)
+    if initial_weights is not None:
+        load_weights(
+            network.backbone, select_backbone_weights(network.backbone, read_weights(initial_weights)), initial_weights
+        )
     return network
 
 
-def load_splits(shards: ShardSet, settings: FitSettings) -> tuple[Examples, Examples]:
-    """What is fitted to, and what is scored."""
-    train = load_examples(shards, "train", settings.target, settings.image_size)
+def load_splits(shards: ShardSet, settings: FitSettings) -> tuple[ClassifierDataset, ClassifierDataset]:
+    """Return the dataset to fit to, and the dataset to score."""
+    train = load_classifier_dataset(shards, "train", settings.task, settings.image_size)
     if "validation" not in shards.split_names:
-        console.print(f"{shards.path}: no validation split; the scores are those of the training images")
+        logger.warning(f"{shards.path}: no validation split; the scores are computed on the training images")
         return train, train
-    return train, load_examples(shards, "validation", settings.target, settings.image_size)
+    return train, load_classifier_dataset(shards, "validation", settings.task, settings.image_size)

@@ -1,4 +1,4 @@
-"""The network of a fitted box: a backbone, a 64-d hidden layer whose activations are the features, the outputs."""
+"""The network of a fitted classifier: a backbone, a 64-dimensional hidden layer (the features), and an output layer."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -7,37 +7,37 @@ import torchvision
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from featgan.blackbox.spec import nearest
+from featgan.blackbox.spec import suggest_names
 from featgan.errors import UserError
 
-STAGES = ((16, 1), (32, 1), (64, 2), (128, 2))
-"""Channels (times the width) and convolutions of each stage of the VGG-style backbone; pooling halves after each."""
+VGG_STAGES = ((16, 1), (32, 1), (64, 2), (128, 2))
+"""Channels (at width 1) and number of convolutions of each stage of the VGG-style backbone; pooling follows each."""
 
 NEGATIVE_SLOPE = 0.1
-"""Of the hidden layer's leaky ReLU: units of a plain one die, and cannot be asked for less than nothing."""
+"""Negative slope of the hidden layer's leaky ReLU. ReLU units can die, and their features have no values below 0."""
 
 
 class Architecture(BaseModel):
-    """What a fitted network is built from."""
+    """All settings that a fitted network is built from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: str = "vgg"
     """`vgg` or `torchvision:NAME`."""
     width: Annotated[float, Field(ge=0.125, le=8)] = 1.0
-    """Factor on the channels of `vgg`."""
+    """Multiplier for the number of channels of `vgg`."""
     hidden_dim: Annotated[int, Field(ge=1, le=4096)] = 64
     output_dim: Annotated[int, Field(ge=1, le=4096)]
 
 
 class FittedNetwork(nn.Module):
-    """images [N, 3, H, W] => outputs [N, O]; the features are what `hidden` gives [N, hidden_dim]."""
+    """Images [N, 3, H, W] => outputs [N, O]; the features are the output of `hidden` [N, hidden_dim]."""
 
     def __init__(self, backbone: nn.Module, backbone_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.hidden = nn.Sequential(
-            # Normalised before the activation, no unit can fall silent on all images.
+            # Normalization before the activation keeps every unit active on some images.
             nn.Linear(backbone_dim, hidden_dim, bias=False),
             nn.BatchNorm1d(hidden_dim),
             nn.LeakyReLU(NEGATIVE_SLOPE),
@@ -50,7 +50,7 @@ class FittedNetwork(nn.Module):
 
 
 def build_network(architecture: Architecture) -> FittedNetwork:
-    """With fresh weights out of torch's random state; UserError for an unknown network."""
+    """Build a network with random weights from torch's random state; raises UserError if the network is unknown."""
     if architecture.network == "vgg":
         backbone, backbone_dim = build_vgg(architecture.width)
     elif architecture.network.startswith("torchvision:"):
@@ -63,24 +63,30 @@ def build_network(architecture: Architecture) -> FittedNetwork:
 
 
 def build_vgg(width: float) -> tuple[nn.Module, int]:
-    """3 x 3 convolutions with batch norm and ReLU, a max-pool after each stage, at the end the mean over space."""
+    """Build the backbone: 3 x 3 convolutions with batch norm and ReLU, max pooling between stages, and global average
+    pooling. Returns it and its output width.
+    """
     layers: list[nn.Module] = []
     channels = 3
-    for number, (stage_channels, num_convolutions) in enumerate(STAGES):
-        if number:
+    for stage_index, (stage_channels, num_convolutions) in enumerate(VGG_STAGES):
+        if stage_index:
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         for _ in range(num_convolutions):
-            wanted = max(8, 8 * round(stage_channels * width / 8))
-            layers += [nn.Conv2d(channels, wanted, 3, padding=1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU(True)]
-            channels = wanted
+            out_channels = max(8, 8 * round(stage_channels * width / 8))
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(True),
+            ]
+            channels = out_channels
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
 
 
 def build_backbone(name: str) -> tuple[nn.Module, int]:
-    """A torchvision classifier without its last linear layer, and how wide what it gives is."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise UserError(f"unknown network torchvision:{name}; {nearest(name, known)}")
+    """Build a torchvision classifier without its last linear layer; return it and its output width."""
+    model_names = torchvision.models.list_models(module=torchvision.models)
+    if name not in model_names:
+        raise UserError(f"unknown network torchvision:{name}; {suggest_names(name, model_names)}")
     model = torchvision.models.get_model(name, weights=None)
     linear_name, linear = last_linear_module(model)
     model.set_submodule(linear_name, nn.Identity())
@@ -88,15 +94,21 @@ def build_backbone(name: str) -> tuple[nn.Module, int]:
 
 
 def last_linear_module(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The linear layer defined last: the classifier's; UserError when there is none."""
+    """Return the linear layer that is defined last; raises UserError if there is none."""
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
         raise UserError(f"{type(model).__name__} has no linear layer to replace; use another network")
     return linears[-1]
 
 
-def backbone_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a fitted box or a whole classifier that belong to its backbone."""
+def select_backbone_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the backbone's weights from those of a fitted or a torchvision classifier."""
     replaced = {name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)}
-    own = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")}
-    return {name: tensor for name, tensor in (own or weights).items() if name.rpartition(".")[0] not in replaced}
+    backbone_tensors = {
+        name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
+    }
+    return {
+        name: tensor
+        for name, tensor in (backbone_tensors or weights).items()
+        if name.rpartition(".")[0] not in replaced
+    }

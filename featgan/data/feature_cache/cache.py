@@ -1,4 +1,4 @@
-"""The feature cache beside the shards: what a black box says of every image and of its mirror image."""
+"""The feature cache: features and outputs of a black box for every image of a shard set and its horizontal flip."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,37 +14,37 @@ from torch import Tensor
 
 from featgan import __version__
 from featgan.data.feature_cache.storage import (
-    MANIFEST,
-    PARTIAL,
-    ArrayFile,
-    BoxIdentity,
+    PARTIAL_MANIFEST_FILE,
+    BlackBoxIdentity,
+    CacheFile,
     CacheManifest,
-    Origin,
+    CacheProvenance,
     array_path,
     cache_folder,
-    check_file,
-    damaged,
-    is_whole,
+    check_file_size,
+    corrupt_cache_error,
+    is_intact,
     load_tensors,
     open_array,
-    read_origin,
-    split_arrays,
+    open_split_arrays,
+    read_cache_manifest,
 )
+from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
-from featgan.system.files import explain_write_errors, sha256_of, write_whole
-from featgan.system.verified_hashes import first_changed
+from featgan.system.files import atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.verified_hashes import first_modified_file
 
-SPACE, HEAD = "space.safetensors", "head.safetensors"
-MOST_ROWS, MOST_VALUES = 200_000, 1 << 26
-"""Most feature vectors, and most numbers in them, that the space is fitted on."""
+SPACE_FILE, HEAD_FILE = "space.safetensors", "head.safetensors"
+MAX_SPACE_ROWS, MAX_SPACE_VALUES = 200_000, 1 << 26
+"""Maximum number of feature vectors, and of values in them, used to fit the feature space."""
 
-REMEDY = "free some space and run the command again: it goes on where it stopped"
+DISK_FULL_REMEDY = "free some space and run the command again: it resumes where it stopped"
 
 
-class Box(Protocol):
-    """What the cache keeps of a black box."""
+class BlackBoxInfo(Protocol):
+    """The properties of a black box that the cache stores."""
 
     @property
     def spec(self) -> str: ...
@@ -72,12 +72,12 @@ class Box(Protocol):
 
 
 class FeatureCache:
-    """Features [N, F] and outputs [N, O] of one black box for every image of a shard set and its mirror image."""
+    """Features [N, F] and outputs [N, O] of one black box for every image of a shard set and its horizontal flip."""
 
     def __init__(self, shards: ShardSet, path: Path, manifest: CacheManifest) -> None:
         self.name = path.name
         self.path = path
-        self.parts = manifest
+        self.manifest = manifest
         self.feature_dim = manifest.feature_dim
         self.output_dim = manifest.output_dim
         self.output_kind = manifest.output_kind
@@ -86,74 +86,80 @@ class FeatureCache:
         self.blackbox = manifest.blackbox.model_dump()
         widths = {"features": self.feature_dim, "outputs": self.output_dim}
         self.arrays = {
-            (name, kind): split_arrays(path, shards.split(name), kind, width)
+            (name, kind): open_split_arrays(path, shards.get_split(name), kind, width)
             for name in shards.split_names
             for kind, width in widths.items()
         }
 
     @classmethod
     def open(cls, shards: ShardSet, name: str) -> Self:
-        """Read the manifest and compare every file's size with it.
+        """Open a cache: read its manifest and check the size of every file; `verify` also checks the content.
 
-        UserError: there is no such cache, it is not complete, belongs to other shards, or a file is missing or cut off.
+        Raises UserError if the cache does not exist, is not complete or belongs to different shards, or if a file is
+        missing or truncated.
         """
         path = cache_folder(shards, name)
-        command = f"featgan extract --shards {shards.path} --blackbox SPEC --name {name}"
-        if not (path / MANIFEST).is_file():
-            what = "the feature cache is not complete" if (path / PARTIAL).is_file() else "no such feature cache"
-            raise UserError(f"{path}: {what}; run `{command}`" + existing_names(path))
-        manifest = read_origin(path / MANIFEST, CacheManifest)
+        command = f"featgan extract --shards {shards.path} --blackbox SPEC --cache-name {name}"
+        if not (path / MANIFEST_FILE).is_file():
+            problem = (
+                "the feature cache is not complete"
+                if (path / PARTIAL_MANIFEST_FILE).is_file()
+                else "no such feature cache"
+            )
+            raise UserError(f"{path}: {problem}; run `{command}`" + list_existing_caches(path))
+        manifest = read_cache_manifest(path / MANIFEST_FILE, CacheManifest)
         if manifest.shards != shards.fingerprint:
             raise UserError(
-                f"{path}: the features are of other shards than {shards.path}; remove it and run `{command}`"
+                f"{path}: the features were extracted from different shards than {shards.path}; "
+                f"remove it and run `{command}`"
             )
         for file, entry in manifest.files.items():
-            check_file(path / Path(file).name, entry)
+            check_file_size(path / Path(file).name, entry)
         return cls(shards, path, manifest)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest as plain values."""
-        return self.parts.model_dump(mode="json")
+    def manifest_dict(self) -> dict[str, Any]:
+        """The manifest as a dictionary of plain values."""
+        return self.manifest.model_dump(mode="json")
 
     @cached_property
     def space(self) -> FeatureSpace:
-        """Mean, deviation and principal components of the training images' features, mirror images included."""
-        return FeatureSpace(**load_tensors(self.path / SPACE))
+        """The feature space: mean, standard deviation and principal components of the training features, with flips."""
+        return FeatureSpace(**load_tensors(self.path / SPACE_FILE))
 
     @cached_property
     def head(self) -> tuple[Tensor, Tensor] | None:
-        """Weight [O, F] and bias [O] of the linear layer from features to outputs, where the box has one."""
-        if HEAD not in self.parts.files:
+        """Weight [O, F] and bias [O] of the linear layer from features to outputs, if the black box has one."""
+        if HEAD_FILE not in self.manifest.files:
             return None
-        tensors = load_tensors(self.path / HEAD)
+        tensors = load_tensors(self.path / HEAD_FILE)
         return tensors["weight"], tensors["bias"]
 
-    def features(self, split: str, rows: Sequence[int] | np.ndarray, mirrored: bool | np.ndarray = False) -> np.ndarray:
-        """float32 [n, F]."""
-        return self.arrays[split, "features"].gather(rows, mirrored)
+    def features(self, split: str, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray = False) -> np.ndarray:
+        """Return the features of rows [n] of a split, float32 [n, F]; of the flipped images where `flipped` is true."""
+        return self.arrays[split, "features"].gather_rows(rows, flipped)
 
-    def outputs(self, split: str, rows: Sequence[int] | np.ndarray, mirrored: bool | np.ndarray = False) -> np.ndarray:
-        """float32 [n, O]."""
-        return self.arrays[split, "outputs"].gather(rows, mirrored)
+    def outputs(self, split: str, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray = False) -> np.ndarray:
+        """Return the outputs of rows [n] of a split, float32 [n, O]; of the flipped images where `flipped` is true."""
+        return self.arrays[split, "outputs"].gather_rows(rows, flipped)
 
     def verify(self) -> None:
-        """Hash every file not found whole before; UserError names the first that changed since it was written."""
-        hashes = {Path(file).name: entry.sha256 for file, entry in self.parts.files.items()}
-        path = first_changed(self.path, hashes, "files")
+        """Check the sha256 of every file that was not verified before. Raises UserError for the first mismatch."""
+        hashes = {Path(file).name: entry.sha256 for file, entry in self.manifest.files.items()}
+        path = first_modified_file(self.path, hashes, "files")
         if path is not None:
-            raise damaged(path, "its content is not what was extracted")
+            raise corrupt_cache_error(path, "its checksum does not match")
 
 
-def existing_names(path: Path) -> str:
-    """The caches that are there, to be shown after an error."""
-    names = sorted(found.parent.name for found in path.parent.glob(f"*/{MANIFEST}"))
-    return f" (there are: {', '.join(names)})" if names else ""
+def list_existing_caches(path: Path) -> str:
+    """Return the names of the existing caches as the end of an error message."""
+    names = sorted(manifest_path.parent.name for manifest_path in path.parent.glob(f"*/{MANIFEST_FILE}"))
+    return f" (existing caches: {', '.join(names)})" if names else ""
 
 
 @dataclass(frozen=True)
 class PendingShard:
-    """A shard whose features are not computed yet: its name and its rows in the split."""
+    """A shard whose features have not been computed yet: its name and its rows in the split."""
 
     split: str
     shard: str
@@ -161,72 +167,84 @@ class PendingShard:
 
 
 class FeatureWriter:
-    """Fills a cache shard by shard; what is written stays, so that an interrupted extraction goes on."""
+    """Writes a cache shard by shard; finished shards are kept, so that an interrupted extraction resumes."""
 
-    def __init__(self, shards: ShardSet, name: str, box: Box, num_components: int | None = None) -> None:
-        """UserError: the name is taken by a cache of another box, layer or shards; more components than features."""
+    def __init__(self, shards: ShardSet, name: str, blackbox: BlackBoxInfo, num_components: int | None = None) -> None:
+        """Create or resume the cache `name`.
+
+        Raises UserError if the name is used by a cache of a different black box, layer or shard set. It is also raised
+        if `num_components` is larger than the number of features.
+        """
         self.shards = shards
         self.path = cache_folder(shards, name)
-        self.head = box.head
+        self.head = blackbox.head
         self.num_components = num_components
-        identity = BoxIdentity(spec=box.spec, layer=box.layer, sha256=box.sha256)
-        self.origin = Origin(
+        identity = BlackBoxIdentity(spec=blackbox.spec, layer=blackbox.layer, sha256=blackbox.sha256)
+        self.provenance = CacheProvenance(
             shards=shards.fingerprint,
             blackbox=identity,
-            feature_dim=box.feature_dim,
-            output_dim=box.output_dim,
-            output_kind=box.output_kind,  # type: ignore[arg-type]  # pydantic checks it
-            class_names=box.class_names,
+            feature_dim=blackbox.feature_dim,
+            output_dim=blackbox.output_dim,
+            output_kind=blackbox.output_kind,  # type: ignore[arg-type]  # pydantic checks it
+            class_names=blackbox.class_names,
         )
-        if num_components is not None and not 1 <= num_components <= box.feature_dim:
-            raise UserError(f"components {num_components}: layer {box.layer} has {box.feature_dim} features")
-        shards.split("train")
-        self.check_existing()
-        with explain_write_errors(self.path, REMEDY):
+        if num_components is not None and not 1 <= num_components <= blackbox.feature_dim:
+            raise UserError(
+                f"--num-components {num_components}: must be between 1 and {blackbox.feature_dim}, "
+                f"the number of features of layer {blackbox.layer}"
+            )
+        shards.get_split("train")
+        self.check_existing_cache()
+        with user_friendly_write_errors(self.path, DISK_FULL_REMEDY):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / PARTIAL, self.origin.model_dump_json(indent=1).encode())
+            atomic_write(self.path / PARTIAL_MANIFEST_FILE, self.provenance.model_dump_json(indent=1).encode())
 
-    def check_existing(self) -> None:
-        """UserError unless what lies under this name, if anything, is of the same origin."""
-        known = [self.path / name for name in (MANIFEST, PARTIAL) if (self.path / name).is_file()]
-        if not known:
+    def check_existing_cache(self) -> None:
+        """Raise UserError if the folder contains anything else than a cache with the same provenance."""
+        manifest_paths = [
+            self.path / name for name in (MANIFEST_FILE, PARTIAL_MANIFEST_FILE) if (self.path / name).is_file()
+        ]
+        if not manifest_paths:
             if self.path.exists() and any(self.path.iterdir()):
-                raise UserError(f"{self.path}: is there already and is no feature cache; choose another --name")
+                raise UserError(f"{self.path}: already exists and is not a feature cache; choose another --cache-name")
             return
-        difference = read_origin(known[0], Origin).difference(self.origin)
+        difference = read_cache_manifest(manifest_paths[0], CacheProvenance).describe_difference(self.provenance)
         if difference:
-            raise UserError(f"{self.path}: holds features of {difference}; choose another --name or remove it")
+            raise UserError(f"{self.path}: contains features of {difference}; choose another --cache-name or remove it")
 
-    def drop_damaged(self) -> list[str]:
-        """Remove the files of a complete cache that are not as its manifest says, and then the manifest; their names.
+    def remove_corrupt_files(self) -> list[str]:
+        """Remove the files of a complete cache that do not match its manifest, and return their names.
 
-        The cache is then one that was interrupted: `pending` names the shards of these files and no others.
+        If there are any, the manifest is also removed. The cache then counts as interrupted, and `list_pending` returns
+        exactly the shards of the removed files.
         """
-        if not (self.path / MANIFEST).is_file():
+        if not (self.path / MANIFEST_FILE).is_file():
             return []
-        files = read_origin(self.path / MANIFEST, CacheManifest).files
-        bad = [Path(file).name for file, entry in files.items() if not is_whole(self.path / Path(file).name, entry)]
-        if bad:
-            # Written before the manifest goes: without either of the two, this would be no cache to go on with.
-            assert (self.path / PARTIAL).is_file()
-            for name in bad:
+        files = read_cache_manifest(self.path / MANIFEST_FILE, CacheManifest).files
+        corrupt_names = [
+            Path(file).name for file, entry in files.items() if not is_intact(self.path / Path(file).name, entry)
+        ]
+        if corrupt_names:
+            # One of the two manifests must always exist; otherwise the extraction could not resume.
+            assert (self.path / PARTIAL_MANIFEST_FILE).is_file()
+            for name in corrupt_names:
                 (self.path / name).unlink(missing_ok=True)
-            (self.path / MANIFEST).unlink()
-        return bad
+            (self.path / MANIFEST_FILE).unlink()
+        return corrupt_names
 
-    def pending(self) -> list[PendingShard]:
-        """Shards still to be computed, in order."""
-        missing = []
-        for split in map(self.shards.split, self.shards.split_names):
+    def list_pending(self) -> list[PendingShard]:
+        """Return the shards that have not been computed yet, in order."""
+        pending = []
+        for split in map(self.shards.get_split, self.shards.split_names):
             start = 0
             for shard, count in zip(split.shard_names, split.shard_counts, strict=True):
                 if not self.is_written(shard, count):
-                    missing.append(PendingShard(split.name, shard, range(start, start + count)))
+                    pending.append(PendingShard(split.name, shard, range(start, start + count)))
                 start += count
-        return missing
+        return pending
 
     def is_written(self, shard: str, count: int) -> bool:
-        """Whether both of the shard's files are there and whole."""
+        """Return whether both files of the shard exist and are complete."""
         try:
             for kind, width in self.widths.items():
                 open_array(array_path(self.path, shard, kind), (count, 2, width))
@@ -236,66 +254,76 @@ class FeatureWriter:
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return {"features": self.origin.feature_dim, "outputs": self.origin.output_dim}
+        """Number of values per image, by kind of array."""
+        return {"features": self.provenance.feature_dim, "outputs": self.provenance.output_dim}
 
-    def write(self, pending: PendingShard, features: Tensor, outputs: Tensor) -> None:
-        """One shard's features [n, 2, F] and outputs [n, 2, O], index 1 of the mirrored image; finite numbers only."""
+    def write_shard(self, pending: PendingShard, features: Tensor, outputs: Tensor) -> None:
+        """Write features [n, 2, F] and outputs [n, 2, O] of one shard; index 1 of the second axis is the flipped image.
+
+        Raises UserError if a value is not finite.
+        """
         for (kind, width), values in zip(self.widths.items(), (features, outputs), strict=True):
             assert values.shape == (len(pending.rows), 2, width), (kind, values.shape)
             array = values.detach().to("cpu", torch.float32).numpy()
             self.check_finite(pending, array, kind)
             buffer = io.BytesIO()
             np.save(buffer, array, allow_pickle=False)
-            with explain_write_errors(self.path, REMEDY):
-                write_whole(array_path(self.path, pending.shard, kind), buffer.getvalue())
+            with user_friendly_write_errors(self.path, DISK_FULL_REMEDY):
+                atomic_write(array_path(self.path, pending.shard, kind), buffer.getvalue())
 
     def check_finite(self, pending: PendingShard, array: np.ndarray, kind: str) -> None:
-        broken = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
-        if len(broken):
-            key = self.shards.split(pending.split).keys[pending.rows[int(broken[0])]]
+        """Raise UserError, with the key of the first such image, if `array` [n, 2, width] is not finite."""
+        bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
+        if len(bad_rows):
+            key = self.shards.get_split(pending.split).keys[pending.rows[int(bad_rows[0])]]
             raise UserError(
-                f"{self.origin.blackbox.spec}: {kind} of image {key} are not finite; mend the box or its layer"
+                f"{self.provenance.blackbox.spec}: {kind} of image {key} are not finite; "
+                "check the classifier or choose another layer"
             )
 
     def commit(self) -> FeatureCache:
-        """Fit the space on the training features and write the manifest; every shard must have been written."""
-        assert not self.pending(), "commit before every shard is written"
-        tensors = {SPACE: self.fit_space().tensors()}
+        """Fit the feature space, write the manifest and return the complete cache; all shards must already exist."""
+        assert not self.list_pending(), "commit before every shard is written"
+        tensors = {SPACE_FILE: self.fit_space().tensors()}
         if self.head is not None:
             weight, bias = (tensor.detach().cpu().float().contiguous() for tensor in self.head)
-            assert weight.shape == (self.origin.output_dim, self.origin.feature_dim), weight.shape
-            tensors[HEAD] = {"weight": weight, "bias": bias}
-        with explain_write_errors(self.path, REMEDY):
-            # While the other files change, the cache is not complete.
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            assert weight.shape == (self.provenance.output_dim, self.provenance.feature_dim), weight.shape
+            tensors[HEAD_FILE] = {"weight": weight, "bias": bias}
+        with user_friendly_write_errors(self.path, DISK_FULL_REMEDY):
+            # Without a manifest, the cache counts as incomplete while the other files change.
+            (self.path / MANIFEST_FILE).unlink(missing_ok=True)
             for name, content in tensors.items():
-                write_whole(self.path / name, save(content))
+                atomic_write(self.path / name, save(content))
             self.write_manifest([*tensors])
         return FeatureCache.open(self.shards, self.path.name)
 
     def fit_space(self) -> FeatureSpace:
-        """On an even sample of the training images, each with its mirror image."""
-        train = self.shards.split("train")
-        arrays = split_arrays(self.path, train, "features", self.origin.feature_dim)
-        most = min(MOST_ROWS, MOST_VALUES // self.origin.feature_dim) // 2
-        rows = np.arange(0, len(train), -(-len(train) // max(1, most)))
-        features = np.concatenate([arrays.gather(rows, False), arrays.gather(rows, True)])
+        """Fit the feature space on an even sample of the training images and their horizontal flips.
+
+        Raises UserError if all images have the same features.
+        """
+        train = self.shards.get_split("train")
+        arrays = open_split_arrays(self.path, train, "features", self.provenance.feature_dim)
+        max_rows = min(MAX_SPACE_ROWS, MAX_SPACE_VALUES // self.provenance.feature_dim) // 2
+        rows = np.arange(0, len(train), -(-len(train) // max(1, max_rows)))
+        features = np.concatenate([arrays.gather_rows(rows, False), arrays.gather_rows(rows, True)])
         if np.ptp(features, axis=0).max() == 0:
-            blackbox = self.origin.blackbox
+            blackbox = self.provenance.blackbox
             raise UserError(
-                f"{blackbox.spec}: layer {blackbox.layer} gives all images the same features; choose another --layer"
+                f"{blackbox.spec}: layer {blackbox.layer} outputs the same features for all images; "
+                "choose another --layer"
             )
         return FeatureSpace.fit(torch.from_numpy(features), self.num_components)
 
     def write_manifest(self, names: Sequence[str]) -> None:
-        """Sizes and hashes of all files, then the end of the partial state."""
-        shards = [name for split in map(self.shards.split, self.shards.split_names) for name in split.shard_names]
+        """Write the manifest with the size and hash of every file, then remove the partial manifest."""
+        shards = [name for split in map(self.shards.get_split, self.shards.split_names) for name in split.shard_names]
         paths = [array_path(self.path, shard, kind) for shard in shards for kind in self.widths]
         paths += [self.path / name for name in names]
-        files = {path.name: ArrayFile(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
+        files = {path.name: CacheFile(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
         manifest = CacheManifest(
-            **self.origin.model_dump(), featgan=__version__, num_components=self.num_components, files=files
+            **self.provenance.model_dump(), featgan=__version__, num_components=self.num_components, files=files
         )
-        write_whole(self.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        for leftover in (self.path / PARTIAL, *self.path.glob(".*.partial")):
+        atomic_write(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+        for leftover in (self.path / PARTIAL_MANIFEST_FILE, *self.path.glob(".*.partial")):
             leftover.unlink(missing_ok=True)

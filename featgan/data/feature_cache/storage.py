@@ -1,4 +1,4 @@
-"""The files of a feature cache: its manifest and one memory-mapped array a shard."""
+"""The files of a feature cache: the manifest and one memory-mapped array per shard."""
 
 import re
 from collections.abc import Sequence
@@ -16,74 +16,75 @@ from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
 
-MANIFEST, PARTIAL = "manifest.json", "partial.json"
-"""Of a complete cache, written last; and of one that is being made, written first."""
+PARTIAL_MANIFEST_FILE = "partial.json"
+"""The manifest of an incomplete cache, written first; MANIFEST_FILE is that of a complete one, written last."""
 
-Width = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 OutputKind = Literal["expression", "valence_arousal", "attributes", "factors", "other"]
 
 
-class Fields(BaseModel):
-    """A group of fields of the cache's manifest."""
+class CacheManifestModel(BaseModel):
+    """Base of the parts of a cache manifest; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class BoxIdentity(Fields):
-    """Which black box, and which of its layers."""
+class BlackBoxIdentity(CacheManifestModel):
+    """A black box and one of its layers."""
 
     spec: str
     layer: str
     sha256: str
 
 
-class Origin(Fields):
-    """What a cache is made of; caches of one origin hold the same numbers."""
+class CacheProvenance(CacheManifestModel):
+    """The origin of a cache: caches with equal provenance contain equal values."""
 
     format: Literal["featgan-features"] = "featgan-features"
     version: Literal[1] = 1
     shards: str
     """Fingerprint of the shards."""
-    blackbox: BoxIdentity
+    blackbox: BlackBoxIdentity
     feature_dim: Annotated[int, Field(ge=1)]
-    output_dim: Width
+    output_dim: NonNegativeInt
     output_kind: OutputKind
     class_names: tuple[str, ...] = ()
 
-    def difference(self, wanted: "Origin") -> str:
-        """What this cache is of, where that is not what is wanted; empty where its numbers can be used."""
-        if self.shards != wanted.shards:
-            return "other shards"
-        if self.blackbox.sha256 != wanted.blackbox.sha256:
-            return f"another black box ({self.blackbox.spec})"
-        if self.blackbox.layer != wanted.blackbox.layer:
-            return f"another layer ({self.blackbox.layer})"
-        same = (self.feature_dim, self.output_dim) == (wanted.feature_dim, wanted.output_dim)
-        return "" if same else f"{self.feature_dim} features and {self.output_dim} outputs"
+    def describe_difference(self, expected: "CacheProvenance") -> str:
+        """Return the origin of this cache where it differs from `expected`, or an empty string if it does not."""
+        if self.shards != expected.shards:
+            return "different shards"
+        if self.blackbox.sha256 != expected.blackbox.sha256:
+            return f"a different black box ({self.blackbox.spec})"
+        if self.blackbox.layer != expected.blackbox.layer:
+            return f"a different layer ({self.blackbox.layer})"
+        same_dims = (self.feature_dim, self.output_dim) == (expected.feature_dim, expected.output_dim)
+        return "" if same_dims else f"{self.feature_dim} features and {self.output_dim} outputs"
 
 
-class ArrayFile(Fields):
-    """Size and hash of one file of the cache."""
+class CacheFile(CacheManifestModel):
+    """Size and sha256 of one file of the cache."""
 
-    bytes: Width
+    bytes: NonNegativeInt
     sha256: str
 
 
-class CacheManifest(Origin):
-    """A complete cache."""
+class CacheManifest(CacheProvenance):
+    """The manifest of a complete cache."""
 
     featgan: str
     num_components: int | None
-    files: dict[str, ArrayFile]
+    files: dict[str, CacheFile]
 
 
-FoundOrigin = TypeVar("FoundOrigin", bound=Origin)
+AnyProvenance = TypeVar("AnyProvenance", bound=CacheProvenance)
 
 
 class ShardArrays:
-    """Float arrays [n, 2, width] of one split, one file a shard, mapped into memory at first use.
+    """The float32 arrays [n, 2, width] of one split, one file per shard, memory-mapped on first use.
 
-    Maps do not travel to other processes by pickling: each opens its own.
+    Index 1 of the second axis is the horizontally flipped image. Memory maps are not pickled: each process opens its
+    own.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], width: int) -> None:
@@ -99,82 +100,93 @@ class ShardArrays:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def gather(self, rows: Sequence[int] | np.ndarray, mirrored: bool | np.ndarray) -> np.ndarray:
-        """float32 [n, width] of the split's rows [n], of the mirror images where `mirrored`."""
+    def gather_rows(self, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray) -> np.ndarray:
+        """Return float32 [n, width] for rows [n] of the split, of the flipped images where `flipped` is true."""
         rows = np.asarray(rows, np.int64)
         assert not len(rows) or 0 <= rows.min() <= rows.max() < self.starts[-1], "row outside the split"
-        sides = np.broadcast_to(np.asarray(mirrored, bool), rows.shape).astype(np.intp)
-        found = np.empty((len(rows), self.width), np.float32)
+        flip_index = np.broadcast_to(np.asarray(flipped, bool), rows.shape).astype(np.intp)
+        values = np.empty((len(rows), self.width), np.float32)
         shard_of = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(shard_of, kind="stable")
         sorted_shards = shard_of[order]
         borders = [*np.flatnonzero(np.diff(sorted_shards, prepend=-1)).tolist(), len(order)]
         for first, end in pairwise(borders):
-            shard, places = int(sorted_shards[first]), order[first:end]
-            found[places] = self.array(shard)[rows[places] - self.starts[shard], sides[places]]
-        return found
+            shard, positions = int(sorted_shards[first]), order[first:end]
+            values[positions] = self.get_array(shard)[rows[positions] - self.starts[shard], flip_index[positions]]
+        return values
 
-    def array(self, shard: int) -> np.ndarray:
+    def get_array(self, shard: int) -> np.ndarray:
+        """Return the memory-mapped array of a shard."""
         if shard not in self.maps:
             self.maps[shard] = open_array(self.paths[shard], (self.counts[shard], 2, self.width))
         return self.maps[shard]
 
 
 def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped float32 array; UserError when the file is not one of this shape."""
+    """Open a memory-mapped float32 array. Raises UserError if the file is missing, corrupted or of another shape."""
     try:
-        # A plain array over the map: numpy's own class for maps takes longer than the copy of a row.
+        # A plain array over the map: indexing np.memmap takes longer than copying a row.
         array = np.asarray(np.load(path, mmap_mode="r" if min(shape) else None, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise damaged(path, "missing" if isinstance(error, FileNotFoundError) else "cut off or damaged") from error
+        raise corrupt_cache_error(
+            path, "missing" if isinstance(error, FileNotFoundError) else "truncated or corrupted"
+        ) from error
     if array.dtype != np.float32 or array.shape != shape:
-        raise damaged(path, f"holds {array.dtype} {list(array.shape)} where float32 {list(shape)} is needed")
+        raise corrupt_cache_error(
+            path, f"contains {array.dtype} {list(array.shape)}, but float32 {list(shape)} is required"
+        )
     return array
 
 
-def damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; run `featgan extract` again, which mends it")
+def corrupt_cache_error(path: Path, problem: str) -> UserError:
+    """Return the error for a file of the cache that is missing or corrupted."""
+    return UserError(f"{path}: {problem}; run `featgan extract` again to repair it")
 
 
-def split_arrays(folder: Path, split: Split, kind: str, width: int) -> ShardArrays:
-    """`kind` is features or outputs."""
+def open_split_arrays(folder: Path, split: Split, kind: str, width: int) -> ShardArrays:
+    """Open the arrays of a split; `kind` is "features" or "outputs"."""
     return ShardArrays([array_path(folder, name, kind) for name in split.shard_names], split.shard_counts, width)
 
 
 def array_path(folder: Path, shard: str, kind: str) -> Path:
+    """Return the path of the array of one shard; `kind` is "features" or "outputs"."""
     return folder / f"{shard}.{kind}.npy"
 
 
 def cache_folder(shards: ShardSet, name: str) -> Path:
-    """SHARDS/features/NAME; UserError when the name is no plain folder name."""
+    """Return SHARDS/features/NAME. Raises UserError if the name is not a simple folder name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UserError(f"feature cache name {name!r}: use letters, digits, '.', '_' and '-'")
     return shards.path / "features" / name
 
 
-def read_origin(path: Path, model: type[FoundOrigin]) -> FoundOrigin:
-    """Read a manifest; UserError when it is damaged."""
+def read_cache_manifest(path: Path, model: type[AnyProvenance]) -> AnyProvenance:
+    """Read a manifest. Raises UserError if it is corrupted."""
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        what = error.errors(include_url=False)[0]["msg"]
-        raise UserError(f"{path}: damaged ({what}); remove {path.parent} and run `featgan extract` again") from error
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise UserError(
+            f"{path}: corrupted ({problem}); remove {path.parent} and run `featgan extract` again"
+        ) from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Load a safetensors file. Raises UserError if it cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise damaged(path, f"cannot be read ({error})") from error
+        raise corrupt_cache_error(path, f"cannot be read ({error})") from error
 
 
-def is_whole(path: Path, entry: ArrayFile) -> bool:
-    """Whether a file has the size and the content that it was written with."""
+def is_intact(path: Path, entry: CacheFile) -> bool:
+    """Return whether a file has the size and the sha256 in the manifest."""
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
 
-def check_file(path: Path, entry: ArrayFile) -> None:
+def check_file_size(path: Path, entry: CacheFile) -> None:
+    """Raise UserError if a file is missing or does not have the size in the manifest."""
     if not path.is_file():
-        raise damaged(path, "missing")
+        raise corrupt_cache_error(path, "missing")
     if path.stat().st_size != entry.bytes:
-        raise damaged(path, f"{path.stat().st_size} bytes where {entry.bytes} were written")
+        raise corrupt_cache_error(path, f"{path.stat().st_size} bytes, but {entry.bytes} were written")

@@ -1,5 +1,6 @@
-"""Any layout => WebDataset shards: cropped and resized JPEGs with their labels, the same bytes for the same input."""
+"""Packing of a data set into WebDataset shards of cropped JPEGs with labels; equal input gives equal bytes."""
 
+import logging
 import math
 import multiprocessing
 import os
@@ -19,35 +20,38 @@ from rich.table import Table
 
 from featgan import __version__
 from featgan.data.packing.crop import Crop, CropJob, CropOptions, crop_files
-from featgan.data.packing.existing import find_packed, first_damaged, put_in_place
-from featgan.data.packing.plan import Item, hash_listing, plan
+from featgan.data.packing.existing import find_corrupt_shard, find_existing_shards, replace_shards
+from featgan.data.packing.plan import PlannedImage, hash_planned_images, plan_packing
 from featgan.data.packing.writer import ShardWriter
-from featgan.data.readers.registry import Layout, read_layout
-from featgan.data.shards.manifest import MANIFEST, Manifest, SkippedFile, SplitName
+from featgan.data.readers.records import DatasetListing
+from featgan.data.readers.registry import read_dataset
+from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, SplitName
 from featgan.errors import UserError
-from featgan.system.files import explain_write_errors, whole_folder, write_whole
-from featgan.system.progress import Meter, console, meter
+from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
+from featgan.system.progress import ProgressBar, progress_bar
 
-CHUNK = 32
-"""Images of one task of a worker."""
+logger = logging.getLogger(__name__)
 
-AHEAD = 4
-"""Tasks of each worker that may be under way or waiting to be written."""
+IMAGES_PER_TASK = 32
+"""Number of images in one task of a worker."""
 
-MOST_UNUSABLE = 0.01
-"""Share of the records whose files may be unusable."""
+MAX_TASKS_PER_WORKER = 4
+"""Maximum number of tasks per worker that are running or waiting to be written."""
 
-REMEDY = "free some space or choose another --out; nothing was left behind"
-MOST_LISTED = 1000
-"""Skipped files listed in the manifest."""
+MAX_UNUSABLE_SHARE = 0.01
+"""Maximum share of the records whose files may be unusable."""
 
-CENTRE_CROPS = {"celeba": 178}
-"""Centre crops of layouts that are always cropped so, in pixels."""
+WRITE_ERROR_REMEDY = "free some space or choose another --out; no files were left behind"
+MAX_LISTED_FILES = 1000
+"""Maximum number of skipped files listed in the manifest."""
+
+CENTER_CROPS = {"celeba": 178}
+"""Default center crop of a layout, in pixels."""
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the shards' content, beside the source."""
+    """Options that determine the content of the shards, together with the source."""
 
     layout: str
     image_size: int
@@ -56,54 +60,57 @@ class PackOptions:
     crop: int | None
     margin: float
     validation_fraction: float
-    limit: int | None
+    max_images: int | None
     layout_options: dict[str, Any]
 
     def __post_init__(self) -> None:
-        check_range("image size", self.image_size, 8, 4096)
+        check_range("image_size", self.image_size, 8, 4096)
         check_range("quality", self.quality, 1, 100)
-        check_range("images per shard", self.images_per_shard, 1, 1_000_000)
+        check_range("images_per_shard", self.images_per_shard, 1, 1_000_000)
         check_range("crop", math.inf if self.crop is None else self.crop, 8, math.inf)
         check_range("margin", self.margin, 0, 10)
-        check_range("validation fraction", self.validation_fraction, 0, 0.9)
-        check_range("limit", math.inf if self.limit is None else self.limit, 1, math.inf)
+        check_range("validation_fraction", self.validation_fraction, 0, 0.9)
+        check_range("max_images", math.inf if self.max_images is None else self.max_images, 1, math.inf)
 
     @property
-    def crops(self) -> CropOptions:
+    def crop_options(self) -> CropOptions:
+        """The options that concern one image."""
         return CropOptions(self.image_size, self.quality, self.crop, self.margin)
 
 
-def check_range(name: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise UserError(f"{name} {value}: it must be {least} to {most}")
+def check_range(name: str, value: float, min_value: float, max_value: float) -> None:
+    """Raise UserError if `value` is outside [min_value, max_value]."""
+    if not min_value <= value <= max_value:
+        limits = f"at least {min_value}" if max_value == math.inf else f"between {min_value} and {max_value}"
+        raise UserError(f"{name} {value}: must be {limits}")
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a folder of shards holds, and how long packing took (0 when it was there already)."""
+    """Content of a shard folder and the packing time in seconds, which is 0 if the shards already existed."""
 
     out: Path
-    manifest: Manifest
+    manifest: ShardManifest
     seconds: float = 0.0
-    already: bool = False
+    already_packed: bool = False
 
     @property
-    def kept(self) -> dict[str, int]:
-        """Images by split."""
-        return {name: part.count for name, part in self.manifest.splits.items()}
+    def num_images_by_split(self) -> dict[str, int]:
+        """Number of images per split."""
+        return {name: split.count for name, split in self.manifest.splits.items()}
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Images by the reason why they were left out."""
+        """Number of skipped images per reason."""
         return self.manifest.skipped
 
     @property
     def classes(self) -> dict[str, dict[str, int]]:
-        """Images by split and class."""
-        return {name: part.classes for name, part in self.manifest.splits.items()}
+        """Number of images per split and class."""
+        return {name: split.classes for name, split in self.manifest.splits.items()}
 
 
-def pack(
+def pack_shards(
     layout: str,
     source: Path | str,
     out: Path | str,
@@ -114,18 +121,20 @@ def pack(
     margin: float = 0.15,
     validation_fraction: float = 0.1,
     workers: int | None = None,
-    strict: bool = False,
-    limit: int | None = None,
+    fail_on_unreadable: bool = False,
+    max_images: int | None = None,
     **layout_options: Any,
 ) -> PackSummary:
-    """Pack every usable image of `source` into `out`, which appears only when it is complete.
+    """Pack every usable image of `source` into the folder `out`, which is created only when it is complete.
 
-    Shards that are there already are left as they are; where one was damaged since, all are packed again.
+    Existing shards that match the options are kept. If one of them is corrupted, all of them are packed again.
 
-    `crop` is the side of a centre crop in pixels (by default the face box with `margin` on every side, where the layout
-    has one, else the largest centre square). Records without a split are divided by identity, or else by key. With
-    `limit`, a fixed sample of the records. UserError: nothing to pack, more than 1 % unusable files (any, if `strict`),
-    `out` in use for something else, a full disk.
+    `crop` is the side of a center crop in pixels. By default, images are cropped to the face bounding box with
+    `margin` on each side, or to the largest center square without one. Records without a split are assigned to one by
+    identity, or by key if the identity is unknown. If `max_images` is given, a fixed sample of the records is packed.
+
+    Raises UserError if there is nothing to pack, if `out` contains something else, or if the disk is full. It is also
+    raised if more than 1 % of the files are unusable; with `fail_on_unreadable`, if any file is.
     """
     started = time.monotonic()
     options = PackOptions(
@@ -133,159 +142,187 @@ def pack(
         image_size,
         quality,
         images_per_shard,
-        crop or CENTRE_CROPS.get(layout),
+        crop or CENTER_CROPS.get(layout),
         margin,
         validation_fraction,
-        limit,
+        max_images,
         layout_options,
     )
     source, out = Path(source), Path(out).resolve()
-    found = read_layout(layout, source, **layout_options)
-    items, repeated = plan(found, source, options.validation_fraction, limit)
-    listing = hash_listing(items)
-    former = find_packed(out, asdict(options), listing)
-    damaged = first_damaged(out, former) if former else None
-    if former and not damaged:
-        return PackSummary(out, former, already=True)
-    if damaged:
-        console.print(f"{damaged}: not what was packed; packing it again", markup=False)
-    fresh = out.with_name(f".{out.name}.repacked") if former else out
-    with explain_write_errors(out, REMEDY), whole_folder(fresh, replace=fresh != out) as partial:
-        packing = Packing(partial, found, items, options, strict)
-        packing.skipped["listed twice"] += repeated
-        with meter("packing", len(items), "images") as bar:
-            packing.run(workers or len(os.sched_getaffinity(0)), bar)
-        manifest = packing.finish(source.resolve().name, listing)
-    if former:
-        with explain_write_errors(out, REMEDY):
-            put_in_place(fresh, out, former, manifest)
+    listing = read_dataset(layout, source, **layout_options)
+    items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
+    source_sha256 = hash_planned_images(items)
+    existing_manifest = find_existing_shards(out, asdict(options), source_sha256)
+    corrupt_shard = find_corrupt_shard(out, existing_manifest) if existing_manifest else None
+    if existing_manifest and not corrupt_shard:
+        return PackSummary(out, existing_manifest, already_packed=True)
+    if corrupt_shard:
+        logger.warning(f"{corrupt_shard}: missing or corrupted; packing the shards again")
+    new_folder = out.with_name(f".{out.name}.repacked") if existing_manifest else out
+    with (
+        user_friendly_write_errors(out, WRITE_ERROR_REMEDY),
+        atomic_folder(new_folder, replace=new_folder != out) as partial,
+    ):
+        packer = Packer(partial, listing, items, options, fail_on_unreadable)
+        packer.skipped["listed twice"] += num_duplicates
+        with progress_bar("packing", len(items), "images") as bar:
+            packer.pack_images(workers or len(os.sched_getaffinity(0)), bar)
+        manifest = packer.finish(source.resolve().name, source_sha256)
+    if existing_manifest:
+        with user_friendly_write_errors(out, WRITE_ERROR_REMEDY):
+            replace_shards(new_folder, out, existing_manifest, manifest)
     return PackSummary(out, manifest, time.monotonic() - started)
 
 
-class Packing:
-    """One packing at work: images in, shards out, and what could not be used."""
+class Packer:
+    """Writes the shards of one data set and collects the files that could not be used."""
 
-    def __init__(self, folder: Path, layout: Layout, items: Sequence[Item], options: PackOptions, strict: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        listing: DatasetListing,
+        items: Sequence[PlannedImage],
+        options: PackOptions,
+        fail_on_unreadable: bool,
+    ) -> None:
         self.folder = folder
-        self.layout = layout
+        self.listing = listing
         self.items = items
         self.options = options
-        self.most_unusable = 0.0 if strict else MOST_UNUSABLE
-        self.skipped = Counter(layout.skipped)
-        self.missing = [SkippedFile(source=name, reason="missing file") for name in layout.missing_files]
+        self.max_unusable_share = 0.0 if fail_on_unreadable else MAX_UNUSABLE_SHARE
+        self.skipped = Counter(listing.skipped)
+        self.missing = [SkippedFile(source=name, reason="missing file") for name in listing.missing_files]
         self.unusable: list[SkippedFile] = []
         splits: dict[SplitName, None] = dict.fromkeys(item.split for item in items)
         self.writers = {split: ShardWriter(folder, split, options.images_per_shard) for split in splits}
 
-    def run(self, workers: int, bar: Meter) -> None:
+    def pack_images(self, workers: int, bar: ProgressBar) -> None:
         """Crop all images and write them in order."""
         self.check_unusable()
-        jobs = [CropJob(item.record.path, item.record.face_box) for item in self.items]
-        with closing(crop_all(jobs, self.options.crops, workers)) as crops:
+        jobs = [CropJob(item.record.path, item.record.bounding_box) for item in self.items]
+        with closing(crop_images_parallel(jobs, self.options.crop_options, workers)) as crops:
             for item, crop in zip(self.items, crops, strict=True):
-                self.keep(item, crop)
+                self.write_or_skip(item, crop)
                 bar.advance()
 
-    def keep(self, item: Item, crop: Crop) -> None:
-        """Write one image, or count why not; UserError when there are too many of those."""
+    def write_or_skip(self, item: PlannedImage, crop: Crop) -> None:
+        """Write one image, or count the reason why it is skipped. Raises UserError if too many files are unusable."""
         if crop.jpeg:
-            self.writers[item.split].add(item, crop.jpeg)
+            self.writers[item.split].add_image(item, crop.jpeg)
             return
-        self.skipped[crop.refusal] += 1
-        self.unusable.append(SkippedFile(source=item.source, reason=crop.refusal))
+        self.skipped[crop.skip_reason] += 1
+        self.unusable.append(SkippedFile(source=item.relative_path, reason=crop.skip_reason))
         self.check_unusable()
 
     def check_unusable(self) -> None:
-        """UserError when more files than may be are missing, by all that is listed, or damaged, by what is packed."""
-        missing = len(self.missing) / (len(self.layout.records) + len(self.missing))
-        if missing + len(self.unusable) / len(self.items) <= self.most_unusable:
-            return
-        first, *others = self.missing + self.unusable
-        more = f" and {len(others):,} more of {len(self.items) + len(self.missing):,} files" if others else ""
-        allowed = f"at most {MOST_UNUSABLE:.0%} may be unusable" if self.most_unusable else "--strict allows none"
-        raise UserError(f"{first.source}: {first.reason}{more}; {allowed}: mend them or take them out of the source")
+        """Raise UserError if too many files are unusable.
 
-    def finish(self, source: str, listing: str) -> Manifest:
-        """End the shards and write the manifest last."""
-        names = [
-            list_names(item.record.attributes for item in self.items),
-            list_names(item.record.factors for item in self.items),
+        The share of missing files is relative to all listed files, the share of unreadable ones to all packed files.
+        """
+        missing = len(self.missing) / (len(self.listing.records) + len(self.missing))
+        if missing + len(self.unusable) / len(self.items) <= self.max_unusable_share:
+            return
+        first, *other_files = self.missing + self.unusable
+        others_text = (
+            f" and {len(other_files):,} more of {len(self.items) + len(self.missing):,} files" if other_files else ""
+        )
+        allowed = (
+            f"at most {MAX_UNUSABLE_SHARE:.0%} may be unusable"
+            if self.max_unusable_share
+            else "--fail-on-unreadable allows none"
+        )
+        raise UserError(f"{first.source}: {first.reason}{others_text}; {allowed}: repair or remove them")
+
+    def finish(self, source: str, source_sha256: str) -> ShardManifest:
+        """Close the shards, write the manifest last, and return it."""
+        label_names = [
+            collect_label_names(item.record.attributes for item in self.items),
+            collect_label_names(item.record.factors for item in self.items),
         ]
-        parts = {split: writer.finish(self.layout.classes, *names) for split, writer in self.writers.items()}
-        manifest = Manifest(
+        split_manifests = {
+            split: writer.finish_split(self.listing.classes, *label_names) for split, writer in self.writers.items()
+        }
+        manifest = ShardManifest(
             featgan=__version__,
             source=source,
-            source_sha256=listing,
+            source_sha256=source_sha256,
             options=asdict(self.options),
             image_size=self.options.image_size,
-            classes=self.layout.classes,
-            attribute_names=names[0],
-            factor_names=names[1],
-            splits=parts,
+            classes=self.listing.classes,
+            attribute_names=label_names[0],
+            factor_names=label_names[1],
+            splits=split_manifests,
             skipped={reason: count for reason, count in sorted(self.skipped.items()) if count},
-            skipped_files=tuple((self.missing + self.unusable)[:MOST_LISTED]),
+            skipped_files=tuple((self.missing + self.unusable)[:MAX_LISTED_FILES]),
         )
-        write_whole(self.folder / MANIFEST, manifest.text().encode())
+        atomic_write(self.folder / MANIFEST_FILE, manifest.to_json().encode())
         return manifest
 
 
-def list_names(rows: Iterable[Mapping[str, Any] | None]) -> tuple[str, ...]:
-    """The columns of all rows, in the order in which they are first seen."""
+def collect_label_names(rows: Iterable[Mapping[str, Any] | None]) -> tuple[str, ...]:
+    """Return the names in all rows, in the order of their first occurrence."""
     return tuple(dict.fromkeys(name for row in rows for name in row or ()))
 
 
-def crop_all(jobs: Sequence[CropJob], options: CropOptions, workers: int) -> Generator[Crop, None, None]:
-    """Crops in the jobs' order, from this process or several; few are ahead of what is written."""
-    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
+def crop_images_parallel(jobs: Sequence[CropJob], options: CropOptions, workers: int) -> Generator[Crop, None, None]:
+    """Yield crops in the order of the jobs, from this process or from several.
+
+    The number of crops that wait to be written is bounded. Raises UserError if a worker process is killed.
+    """
+    chunks = [jobs[start : start + IMAGES_PER_TASK] for start in range(0, len(jobs), IMAGES_PER_TASK)]
     if workers <= 1 or len(chunks) <= 1:
         for chunk in chunks:
             yield from crop_files(chunk, options)
         return
-    # Fresh processes: a fork would inherit the threads of whatever runs here.
+    # New processes are spawned, because a fork would inherit the threads of this process.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=ignore_interrupts)
-    waiting: deque[Future[list[Crop]]] = deque()
+    pending: deque[Future[list[Crop]]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(crop_files, chunk, options))
-            if len(waiting) >= AHEAD * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            pending.append(pool.submit(crop_files, chunk, options))
+            if len(pending) >= MAX_TASKS_PER_WORKER * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, perhaps for want of memory; use fewer --workers") from error
+        raise UserError("a worker process was killed, possibly because memory ran out; use fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def ignore_interrupts() -> None:
-    """Ctrl-C is handled once, by the process that waits for the workers."""
+    """Ignore Ctrl-C in a worker: the process that waits for the workers handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def print_summary(summary: PackSummary) -> None:
-    """A table of what was kept by class and split, then what was skipped and why, on standard output."""
+    """Print a table of images per class and split, and the skipped images per reason, to standard output."""
     manifest = summary.manifest
     table = Table("class", *(name for name in manifest.splits), title=f"{summary.out}")
     for column in table.columns[1:]:
         column.justify = "right"
     for name in manifest.classes:
-        table.add_row(name, *(f"{part.classes[name]:,}" for part in manifest.splits.values()))
-    unlabelled = [part.count - sum(part.classes.values()) for part in manifest.splits.values()]
-    if any(unlabelled):
-        table.add_row("no class", *(f"{count:,}" for count in unlabelled))
+        table.add_row(name, *(f"{split.classes[name]:,}" for split in manifest.splits.values()))
+    unlabeled_counts = [split.count - sum(split.classes.values()) for split in manifest.splits.values()]
+    if any(unlabeled_counts):
+        table.add_row("no class", *(f"{count:,}" for count in unlabeled_counts))
     table.add_section()
-    table.add_row("images", *(f"{part.count:,}" for part in manifest.splits.values()))
-    console = Console()
-    console.print(table)
-    console.print(describe(summary), highlight=False)
+    table.add_row("images", *(f"{split.count:,}" for split in manifest.splits.values()))
+    stdout_console = Console()
+    stdout_console.print(table)
+    stdout_console.print(describe_summary(summary), highlight=False)
 
 
-def describe(summary: PackSummary) -> str:
-    """Sizes, time and what was skipped, in two lines."""
-    shards = [shard for part in summary.manifest.splits.values() for shard in part.shards]
-    total = sum(summary.kept.values())
+def describe_summary(summary: PackSummary) -> str:
+    """Return the total size, the packing time and the skipped images in two lines of text."""
+    shards = [shard for split in summary.manifest.splits.values() for shard in split.shards]
+    total = sum(summary.num_images_by_split.values())
     size = sum(shard.bytes for shard in shards) / 1e6
-    how = "there already" if summary.already else f"{summary.seconds:.1f} s, {total / summary.seconds:,.0f} images/s"
+    timing = (
+        "already packed"
+        if summary.already_packed
+        else f"{summary.seconds:.1f} s, {total / summary.seconds:,.0f} images/s"
+    )
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items()) or "none"
-    return f"{total:,} images in {len(shards)} shards of {size:,.1f} MB together ({how})\nskipped: {skipped}"
+    return f"{total:,} images in {len(shards)} shards, {size:,.1f} MB in total ({timing})\nskipped: {skipped}"

@@ -1,4 +1,4 @@
-"""What is packed, in which order and split, under which key: decided before the first image is read."""
+"""The packing plan: the key, split and order of every image, fixed before the first image is read."""
 
 import hashlib
 import json
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from featgan.data.readers.registry import Layout, Record
+from featgan.data.readers.records import DatasetListing, Record
 from featgan.data.shards.manifest import SplitName
 from featgan.errors import UserError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-MOST_KEY_LENGTH = 80
-SAFE_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+MAX_KEY_LENGTH = 80
+SAFE_KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True)
-class Item:
-    """A record with its final key and split, and its path below the source."""
+class PlannedImage:
+    """A record with its final key and split, and its path relative to the source."""
 
     key: str
     split: SplitName
-    source: str
+    relative_path: str
     record: Record
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What KEY.json holds; null where unknown."""
+        """Content of KEY.json; null if unknown."""
         record = self.record
         return {
             "expression": record.expression,
@@ -38,65 +38,74 @@ class Item:
             "attributes": record.attributes,
             "factors": record.factors,
             "identity": record.identity,
-            "source": self.source,
+            "source": self.relative_path,
             "split": self.split,
         }
 
 
-def plan(layout: Layout, source: Path, validation_fraction: float, limit: int | None) -> tuple[list[Item], int]:
-    """Every record once, in the order of the shards, and how many were listed twice.
+def plan_packing(
+    listing: DatasetListing, source: Path, validation_fraction: float, max_images: int | None
+) -> tuple[list[PlannedImage], int]:
+    """Return every record once, in the order of the shards, and the number of duplicates.
 
-    Each gets a key that WebDataset can hold and a split. The order within a split is that of the keys' hashes:
-    mixed, yet the same for every order of the listing.
+    Each record gets a split and a key that is valid in WebDataset. Within a split, images are ordered by the hash of
+    their key: this shuffles them, independently of the order of the listing. If `max_images` is given, only the first
+    images of that order are used.
+
+    Raises UserError if nothing is left to pack or if two different records have the same key.
     """
-    items: dict[str, Item] = {}
-    for record in layout.records:
+    items: dict[str, PlannedImage] = {}
+    for record in listing.records:
         path = Path(os.path.relpath(record.path, source)).as_posix()
-        item = Item(safe_key(record.key), choose_split(record, validation_fraction), path, record)
+        item = PlannedImage(make_safe_key(record.key), choose_split(record, validation_fraction), path, record)
         if items.setdefault(item.key, item).record != record:
-            raise UserError(f"{source}: two records are called {record.key!r} ({items[item.key].source} and {path})")
+            raise UserError(
+                f"{source}: two different records have the key {record.key!r} "
+                f"({items[item.key].relative_path} and {path})"
+            )
     if not items:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in layout.skipped.items())
-        raise UserError(f"{source}: nothing to pack" + (f" ({left_out} left out)" if left_out else ""))
-    mixed = sorted(items.values(), key=lambda item: digest(item.key))[:limit]
-    by_split = sorted(mixed, key=lambda item: SPLITS.index(item.split))
-    return by_split, len(layout.records) - len(items)
+        skipped_text = ", ".join(f"{count} {reason}" for reason, count in listing.skipped.items())
+        raise UserError(f"{source}: no images to pack" + (f" (skipped: {skipped_text})" if skipped_text else ""))
+    shuffled = sorted(items.values(), key=lambda item: hash_text(item.key))[:max_images]
+    by_split = sorted(shuffled, key=lambda item: SPLITS.index(item.split))
+    return by_split, len(listing.records) - len(items)
 
 
-def digest(text: str) -> bytes:
+def hash_text(text: str) -> bytes:
+    """Return the sha256 of a text."""
     return hashlib.sha256(text.encode()).digest()
 
 
-def safe_key(key: str) -> str:
-    """The key itself, or where a tar or WebDataset could not hold it, what can be held of it and a hash."""
-    if len(key) <= MOST_KEY_LENGTH and SAFE_KEY.fullmatch(key):
+def make_safe_key(key: str) -> str:
+    """Return the key itself, or a readable part of it and a hash if it is not valid in a tar or in WebDataset."""
+    if len(key) <= MAX_KEY_LENGTH and SAFE_KEY_PATTERN.fullmatch(key):
         return key
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", key).strip("_")
-    return f"{readable[: MOST_KEY_LENGTH - 13]}-{digest(key).hex()[:12]}".lstrip("-")
+    return f"{readable[: MAX_KEY_LENGTH - 13]}-{hash_text(key).hex()[:12]}".lstrip("-")
 
 
 def choose_split(record: Record, validation_fraction: float) -> SplitName:
-    """The record's own split, or one by the hash of its person, so that nobody is in both."""
+    """Return the record's split, or one chosen by the hash of its identity, so that no person is in both splits."""
     for split in SPLITS:
         if record.split == split:
             return split
     assert not record.split, record.split
-    share = int.from_bytes(digest(f"split {record.identity or record.key}")[:8]) / 2**64
+    share = int.from_bytes(hash_text(f"split {record.identity or record.key}")[:8]) / 2**64
     return "validation" if share < validation_fraction else "train"
 
 
-def hash_listing(items: Sequence[Item]) -> str:
-    """sha256 over every item's key, labels, face box and file size: what the shards are made of."""
-    total = hashlib.sha256()
+def hash_planned_images(items: Sequence[PlannedImage]) -> str:
+    """Return a sha256 over the key, labels, bounding box and file size of every image."""
+    hasher = hashlib.sha256()
     for item in items:
         try:
             size = item.record.path.stat().st_size
         except OSError:
             size = -1
-        total.update(json_bytes([item.key, item.labels, item.record.face_box, size]))
-    return total.hexdigest()
+        hasher.update(encode_json_line([item.key, item.labels, item.record.bounding_box, size]))
+    return hasher.hexdigest()
 
 
-def json_bytes(value: Any) -> bytes:
-    """One line of JSON, the same for equal values."""
+def encode_json_line(value: Any) -> bytes:
+    """Encode a value as one line of JSON; equal values produce equal bytes."""
     return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -1,26 +1,26 @@
-"""Reader of any folder of images with a table: a column of files, and any of the labels."""
+"""Reader of an image folder with a table: a column of file names and optional label columns."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from featgan.data.readers.affectnet_lists import BOX_COLUMNS
+from featgan.data.readers.affectnet_lists import BOUNDING_BOX_COLUMNS
 from featgan.data.readers.parsing import (
-    CODES,
-    UNUSABLE,
-    affect,
-    is_code,
-    natural_order,
+    EXPRESSION_CODES,
+    UNUSABLE_EXPRESSIONS,
+    is_numeric_code,
+    natural_sort_key,
+    normalize_word,
     parse_attribute,
-    parse_box,
+    parse_bounding_box,
     parse_class,
     parse_expression,
+    parse_name_list,
     parse_split,
-    path_below,
-    split_list,
-    squeeze,
+    parse_valence_arousal,
+    resolve_path_below,
 )
-from featgan.data.readers.records import EXPRESSIONS, Collector, Layout
-from featgan.data.readers.text_tables import Row, Table
+from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
+from featgan.data.readers.text_tables import TableRow, TextTable
 from featgan.errors import UserError
 
 COLUMN_NAMES = {
@@ -31,41 +31,43 @@ COLUMN_NAMES = {
     "split": ("split", "subset", "partition", "usage"),
     "identity": ("identity", "person", "subject", "person_id", "subject_id", "celebrity"),
 }
-"""Column names that are known without an option, the first that is there being taken."""
+"""Default column names by role; the first one that exists is used."""
 
-BINARY = ({"0", "1"}, {"-1", "1"})
-"""The values of a column that is taken for an attribute."""
+BINARY_VALUES = ({"0", "1"}, {"-1", "1"})
+"""Sets of values that make a column an attribute."""
 
 
 class CsvColumns:
-    """Which column holds what: by option, else by its usual names."""
+    """The column of each role, given by an option or found by its default names."""
 
-    def __init__(self, table: Table, options: dict[str, str], attribute_columns: Sequence[str]) -> None:
-        self.by_role: dict[str, str] = {}
-        for role, usual in COLUMN_NAMES.items():
-            table.require(*split_list(options[role]))
-            name = options[role].strip().lower() or next((name for name in usual if name in table.columns), "")
-            self.by_role[role] = name
-        if not self.by_role["file"]:
+    def __init__(self, table: TextTable, options: dict[str, str], attribute_columns: Sequence[str]) -> None:
+        self.name_by_role: dict[str, str] = {}
+        for role, usual_names in COLUMN_NAMES.items():
+            table.require_columns(*parse_name_list(options[role]))
+            name = options[role].strip().lower() or next((name for name in usual_names if name in table.columns), "")
+            self.name_by_role[role] = name
+        if not self.name_by_role["file"]:
             raise UserError(
-                f"{table.path}, line 1: no column of file names among {', '.join(table.spelled.values())}; "
-                f"name it with the option file_column"
+                f"{table.path}, line 1: no column of file names among {', '.join(table.original_names.values())}; "
+                "name it with --layout-option file_column=NAME"
             )
-        table.require(*attribute_columns)
-        self.spelled = table.spelled
-        self.has_box = all(name in table.columns for name in BOX_COLUMNS)
-        rest = [name for name in table.columns if name not in (*self.by_role.values(), *BOX_COLUMNS)]
+        table.require_columns(*attribute_columns)
+        self.original_names = table.original_names
+        self.has_bounding_box = all(name in table.columns for name in BOUNDING_BOX_COLUMNS)
+        remaining_columns = [
+            name for name in table.columns if name not in (*self.name_by_role.values(), *BOUNDING_BOX_COLUMNS)
+        ]
         self.attributes = [name.lower() for name in attribute_columns]
-        self.candidates = [] if attribute_columns else rest
+        self.attribute_candidates = [] if attribute_columns else remaining_columns
 
-    def cell(self, row: Row, role: str) -> str:
-        """A row's cell, empty where there is no such column."""
-        name = self.by_role[role]
+    def get_cell(self, row: TableRow, role: str) -> str:
+        """Return the cell of a row, or an empty string if the role has no column."""
+        name = self.name_by_role[role]
         return row[name].strip() if name else ""
 
-    def attribute(self, row: Row, column: str) -> int:
-        """0 or 1."""
-        return parse_attribute(row[column], row.place, self.spelled[column])
+    def get_attribute(self, row: TableRow, column: str) -> int:
+        """Return the value of an attribute column, 0 or 1."""
+        return parse_attribute(row[column], row.location, self.original_names[column])
 
 
 def read_csv(
@@ -80,14 +82,14 @@ def read_csv(
     arousal_column: str = "",
     split_column: str = "",
     identity_column: str = "",
-) -> Layout:
-    """A table with a column of files (below `source`/`images`) and any of the labels.
+) -> DatasetListing:
+    """Read a table with a column of file names (below `source`/`images`) and optional label columns.
 
-    `csv` is its file name (default labels.csv, or the only one). Expressions are names or AffectNet's codes; `classes`
-    gives the names by code where they are others. Attributes are the columns asked for, by default all that hold
-    nothing but 0 and 1, or -1 and 1.
+    `csv` is the file name of the table; the default is labels.csv or the only table in the folder. Expressions are
+    names or AffectNet class codes; `classes` contains the class names by code if they differ. `attribute_columns` names
+    the attributes; by default, these are all columns that contain only 0 and 1, or only -1 and 1.
     """
-    table = Table(find_csv(source, csv))
+    table = TextTable(find_csv(source, csv))
     options = {
         "file": file_column,
         "expression": expression_column,
@@ -96,69 +98,84 @@ def read_csv(
         "split": split_column,
         "identity": identity_column,
     }
-    columns = CsvColumns(table, options, split_list(attribute_columns))
-    words = survey(table, columns)
-    parse, names = choose_classes(words, split_list(classes))
-    folder = path_below(source, images, "option images") if images else source
-    collector = Collector(source)
+    columns = CsvColumns(table, options, parse_name_list(attribute_columns))
+    expressions = scan_columns(table, columns)
+    class_parser, names = choose_class_parser(expressions, parse_name_list(classes))
+    folder = resolve_path_below(source, images, "--layout-option images") if images else source
+    collector = RecordCollector(source)
     for row in table:
-        add_table_row(collector, row, columns, folder, parse)
-    return collector.finish(names)
+        add_table_row(collector, row, columns, folder, class_parser)
+    return collector.build_listing(names)
 
 
 def find_csv(source: Path, name: str) -> Path:
-    """The table asked for, labels.csv, or the only one."""
+    """Return the table called `name`, or labels.csv or the only table if the name is empty.
+
+    Raises UserError if there is no such table.
+    """
     if name:
-        return path_below(source, name, "option csv")
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
-    usual = source / "labels.csv"
-    if usual in found or len(found) == 1:
-        return usual if usual in found else found[0]
-    there = ", ".join(path.name for path in found) or "none"
-    raise UserError(f"{source}: no labels.csv and not exactly one table ({there}); name it with the option csv")
+        return resolve_path_below(source, name, "--layout-option csv")
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    default_path = source / "labels.csv"
+    if default_path in paths or len(paths) == 1:
+        return default_path if default_path in paths else paths[0]
+    listed_names = ", ".join(path.name for path in paths) or "none"
+    raise UserError(
+        f"{source}: no labels.csv, and not exactly one table ({listed_names}); name it with --layout-option csv=FILE"
+    )
 
 
-def survey(table: Table, columns: CsvColumns) -> set[str]:
-    """A first pass: settles which columns are attributes, and returns the distinct expressions."""
-    words: set[str] = set()
-    seen: dict[str, set[str]] = {name: set() for name in columns.candidates}
+def scan_columns(table: TextTable, columns: CsvColumns) -> set[str]:
+    """Determine the attribute columns in a first pass over the table, and return the distinct expressions."""
+    expressions: set[str] = set()
+    values_by_column: dict[str, set[str]] = {name: set() for name in columns.attribute_candidates}
     for row in table:
-        words.add(columns.cell(row, "expression"))
-        for name, values in list(seen.items()):
+        expressions.add(columns.get_cell(row, "expression"))
+        for name, values in list(values_by_column.items()):
             values.add(row[name].strip())
-            if not any(values <= binary for binary in BINARY):
-                del seen[name]
-    columns.attributes += seen
-    return words - {""}
+            if not any(values <= binary for binary in BINARY_VALUES):
+                del values_by_column[name]
+    columns.attributes += values_by_column
+    return expressions - {""}
 
 
-def choose_classes(words: set[str], classes: Sequence[str]) -> tuple[Callable[[str, str], int], tuple[str, ...]]:
-    """How to read an expression (from text and place), and the classes by code."""
+def choose_class_parser(
+    expressions: set[str], classes: Sequence[str]
+) -> tuple[Callable[[str, str], int], tuple[str, ...]]:
+    """Return the parser (text, location) => class code, and the class names by code."""
     if classes:
-        return lambda text, place: parse_class(text, place, classes), tuple(classes)
-    known = any(squeeze(word) in CODES or is_code(word) for word in words)
-    if known or not words:
-        return parse_expression, EXPRESSIONS if words else ()
-    names = tuple(sorted(words, key=natural_order))
-    return lambda text, place: parse_class(text, place, names), names
+        return lambda text, location: parse_class(text, location, classes), tuple(classes)
+    has_known_names = any(
+        normalize_word(expression) in EXPRESSION_CODES or is_numeric_code(expression) for expression in expressions
+    )
+    if has_known_names or not expressions:
+        return parse_expression, EXPRESSIONS if expressions else ()
+    names = tuple(sorted(expressions, key=natural_sort_key))
+    return lambda text, location: parse_class(text, location, names), names
 
 
 def add_table_row(
-    collector: Collector, row: Row, columns: CsvColumns, folder: Path, parse: Callable[[str, str], int]
+    collector: RecordCollector,
+    row: TableRow,
+    columns: CsvColumns,
+    folder: Path,
+    class_parser: Callable[[str, str], int],
 ) -> None:
-    """Take one row, unless its expression says that there is none."""
-    word = columns.cell(row, "expression")
-    expression = parse(word, row.place) if word else None
-    if expression in UNUSABLE and parse is parse_expression:
-        collector.skip(UNUSABLE[expression])
+    """Add the image of one row, or skip it if its expression is an unusable AffectNet class."""
+    expression_text = columns.get_cell(row, "expression")
+    expression = class_parser(expression_text, row.location) if expression_text else None
+    if expression in UNUSABLE_EXPRESSIONS and class_parser is parse_expression:
+        collector.count_skipped(UNUSABLE_EXPRESSIONS[expression])
         return
-    attributes = {columns.spelled[name]: columns.attribute(row, name) for name in columns.attributes}
+    attributes = {columns.original_names[name]: columns.get_attribute(row, name) for name in columns.attributes}
     labels = {
         "expression": expression,
-        **affect(columns.cell(row, "valence"), columns.cell(row, "arousal"), row.place),
+        **parse_valence_arousal(columns.get_cell(row, "valence"), columns.get_cell(row, "arousal"), row.location),
         "attributes": attributes or None,
-        "face_box": parse_box([row[name] for name in BOX_COLUMNS], row.place) if columns.has_box else None,
-        "identity": columns.cell(row, "identity") or None,
+        "bounding_box": parse_bounding_box([row[name] for name in BOUNDING_BOX_COLUMNS], row.location)
+        if columns.has_bounding_box
+        else None,
+        "identity": columns.get_cell(row, "identity") or None,
     }
-    path = path_below(folder, columns.cell(row, "file"), row.place)
-    collector.add(path, parse_split(columns.cell(row, "split"), row.place), labels)
+    path = resolve_path_below(folder, columns.get_cell(row, "file"), row.location)
+    collector.add_image(path, parse_split(columns.get_cell(row, "split"), row.location), labels)

@@ -1,4 +1,7 @@
-"""The labels and file names of data sets in the many ways they are written, each checked where it is read."""
+"""Parsing of labels and file names in all supported spellings.
+
+Every parser takes the location of the text (file and line) for its error messages.
+"""
 
 import math
 import re
@@ -6,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featgan.data.readers.records import EXPRESSIONS, Box
+from featgan.data.readers.records import EXPRESSIONS, BoundingBox
 from featgan.errors import UserError
 
-UNUSABLE = {8: "none", 9: "uncertain", 10: "no-face"}
-"""AffectNet's codes for images without an expression; the names are the reasons for leaving them out."""
+UNUSABLE_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "no-face"}
+"""AffectNet class codes of images without an expression; the names are used as skip reasons."""
 
-ALIASES = {
+EXPRESSION_ALIASES = {
     "neutral": "neutral neutrality calm",
     "happy": "happy happiness happily joy joyful smile smiling",
     "sad": "sad sadness",
@@ -22,135 +25,144 @@ ALIASES = {
     "anger": "anger angry",
     "contempt": "contempt contemptuous",
 }
-CODES = {alias: EXPRESSIONS.index(name) for name, aliases in ALIASES.items() for alias in aliases.split()}
-UNUSABLE_NAMES = {"none": 8, "uncertain": 9, "noface": 10, "nonface": 10}
+EXPRESSION_CODES = {
+    alias: EXPRESSIONS.index(name) for name, aliases in EXPRESSION_ALIASES.items() for alias in aliases.split()
+}
+UNUSABLE_CODES = {"none": 8, "uncertain": 9, "noface": 10, "nonface": 10}
 
-SPLITS = {
+SPLIT_ALIASES = {
     "train": "train training trainset 0",
     "validation": "validation val valid dev valset validationset publictest 1",
     "test": "test testing testset privatetest 2",
 }
-SPLIT_NAMES = {alias: name for name, aliases in SPLITS.items() for alias in aliases.split()}
+SPLIT_BY_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases.split()}
 
-NO_ANNOTATION = -2.0
-"""How AffectNet marks a missing valence or arousal."""
+MISSING_AFFECT = -2.0
+"""AffectNet's marker for a missing valence or arousal."""
 
-MISSING = ("", "nan", "none", "null", "na", "n/a")
+MISSING_VALUES = ("", "nan", "none", "null", "na", "n/a")
 
 
-def squeeze(text: str) -> str:
-    """Lower case, letters and digits only: "Human-Label" and "human_label" are one."""
+def normalize_word(text: str) -> str:
+    """Keep letters and digits only, in lower case: "Human-Label" and "human_label" become equal."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def parse_number(text: str, place: str, name: str) -> float | None:
-    """A finite number, or None where the cell is empty or says so; UserError for anything else."""
-    if text.strip().lower() in MISSING:
+def parse_number(text: str, location: str, name: str) -> float | None:
+    """Return a finite number, or None for an empty cell or a missing-value marker. Raises UserError otherwise."""
+    if text.strip().lower() in MISSING_VALUES:
         return None
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{place}: {name} {text[:40]!r} is not a number")
+        raise UserError(f"{location}: {name} {text[:40]!r} is not a number")
     return number
 
 
-def parse_affect(text: str, place: str, name: str) -> float | None:
-    """Valence or arousal in [-1, 1], or None where it is missing or -2."""
-    number = parse_number(text, place, name)
-    if number is None or number == NO_ANNOTATION:
+def parse_affect_value(text: str, location: str, name: str) -> float | None:
+    """Return valence or arousal in [-1, 1], or None if it is missing or -2. Raises UserError otherwise."""
+    number = parse_number(text, location, name)
+    if number is None or number == MISSING_AFFECT:
         return None
     if abs(number) > 1.001:
-        raise UserError(f"{place}: {name} {number:g} is outside -1 .. 1 (-2 marks a missing one)")
+        raise UserError(f"{location}: {name} {number:g} is outside -1 .. 1 (-2 marks a missing value)")
     return max(-1.0, min(1.0, number))
 
 
-def affect(valence: str, arousal: str, place: str) -> dict[str, float | None]:
-    """Both, as fields of a record."""
-    return {"valence": parse_affect(valence, place, "valence"), "arousal": parse_affect(arousal, place, "arousal")}
+def parse_valence_arousal(valence: str, arousal: str, location: str) -> dict[str, float | None]:
+    """Return valence and arousal as fields of a record."""
+    return {
+        "valence": parse_affect_value(valence, location, "valence"),
+        "arousal": parse_affect_value(arousal, location, "arousal"),
+    }
 
 
-def parse_code(text: str, place: str, num_classes: int, name: str = "expression") -> int:
-    """A whole number in 0 .. num_classes - 1, also written as 3.0."""
-    number = parse_number(text, place, name)
+def parse_code(text: str, location: str, num_classes: int, name: str = "expression") -> int:
+    """Return an integer in 0 .. num_classes - 1, which may be written as 3.0. Raises UserError otherwise."""
+    number = parse_number(text, location, name)
     if number is None or number != int(number) or not 0 <= number < num_classes:
-        raise UserError(f"{place}: {name} {text[:40]!r} is not a whole number in 0 .. {num_classes - 1}")
+        raise UserError(f"{location}: {name} {text[:40]!r} is not an integer in 0 .. {num_classes - 1}")
     return int(number)
 
 
-def parse_expression(text: str, place: str) -> int:
-    """AffectNet's code 0 .. 10 of a code or a name in any usual form; UserError for others."""
-    word = squeeze(text)
-    if word in CODES:
-        return CODES[word]
-    if word in UNUSABLE_NAMES:
-        return UNUSABLE_NAMES[word]
+def parse_expression(text: str, location: str) -> int:
+    """Return the AffectNet class code 0 .. 10 of a code or of a name in a common form. Raises UserError otherwise."""
+    word = normalize_word(text)
+    if word in EXPRESSION_CODES:
+        return EXPRESSION_CODES[word]
+    if word in UNUSABLE_CODES:
+        return UNUSABLE_CODES[word]
     if re.search(r"[a-z]", word):
-        raise UserError(f"{place}: unknown expression {text[:40]!r}; known are {', '.join(EXPRESSIONS)}")
-    return parse_code(text, place, len(EXPRESSIONS) + len(UNUSABLE))
+        raise UserError(f"{location}: unknown expression {text[:40]!r}; use one of {', '.join(EXPRESSIONS)}")
+    return parse_code(text, location, len(EXPRESSIONS) + len(UNUSABLE_EXPRESSIONS))
 
 
-def is_code(text: str) -> bool:
-    """Whether it is written as a number."""
+def is_numeric_code(text: str) -> bool:
+    """Return whether the text is a number."""
     return re.fullmatch(r"[+-]?\d+(\.\d*)?", text.strip()) is not None
 
 
-def parse_class(text: str, place: str, classes: Sequence[str]) -> int:
-    """The code of a class given by code or by name."""
+def parse_class(text: str, location: str, classes: Sequence[str]) -> int:
+    """Return the class code of a code or a class name. Raises UserError for others."""
     if text in classes:
         return list(classes).index(text)
-    if not is_code(text):
-        raise UserError(f"{place}: unknown class {text[:40]!r}; known are {', '.join(classes)}")
-    return parse_code(text, place, len(classes), "class")
+    if not is_numeric_code(text):
+        raise UserError(f"{location}: unknown class {text[:40]!r}; use one of {', '.join(classes)}")
+    return parse_code(text, location, len(classes), "class")
 
 
-def parse_split(text: str, place: str) -> str:
-    """ "train", "validation", "test", or "" where the cell is empty."""
+def parse_split(text: str, location: str) -> str:
+    """Return "train", "validation", "test", or "" for an empty cell. Raises UserError otherwise."""
     if not text.strip():
         return ""
-    split = SPLIT_NAMES.get(squeeze(text))
+    split = SPLIT_BY_ALIAS.get(normalize_word(text))
     if split is None:
-        raise UserError(f"{place}: unknown split {text[:40]!r}; known are train, validation and test")
+        raise UserError(f"{location}: unknown split {text[:40]!r}; use train, validation or test")
     return split
 
 
-def folder_split(name: str) -> str:
-    """The split that a folder's name tells, or ""; a number is no split but a class."""
-    return "" if name.isdigit() else SPLIT_NAMES.get(squeeze(name), "")
+def split_from_folder_name(name: str) -> str:
+    """Return the split that a folder name stands for, or ""; a number is a class name and not a split."""
+    return "" if name.isdigit() else SPLIT_BY_ALIAS.get(normalize_word(name), "")
 
 
-def parse_attribute(text: str, place: str, name: str) -> int:
-    """1, or 0 for 0 and -1."""
+def parse_attribute(text: str, location: str, name: str) -> int:
+    """Return 1 for 1, and 0 for 0 or -1. Raises UserError otherwise."""
     if text.strip() not in ("-1", "0", "1"):
-        raise UserError(f"{place}: attribute {name} {text[:40]!r} is not -1, 0 or 1")
+        raise UserError(f"{location}: attribute {name} {text[:40]!r} is not -1, 0 or 1")
     return int(text.strip() == "1")
 
 
-def parse_box(cells: Sequence[str], place: str) -> Box | None:
-    """x, y, width, height in whole pixels; None where one is missing or the box is empty."""
-    numbers = [parse_number(text, place, "face box") for text in cells]
+def parse_bounding_box(cells: Sequence[str], location: str) -> BoundingBox | None:
+    """Return x, y, width, height in integer pixels, or None if a value is missing or the bounding box is empty."""
+    numbers = [parse_number(text, location, "bounding box") for text in cells]
     x, y, width, height = (0 if number is None else round(number) for number in numbers)
     return (x, y, width, height) if None not in numbers and width > 0 and height > 0 else None
 
 
-def path_below(folder: Path, name: str, place: str) -> Path:
-    """The file `name` in `folder`; UserError when it is empty or leads out of the folder."""
+def resolve_path_below(folder: Path, name: str, location: str) -> Path:
+    """Return the path of `name` in `folder`. Raises UserError if the name is empty or points outside the folder."""
     relative = PurePosixPath(name.strip().replace("\\", "/"))
     drive = re.match(r"[A-Za-z]:", name.strip())
     if drive or relative.is_absolute() or ".." in relative.parts or "\0" in name:
-        raise UserError(f"{place}: the path {name[:80]!r} leads out of {folder}; use paths relative to it")
+        raise UserError(
+            f"{location}: the path {name[:80]!r} points outside {folder}; use a path relative to that folder"
+        )
     if not relative.parts:
-        raise UserError(f"{place}: no file name")
+        raise UserError(f"{location}: the file name is empty")
     return folder / relative
 
 
-def split_list(text: str | Sequence[str] | None) -> tuple[str, ...]:
-    """An option of several names, given as one text with commas or as a sequence."""
-    parts = text.split(",") if isinstance(text, str) else text or ()
-    return tuple(part.strip() for part in parts if part.strip())
+def parse_name_list(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names in an option, which is a comma-separated string or a sequence."""
+    names = text.split(",") if isinstance(text, str) else text or ()
+    return tuple(name.strip() for name in names if name.strip())
 
 
-def natural_order(name: str) -> tuple[Any, ...]:
-    """2 before 10."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+def natural_sort_key(name: str) -> tuple[Any, ...]:
+    """Return a sort key that orders numbers in names by value, so that class2 comes before class10."""
+    return tuple(
+        (0, int(token), "") if token.isdigit() else (1, 0, token) for token in re.split(r"(\d+)", name) if token
+    )

@@ -1,4 +1,4 @@
-"""What a layout reader hands to the packer: one record an image, the class names, and what was left out and why."""
+"""The output of a layout reader: one record per image, the class names, and the skipped images with reasons."""
 
 import hashlib
 import os
@@ -12,17 +12,21 @@ from typing import Any
 from featgan.errors import UserError
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""The 8 expressions by AffectNet's code."""
+"""The 8 expressions by AffectNet class code."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-"""How image files are told from others where no list names them; in lists any name is taken."""
+"""Suffixes of image files, used if no list names the images; a list may name files with any suffix."""
 
-Box = tuple[int, int, int, int]
+BoundingBox = tuple[int, int, int, int]
+"""x, y, width, height in pixels."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image file and what is known about it; `split` is "train", "validation" or "" (the packer divides)."""
+    """One image file with its labels.
+
+    `split` is "train", "validation" or "test", or "" if the layout has no splits: the packer then assigns one.
+    """
 
     key: str
     path: Path
@@ -31,75 +35,80 @@ class Record:
     valence: float | None = None
     arousal: float | None = None
     attributes: dict[str, int] | None = None
-    """0 or 1 by name."""
-    face_box: Box | None = None
-    """x, y, width, height in pixels."""
+    """0 or 1, by name."""
+    bounding_box: BoundingBox | None = None
+    """Bounding box of the face."""
     factors: dict[str, float] | None = None
+    """True factors of a synthetic face, by name."""
     identity: str | None = None
+    """Identifier of the person."""
 
 
 @dataclass
-class Layout:
-    """All records of one data set."""
+class DatasetListing:
+    """All records of one data set, as returned by a reader."""
 
     records: list[Record]
     classes: tuple[str, ...]
-    """Names of the expressions, or of the classes of a folder, by code; empty where there are none."""
+    """Class names by class code; empty if the data set has no classes."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """How many images were left out, by reason."""
+    """Number of skipped images, by reason."""
     missing_files: list[str] = field(default_factory=list)
-    """Files that a list names and the disk lacks, relative to the source; also counted in `skipped`."""
+    """Listed files that do not exist, relative to the source; they are also counted in `skipped`."""
 
 
-class Listing:
-    """Which files exist, asking the disk once a folder: a stat an image is slow on network file systems."""
+class DirectoryCache:
+    """A cache of directory listings; checking every image separately is slow on network file systems."""
 
     def __init__(self) -> None:
-        self.folders: dict[Path, dict[str, str]] = {}
+        self.names_by_folder: dict[Path, dict[str, str]] = {}
 
-    def names(self, folder: Path) -> dict[str, str]:
-        """Lower-case name => name for everything in a folder; empty where there is no such folder."""
-        if folder not in self.folders:
+    def list_names(self, folder: Path) -> dict[str, str]:
+        """Return the names in a folder, by exact and by lower-case name; empty if the folder does not exist."""
+        if folder not in self.names_by_folder:
             try:
-                found = sorted(os.listdir(folder))
+                file_names = sorted(entry.name for entry in os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
-                found = []
-            self.folders[folder] = {name.lower(): name for name in found} | {name: name for name in found}
-        return self.folders[folder]
+                file_names = []
+            self.names_by_folder[folder] = {name.lower(): name for name in file_names} | {
+                name: name for name in file_names
+            }
+        return self.names_by_folder[folder]
 
-    def find(self, path: Path) -> Path | None:
-        """The file, or one whose name differs only in upper and lower case, or None."""
-        names = self.names(path.parent)
+    def find_file(self, path: Path) -> Path | None:
+        """Return the path of a file, ignoring case if there is no exact match, or None if it does not exist."""
+        names = self.list_names(path.parent)
         name = names.get(path.name) or names.get(path.name.lower())
         return path.with_name(name) if name else None
 
 
-class Collector:
-    """Gathers records under unique keys and counts what is left out."""
+class RecordCollector:
+    """Collects records with unique keys and counts skipped images."""
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self.listing = Listing()
+        self.directory_cache = DirectoryCache()
         self.records: list[Record] = []
         self.skipped: Counter[str] = Counter()
         self.missing_files: list[str] = []
-        self.taken: dict[str, Record] = {}
+        self.record_by_key: dict[str, Record] = {}
 
-    def skip(self, reason: str) -> None:
+    def count_skipped(self, reason: str) -> None:
+        """Count one skipped image."""
         self.skipped[reason] += 1
 
-    def add(self, path: Path, split: str, labels: Mapping[str, Any] | None = None) -> None:
-        """Take one image, a path below the source, with its labels; a file that is not there is counted."""
-        found = self.listing.find(path)
-        if found is None:
-            self.skip("missing file")
+    def add_image(self, path: Path, split: str, labels: Mapping[str, Any] | None = None) -> None:
+        """Add one image, a path below the source, with its labels; a missing file is counted as skipped."""
+        existing_path = self.directory_cache.find_file(path)
+        if existing_path is None:
+            self.count_skipped("missing file")
             self.missing_files.append(path.relative_to(self.source).as_posix())
             return
-        record = Record("", found, split, **(labels or {}))
-        self.records.append(replace(record, key=self.unique_key(record)))
+        record = Record("", existing_path, split, **(labels or {}))
+        self.records.append(replace(record, key=self.make_unique_key(record)))
 
-    def unique_key(self, record: Record) -> str:
-        """A key of [A-Za-z0-9_-] from the relative path; the same record again gets the same key again."""
+    def make_unique_key(self, record: Record) -> str:
+        """Return a key of [A-Za-z0-9_-] made from the relative path; an identical record gets the same key."""
         relative = PurePosixPath(record.path.relative_to(self.source).as_posix())
         key = re.sub(r"[^A-Za-z0-9_-]+", "_", str(relative.with_suffix(""))).strip("_") or "image"
         candidates = [key, f"{key}-{hashlib.sha256(str(relative).encode()).hexdigest()[:8]}"]
@@ -107,21 +116,21 @@ class Collector:
         while True:
             candidate = candidates.pop(0) if candidates else f"{key}-{number}"
             number += not candidates
-            if self.taken.setdefault(candidate, record) == record:
+            if self.record_by_key.setdefault(candidate, record) == record:
                 return candidate
 
-    def finish(self, classes: tuple[str, ...]) -> Layout:
-        """The layout; UserError when nothing that is listed is on the disk."""
+    def build_listing(self, classes: tuple[str, ...]) -> DatasetListing:
+        """Return the listing. Raises UserError if none of the listed files exists."""
         if not self.records and self.missing_files:
             count, first = len(self.missing_files), self.missing_files[0]
-            raise UserError(f"{self.source}: none of the {count} listed images is there, such as {first}")
-        return Layout(self.settle_test_images(), classes, self.skipped, self.missing_files)
+            raise UserError(f"{self.source}: none of the {count} listed images exists, such as {first}")
+        return DatasetListing(self.assign_test_images(), classes, self.skipped, self.missing_files)
 
-    def settle_test_images(self) -> list[Record]:
-        """Test images validate where nothing else does; else they are left out, so that they stay unseen."""
+    def assign_test_images(self) -> list[Record]:
+        """Use test images for validation if there is no validation split; otherwise skip them, so they stay unseen."""
         if any(record.split == "validation" for record in self.records):
-            kept = [record for record in self.records if record.split != "test"]
-            self.skipped["test split"] += len(self.records) - len(kept)
+            remaining = [record for record in self.records if record.split != "test"]
+            self.skipped["test split"] += len(self.records) - len(remaining)
             self.skipped += Counter()  # drops a zero
-            return kept
+            return remaining
         return [replace(record, split="validation") if record.split == "test" else record for record in self.records]

@@ -1,4 +1,4 @@
-"""Every data set layout by name; each reader turns a folder into records for the packer."""
+"""The registry of data set layouts: the reader function of each layout, by name."""
 
 import inspect
 from collections.abc import Callable
@@ -9,34 +9,34 @@ from featgan.data.readers.affectnet_annotations import read_affectnet, read_affe
 from featgan.data.readers.affectnet_lists import read_affectnet_csv, read_affectnet_lists
 from featgan.data.readers.celeba import read_celeba
 from featgan.data.readers.csv_dataset import read_csv
-from featgan.data.readers.image_folder import read_folder
-from featgan.data.readers.records import EXPRESSIONS as EXPRESSIONS
-from featgan.data.readers.records import Layout as Layout
-from featgan.data.readers.records import Record as Record
+from featgan.data.readers.image_folder import read_class_folders
+from featgan.data.readers.records import DatasetListing
 from featgan.errors import UserError
 
-LAYOUTS: dict[str, Callable[..., Layout]] = {
+LAYOUT_READERS: dict[str, Callable[..., DatasetListing]] = {
     "affectnet-lists": read_affectnet_lists,
     "affectnet-csv": read_affectnet_csv,
     "affectnet": read_affectnet,
     "affectnet-plus": read_affectnet_plus,
     "celeba": read_celeba,
-    "folder": read_folder,
+    "folder": read_class_folders,
     "csv": read_csv,
 }
+"""Layout name => reader function; its parameters after `source` are the options of the layout."""
 
 
-def read_layout(name: str, source: Path, **options: Any) -> Layout:
-    """Read the records of the data set in `source`, laid out as `name` says (a key of LAYOUTS).
+def read_dataset(name: str, source: Path, **options: Any) -> DatasetListing:
+    """Read the records of the data set in the folder `source`, which has the layout `name`, a key of LAYOUT_READERS.
 
-    UserError: an unknown layout or option, or whatever is wrong in the data set, with its file and line.
+    Raises UserError if the layout, an option or the folder does not exist, or if the data set contains an error; the
+    message then names the file and the line.
     """
-    if name not in LAYOUTS:
-        raise UserError(f"unknown layout {name!r}; known are {', '.join(LAYOUTS)}")
+    if name not in LAYOUT_READERS:
+        raise UserError(f"layout {name!r}: unknown; choose from {', '.join(LAYOUT_READERS)}")
     if not Path(source).is_dir():
         raise UserError(f"{source}: no such folder")
-    known = [option for option in inspect.signature(LAYOUTS[name]).parameters if option != "source"]
+    known_options = [option for option in inspect.signature(LAYOUT_READERS[name]).parameters if option != "source"]
     for option in options:
-        if option not in known:
-            raise UserError(f"layout {name} has no option {option}; known are {', '.join(known) or 'none'}")
-    return LAYOUTS[name](Path(source), **options)
+        if option not in known_options:
+            raise UserError(f"layout {name}: no option {option}; its options are {', '.join(known_options) or 'none'}")
+    return LAYOUT_READERS[name](Path(source), **options)

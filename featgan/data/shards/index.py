@@ -1,4 +1,4 @@
-"""The index of a split: where each image lies in its tar and every label as an array, derived from the shards."""
+"""The index of a split: the position of each image in its tar file, and every label as an array."""
 
 import io
 import json
@@ -14,12 +14,12 @@ import numpy as np
 from featgan.errors import UserError
 
 MAX_LABEL_BYTES = 1 << 20
-"""Largest KEY.json that is read."""
+"""Maximum size of KEY.json in bytes."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One image of a shard: its key, where its JPEG lies, and the labels of its JSON."""
+class ShardEntry:
+    """One image of a shard: its key, the position of its JPEG, and its labels."""
 
     key: str
     offset: int
@@ -28,20 +28,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Index:
-    """N images in the shards' order; A attributes, F factors."""
+class SplitIndex:
+    """The index of N images, in the order of the shards, with A attributes and F factors."""
 
     keys: np.ndarray  # bytes [N]; keys are ASCII
-    offset: np.ndarray  # int64 [N], of the JPEG in its tar
-    size: np.ndarray  # int64 [N], bytes of the JPEG
-    expression: np.ndarray  # int16 [N], -1 where unknown
-    valence: np.ndarray  # float32 [N], nan where unknown
-    arousal: np.ndarray  # float32 [N], nan where unknown
-    attributes: np.ndarray  # int8 [N, A], 0 or 1, -1 where unknown
-    factors: np.ndarray  # float32 [N, F], nan where unknown
+    offset: np.ndarray  # int64 [N], position of the JPEG in its tar file in bytes
+    size: np.ndarray  # int64 [N], size of the JPEG in bytes
+    expression: np.ndarray  # int16 [N], -1 if unknown
+    valence: np.ndarray  # float32 [N], nan if unknown
+    arousal: np.ndarray  # float32 [N], nan if unknown
+    attributes: np.ndarray  # int8 [N, A], 0 or 1, -1 if unknown
+    factors: np.ndarray  # float32 [N, F], nan if unknown
 
 
-COLUMNS = {
+INDEX_COLUMNS = {
     "keys": ("S", 1),
     "offset": ("i8", 1),
     "size": ("i8", 1),
@@ -51,56 +51,58 @@ COLUMNS = {
     "attributes": ("i1", 2),
     "factors": ("f4", 2),
 }
-"""Kind and number of dimensions of each array, as they must be found in the file."""
+"""Required data type and number of dimensions of each array."""
 
 
-def build_index(entries: Sequence[Entry], attribute_names: Sequence[str], factor_names: Sequence[str]) -> Index:
-    """Labels of all entries as arrays; missing ones as -1 or nan."""
+def build_index(
+    entries: Sequence[ShardEntry], attribute_names: Sequence[str], factor_names: Sequence[str]
+) -> SplitIndex:
+    """Convert the labels of all entries to arrays; missing labels become -1 or nan."""
     labels = [entry.labels for entry in entries]
 
-    def column(name: str, kind: str, missing: float) -> np.ndarray:
+    def label_column(name: str, kind: str, missing: float) -> np.ndarray:
         return np.array([missing if row.get(name) is None else row[name] for row in labels], kind)
 
-    def table(name: str, names: Sequence[str], kind: str, missing: float) -> np.ndarray:
-        rows = [[(row.get(name) or {}).get(part, missing) for part in names] for row in labels]
+    def label_table(name: str, names: Sequence[str], kind: str, missing: float) -> np.ndarray:
+        rows = [[(row.get(name) or {}).get(column, missing) for column in names] for row in labels]
         return np.array(rows, kind).reshape(len(entries), len(names))
 
-    return Index(
+    return SplitIndex(
         keys=np.array([entry.key.encode("ascii") for entry in entries], "S" if entries else "S1"),
         offset=np.array([entry.offset for entry in entries], np.int64),
         size=np.array([entry.size for entry in entries], np.int64),
-        expression=column("expression", "i2", -1),
-        valence=column("valence", "f4", np.nan),
-        arousal=column("arousal", "f4", np.nan),
-        attributes=table("attributes", attribute_names, "i1", -1),
-        factors=table("factors", factor_names, "f4", np.nan),
+        expression=label_column("expression", "i2", -1),
+        valence=label_column("valence", "f4", np.nan),
+        arousal=label_column("arousal", "f4", np.nan),
+        attributes=label_table("attributes", attribute_names, "i1", -1),
+        factors=label_table("factors", factor_names, "f4", np.nan),
     )
 
 
-def index_bytes(index: Index) -> bytes:
-    """The index as an uncompressed npz; equal indexes give equal bytes."""
+def serialize_index(index: SplitIndex) -> bytes:
+    """Return the index as an uncompressed npz file; equal indexes give equal bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **{field.name: getattr(index, field.name) for field in fields(index)})
     return buffer.getvalue()
 
 
-def load_index(path: Path) -> Index:
-    """Read an npz written by `index_bytes`; UserError when it is damaged."""
+def load_index(path: Path) -> SplitIndex:
+    """Read an index written by `serialize_index`. Raises UserError if it is corrupted."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            index = Index(**{name: arrays[name] for name in COLUMNS})
+            index = SplitIndex(**{name: arrays[name] for name in INDEX_COLUMNS})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged index ({error}); delete it and it is rebuilt from the shards") from error
-    for name, (kind, dimensions) in COLUMNS.items():
+        raise UserError(f"{path}: corrupted index ({error}); delete it to rebuild it from the shards") from error
+    for name, (kind, num_dims) in INDEX_COLUMNS.items():
         array = getattr(index, name)
         fits = array.dtype.kind == "S" if kind == "S" else array.dtype == np.dtype(kind)
-        if not fits or array.ndim != dimensions or len(array) != len(index.keys):
-            raise UserError(f"{path}: damaged index ({name}); delete it and it is rebuilt from the shards")
+        if not fits or array.ndim != num_dims or len(array) != len(index.keys):
+            raise UserError(f"{path}: corrupted index ({name}); delete it to rebuild it from the shards")
     return index
 
 
-def scan_shard(path: Path) -> Iterator[Entry]:
-    """Entries of a tar in its order: KEY.jpg followed by KEY.json; UserError when it is anything else."""
+def scan_shard(path: Path) -> Iterator[ShardEntry]:
+    """Yield the entries of a tar file in order. Raises UserError if KEY.jpg is not followed by KEY.json."""
     try:
         with tarfile.open(path, "r:") as tar:
             members = iter(tar)
@@ -108,11 +110,11 @@ def scan_shard(path: Path) -> Iterator[Entry]:
                 labels = next(members, None)
                 yield read_entry(path, tar, image, labels)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable tar ({error}); pack the images again") from error
+        raise UserError(f"{path}: not a readable tar file ({error}); pack the images again") from error
 
 
-def read_entry(path: Path, tar: tarfile.TarFile, image: tarfile.TarInfo, labels: tarfile.TarInfo | None) -> Entry:
-    """One image and its labels."""
+def read_entry(path: Path, tar: tarfile.TarFile, image: tarfile.TarInfo, labels: tarfile.TarInfo | None) -> ShardEntry:
+    """Read the labels of one image. Raises UserError if they are missing or invalid."""
     key, extension = image.name.partition(".")[::2]
     if extension != "jpg" or labels is None or labels.name != f"{key}.json" or labels.size > MAX_LABEL_BYTES:
         raise UserError(f"{path}: {image.name} is not followed by its {key}.json; pack the images again")
@@ -125,4 +127,4 @@ def read_entry(path: Path, tar: tarfile.TarFile, image: tarfile.TarInfo, labels:
         raise UserError(f"{path}: {labels.name} is not valid JSON; pack the images again") from error
     if not isinstance(parsed, dict):
         raise UserError(f"{path}: {labels.name} is not a JSON object; pack the images again")
-    return Entry(key, image.offset_data, image.size, parsed)
+    return ShardEntry(key, image.offset_data, image.size, parsed)

@@ -1,4 +1,4 @@
-"""The manifest of a shard folder: what was packed, with the size and hash of every file."""
+"""The manifest of a shard folder: the packed data set, and the size and hash of every file."""
 
 import hashlib
 import json
@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featgan.errors import UserError
 
-MANIFEST = "manifest.json"
+MANIFEST_FILE = "manifest.json"
+"""Name of the manifest of a shard folder and of a feature cache."""
+
 MAX_MANIFEST_BYTES = 64 << 20
 
 Count = Annotated[int, Field(ge=0)]
@@ -17,14 +19,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SplitName = Literal["train", "validation"]
 
 
-class Part(BaseModel):
-    """A group of fields of the manifest; a later version may add some."""
+class ManifestModel(BaseModel):
+    """Base of the parts of the manifest; unknown fields are ignored, because a later version may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class ShardFile(Part):
-    """One tar."""
+class ShardFile(ManifestModel):
+    """One tar file."""
 
     name: Annotated[str, Field(pattern=r"^(train|validation)-\d{5,}\.tar$")]
     count: Count
@@ -33,12 +35,12 @@ class ShardFile(Part):
 
     @property
     def stem(self) -> str:
-        """Its name in the feature caches."""
+        """Name of the shard in the feature caches."""
         return self.name.removesuffix(".tar")
 
 
-class SplitPart(Part):
-    """One split: its shards in order and its class histogram (class name -> images)."""
+class SplitManifest(ManifestModel):
+    """One split: its shards in order and the number of images per class."""
 
     count: Count
     classes: dict[str, Count]
@@ -46,15 +48,15 @@ class SplitPart(Part):
     index_sha256: Sha256
 
 
-class SkippedFile(Part):
-    """A file that could not be used."""
+class SkippedFile(ManifestModel):
+    """A file that could not be used, and the reason."""
 
     source: str
     reason: str
 
 
-class Manifest(Part):
-    """The whole folder; equal input and options give an equal manifest."""
+class ShardManifest(ManifestModel):
+    """The manifest of a shard folder; equal input and options give equal manifests."""
 
     format: Literal["featgan-shards"] = "featgan-shards"
     version: Literal[1] = 1
@@ -66,35 +68,35 @@ class Manifest(Part):
     classes: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
     factor_names: tuple[str, ...] = ()
-    splits: dict[SplitName, SplitPart]
+    splits: dict[SplitName, SplitManifest]
     skipped: dict[str, Count]
     skipped_files: tuple[SkippedFile, ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the shards' hashes: which images, in which order."""
-        hashes = [f"{shard.name} {shard.sha256}\n" for part in self.splits.values() for shard in part.shards]
+        """A sha256 over the hashes of the shards; it identifies the images and their order."""
+        hashes = [f"{shard.name} {shard.sha256}\n" for split in self.splits.values() for shard in split.shards]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
-    def text(self) -> str:
-        """As it is stored."""
+    def to_json(self) -> str:
+        """Return the manifest as JSON, as it is stored."""
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read SHARDS/manifest.json; UserError when there is none or it is damaged."""
-    path = folder / MANIFEST
+def load_shard_manifest(folder: Path) -> ShardManifest:
+    """Read SHARDS/manifest.json. Raises UserError if it is missing or corrupted."""
+    path = folder / MANIFEST_FILE
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; write one with `featgan pack LAYOUT SOURCE --out {folder}`")
+        raise UserError(f"{folder}: no such folder; create it with `featgan pack LAYOUT SOURCE --out {folder}`")
     if not path.is_file():
-        foreign = any(folder.glob("*.tar"))
-        what = "tar files without a manifest.json" if foreign else "no manifest.json, so these are no shards"
-        raise UserError(f"{folder}: {what}; write shards with `featgan pack LAYOUT SOURCE --out OUT`")
+        has_tar_files = any(folder.glob("*.tar"))
+        problem = "tar files without a manifest.json" if has_tar_files else "not a shard folder (no manifest.json)"
+        raise UserError(f"{folder}: {problem}; create shards with `featgan pack LAYOUT SOURCE --out OUT`")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; pack the images again")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return ShardManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: damaged ({where}: {first['msg']}); pack the images again") from error
+        first_error = error.errors(include_url=False)[0]
+        location = ".".join(str(part) for part in first_error["loc"]) or "the file"
+        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); pack the images again") from error

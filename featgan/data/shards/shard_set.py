@@ -1,5 +1,6 @@
-"""Reading packed shards: any image by its row, labels as arrays, and checks against the manifest."""
+"""Reading of packed shards: images by row, labels as arrays, and checks against the manifest."""
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,132 +12,142 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from featgan.data.shards.index import Entry, Index, build_index, index_bytes, load_index, scan_shard
-from featgan.data.shards.manifest import Manifest, ShardFile, SplitPart, load_manifest
+from featgan.data.shards.index import ShardEntry, SplitIndex, build_index, load_index, scan_shard, serialize_index
+from featgan.data.shards.manifest import ShardFile, ShardManifest, SplitManifest, load_shard_manifest
 from featgan.errors import UserError
-from featgan.system.files import sha256_of, write_whole
-from featgan.system.progress import console, track
-from featgan.system.verified_hashes import first_changed
+from featgan.system.files import atomic_write, sha256_of
+from featgan.system.progress import track_progress
+from featgan.system.verified_hashes import first_modified_file
+
+logger = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 256
-"""Shards kept open by one process."""
+"""Maximum number of shards that one process keeps open."""
 
-AT_ONCE = 64
-"""Images decoded by one call, which bounds memory."""
+IMAGES_PER_CALL = 64
+"""Maximum number of images decoded in one call, which bounds memory use."""
 
-START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
-"""JPEG markers of the segment that holds the image's size: baseline, extended, progressive."""
+START_OF_FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
+"""JPEG markers of the segment that contains the image size: baseline, extended, progressive."""
 
 
 class ShardSet:
     """A folder written by `featgan pack`."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: ShardManifest) -> None:
         self.path = path
         self.image_size = manifest.image_size
         self.classes = manifest.classes
         self.attribute_names = manifest.attribute_names
         self.factor_names = manifest.factor_names
         self.fingerprint = manifest.fingerprint
-        self.parts = manifest
+        self.manifest = manifest
         self.splits: dict[str, Split] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> "ShardSet":
-        """Read the manifest and compare every shard's size with it; `verify` compares contents.
+        """Open a shard folder: read its manifest and check the size of every shard; `verify` also checks the content.
 
-        UserError: not a shard folder, or a shard is missing, cut off or of another size than when it was packed.
+        Raises UserError if the folder is not a shard folder, or if a shard is missing or has the wrong size.
         """
         folder = Path(path)
-        manifest = load_manifest(folder)
-        for part in manifest.splits.values():
-            for shard in part.shards:
-                check_size(folder / shard.name, shard)
+        manifest = load_shard_manifest(folder)
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                check_shard_size(folder / shard.name, shard)
         return cls(folder, manifest)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The manifest as plain values."""
-        return self.parts.model_dump(mode="json")
+    def manifest_dict(self) -> dict[str, Any]:
+        """The manifest as a dictionary of plain values."""
+        return self.manifest.model_dump(mode="json")
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        return tuple(self.parts.splits)
+        return tuple(self.manifest.splits)
 
-    def split(self, name: str) -> "Split":
-        """`train` or `validation`; UserError when the shards hold no such split."""
+    def get_split(self, name: str) -> "Split":
+        """Return the split "train" or "validation". Raises UserError if the shards do not contain it."""
         if name not in self.splits:
-            part = next((part for known, part in self.parts.splits.items() if known == name), None)
-            if part is None:
-                known = ", ".join(self.split_names)
-                raise UserError(f"{self.path}: no split {name!r}; the shards hold {known}")
-            self.splits[name] = Split(name, self, part, open_index(self, name, part))
+            manifests = self.manifest.splits.items()
+            split_manifest = next((manifest for split_name, manifest in manifests if split_name == name), None)
+            if split_manifest is None:
+                raise UserError(f"{self.path}: no split {name!r}; the shards contain {', '.join(self.split_names)}")
+            self.splits[name] = Split(name, self, split_manifest, open_split_index(self, name, split_manifest))
         return self.splits[name]
 
     def verify(self) -> None:
-        """Hash every shard not found whole before; UserError names the first that changed since it was packed."""
-        hashes = {shard.name: shard.sha256 for part in self.parts.splits.values() for shard in part.shards}
-        path = first_changed(self.path, hashes, "shards")
+        """Check the sha256 of every shard that was not verified before. Raises UserError for the first mismatch."""
+        hashes = {shard.name: shard.sha256 for split in self.manifest.splits.values() for shard in split.shards}
+        path = first_modified_file(self.path, hashes, "shards")
         if path is not None:
-            raise changed(path, "its content is not what was packed")
+            raise changed_shard_error(path, "its checksum does not match")
 
 
-def check_size(path: Path, shard: ShardFile) -> None:
-    """UserError unless the shard is there with the size it was packed with."""
+def check_shard_size(path: Path, shard: ShardFile) -> None:
+    """Raise UserError if the shard is missing or does not have the size in the manifest."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise changed(path, "the shard is missing") from None
+        raise changed_shard_error(path, "the shard is missing") from None
     if size < shard.bytes:
-        raise changed(path, f"the shard is cut off, {size} of {shard.bytes} bytes")
+        raise changed_shard_error(path, f"the shard is truncated, {size} of {shard.bytes} bytes")
     if size > shard.bytes:
-        raise changed(path, f"the shard has {size} bytes, not {shard.bytes}")
+        raise changed_shard_error(path, f"the shard has {size} bytes, not {shard.bytes}")
 
 
-def changed(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}; copy it again or pack the images again with `featgan pack`")
+def changed_shard_error(path: Path, problem: str) -> UserError:
+    """Return the error for a shard that differs from the manifest."""
+    return UserError(f"{path}: {problem}; copy it again or pack the images again with `featgan pack`")
 
 
-def open_index(shards: ShardSet, name: str, part: SplitPart) -> Index:
-    """The split's index, rebuilt from the tars when it is missing or is not theirs."""
+def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest) -> SplitIndex:
+    """Return the index of a split; it is rebuilt from the tar files if it is missing or does not match the manifest."""
     path = shards.path / f"{name}.index.npz"
-    current = path.is_file() and sha256_of(path) == part.index_sha256
-    index = load_index(path) if current else rebuild_index(shards, part, path)
-    limits = np.repeat([shard.bytes for shard in part.shards], [shard.count for shard in part.shards])
+    current = path.is_file() and sha256_of(path) == split_manifest.index_sha256
+    index = load_index(path) if current else rebuild_index(shards, split_manifest, path)
+    limits = np.repeat(
+        [shard.bytes for shard in split_manifest.shards], [shard.count for shard in split_manifest.shards]
+    )
     columns = (index.attributes.shape[1], index.factors.shape[1])
-    if columns != (len(shards.attribute_names), len(shards.factor_names)) or not inside(index, limits):
-        raise changed(path, "the index does not fit the shards")
+    if columns != (len(shards.attribute_names), len(shards.factor_names)) or not is_within_shards(index, limits):
+        raise changed_shard_error(path, "the index does not match the shards")
     return index
 
 
-def inside(index: Index, limits: np.ndarray) -> bool:
-    """Whether there is one image for each limit [N], the size of its shard, and each lies within it."""
+def is_within_shards(index: SplitIndex, limits: np.ndarray) -> bool:
+    """Return whether the index has N images and each is inside its shard; `limits` [N] are the shard sizes in bytes."""
     if len(index.keys) != len(limits):
         return False
     return bool(((index.offset >= 0) & (index.size > 0) & (index.offset + index.size <= limits)).all())
 
 
-def rebuild_index(shards: ShardSet, part: SplitPart, path: Path) -> Index:
-    """Read every tar of a split and write its index again; UserError when the tars are not those of the manifest."""
-    entries: list[Entry] = []
-    for shard in track(part.shards, f"rebuilding {path.name}", unit="shards"):
-        found = list(scan_shard(shards.path / shard.name))
-        if len(found) != shard.count:
-            raise changed(shards.path / shard.name, f"the shard holds {len(found)} of {shard.count} images")
-        entries += found
+def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -> SplitIndex:
+    """Rebuild the index of a split from its tar files and save it.
+
+    Raises UserError if the tar files do not match the manifest.
+    """
+    entries: list[ShardEntry] = []
+    for shard in track_progress(split_manifest.shards, f"rebuilding {path.name}", unit="shards"):
+        shard_entries = list(scan_shard(shards.path / shard.name))
+        if len(shard_entries) != shard.count:
+            raise changed_shard_error(
+                shards.path / shard.name, f"the shard contains {len(shard_entries)} of {shard.count} images"
+            )
+        entries += shard_entries
     try:
         index = build_index(entries, shards.attribute_names, shards.factor_names)
     except (TypeError, ValueError, OverflowError) as error:
-        raise changed(path, f"the shards hold labels that are no numbers ({error})") from error
+        raise changed_shard_error(path, f"the shards contain labels that are not numbers ({error})") from error
     try:
-        write_whole(path, index_bytes(index))
+        atomic_write(path, serialize_index(index))
     except OSError as error:
-        console.print(f"{path}: not kept ({error.strerror}); it will be rebuilt at every start")
+        logger.warning(f"{path}: not saved ({error.strerror}); it will be rebuilt at every start")
     return index
 
 
 class OpenFile:
-    """A file open for reading, closed when nobody reads it any more."""
+    """A file open for reading; it is closed when the last reference is deleted."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -147,9 +158,9 @@ class OpenFile:
 
 
 class ShardReader:
-    """Bytes at a place in a shard; files are opened at first use and never travel to another process by pickling.
+    """Reads bytes at a position in a shard. Files are opened on first use and are not pickled.
 
-    Reads carry their own position, so that threads and forked processes may share the open files.
+    Each read passes its own position, so threads and forked processes can share the open files.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -160,40 +171,43 @@ class ShardReader:
         return {"paths": self.paths, "files": {}}
 
     def read(self, shard: int, offset: int, size: int) -> bytearray:
-        """`size` bytes of shard number `shard`; UserError when it ends before."""
+        """Return `size` bytes of shard number `shard`. Raises UserError if the file ends too early."""
         content = bytearray(size)
-        file = self.file(shard)
+        file = self.get_file(shard)
         if os.preadv(file.descriptor, [content], offset) != size:
-            raise changed(self.paths[shard], "the shard ends too early")
+            raise changed_shard_error(self.paths[shard], "the shard ends too early")
         return content
 
-    def file(self, shard: int) -> OpenFile:
-        """The open file; the longest open is let go where there are too many, and another thread may still read it."""
-        found = self.files.get(shard)
-        if found is None:
-            too_many = max(0, len(self.files) + 1 - MAX_OPEN_FILES)
-            for longest in list(self.files)[:too_many]:
-                self.files.pop(longest, None)
+    def get_file(self, shard: int) -> OpenFile:
+        """Return the open file of a shard.
+
+        If too many files are open, the oldest is dropped; it is closed when no other thread reads it.
+        """
+        open_file = self.files.get(shard)
+        if open_file is None:
+            num_excess = max(0, len(self.files) + 1 - MAX_OPEN_FILES)
+            for oldest in list(self.files)[:num_excess]:
+                self.files.pop(oldest, None)
             try:
-                found = self.files[shard] = OpenFile(self.paths[shard])
+                open_file = self.files[shard] = OpenFile(self.paths[shard])
             except FileNotFoundError:
-                raise changed(self.paths[shard], "the shard is missing") from None
-        return found
+                raise changed_shard_error(self.paths[shard], "the shard is missing") from None
+        return open_file
 
 
 class Split:
-    """N images of one split; rows are in the shards' order, and the labels are arrays over rows."""
+    """N images of one split; rows are in the order of the shards, and labels are arrays over rows."""
 
-    def __init__(self, name: str, shards: ShardSet, part: SplitPart, index: Index) -> None:
+    def __init__(self, name: str, shards: ShardSet, split_manifest: SplitManifest, index: SplitIndex) -> None:
         self.name = name
         self.image_size = shards.image_size
         self.index = index
-        self.shard_names = [shard.stem for shard in part.shards]
-        """File names of the shards without `.tar`."""
-        self.shard_counts = [shard.count for shard in part.shards]
-        self.shard = np.repeat(np.arange(len(part.shards)), self.shard_counts)
-        """The shard of every row [N]."""
-        self.reader = ShardReader([shards.path / shard.name for shard in part.shards])
+        self.shard_names = [shard.stem for shard in split_manifest.shards]
+        """File names of the shards, without `.tar`."""
+        self.shard_counts = [shard.count for shard in split_manifest.shards]
+        self.shard_of_row = np.repeat(np.arange(len(split_manifest.shards)), self.shard_counts)
+        """The shard number of every row [N]."""
+        self.reader = ShardReader([shards.path / shard.name for shard in split_manifest.shards])
         self.expression = index.expression
         self.valence = index.valence
         self.arousal = index.arousal
@@ -205,75 +219,85 @@ class Split:
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """Names of the images, text [N]."""
+        """The image keys, text [N]."""
         return self.index.keys.astype(np.str_)
 
     def read_jpeg(self, row: int) -> bytes:
-        """The image as stored."""
-        return bytes(self.read(row))
+        """Return the JPEG of an image, as stored."""
+        return bytes(self.read_bytes(row))
 
-    def read(self, row: int) -> bytearray:
-        return self.reader.read(int(self.shard[row]), int(self.index.offset[row]), int(self.index.size[row]))
+    def read_bytes(self, row: int) -> bytearray:
+        """Return the JPEG of an image as a bytearray, which saves a copy."""
+        return self.reader.read(int(self.shard_of_row[row]), int(self.index.offset[row]), int(self.index.size[row]))
 
-    def decode(self, rows: Sequence[int] | np.ndarray, mirrored: np.ndarray | None = None) -> Tensor:
-        """Images as uint8 [n, 3, S, S], mirrored where `mirrored` [n] says so.
+    def decode(self, rows: Sequence[int] | np.ndarray, flipped: np.ndarray | None = None) -> Tensor:
+        """Decode images as uint8 [n, 3, S, S], flipped horizontally where `flipped` [n] is true.
 
-        UserError names shard and key of an image that cannot be decoded.
+        Raises UserError, with the shard and the key, if an image cannot be decoded.
         """
         images = np.empty((len(rows), 3, self.image_size, self.image_size), np.uint8)
-        for start in range(0, len(rows), AT_ONCE):
-            for place, image in enumerate(self.decode_few(rows[start : start + AT_ONCE]), start):
-                # The decoder's pixels lie channel after channel: numpy sorts them three times faster than torch.
+        for start in range(0, len(rows), IMAGES_PER_CALL):
+            for position, image in enumerate(self.decode_chunk(rows[start : start + IMAGES_PER_CALL]), start):
+                # The decoder stores channels last in memory; numpy reorders them three times faster than torch.
                 pixels = image.numpy()
-                images[place] = pixels[:, :, ::-1] if mirrored is not None and mirrored[place] else pixels
+                images[position] = pixels[:, :, ::-1] if flipped is not None and flipped[position] else pixels
         return torch.from_numpy(images)
 
-    def decode_few(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
-        """Each uint8 [3, S, S]; one call for all, since a call of the decoder by itself costs a fifth of its work."""
-        contents = [self.read_checked(int(row)) for row in rows]
+    def decode_chunk(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        """Decode images as uint8 [3, S, S] each, in one call: each call costs a fifth of decoding an image."""
+        contents = [self.read_checked_jpeg(int(row)) for row in rows]
         try:
-            return decode_all(contents)
+            return decode_jpegs(contents)
         except RuntimeError as error:
-            damaged = next((row for row, content in zip(rows, contents, strict=True) if not decodes(content)), rows[0])
-            raise self.bad_image(int(damaged), "the JPEG is damaged") from error
+            corrupt_row = next(
+                (row for row, content in zip(rows, contents, strict=True) if not is_decodable(content)), rows[0]
+            )
+            raise self.corrupt_image_error(int(corrupt_row), "the JPEG is corrupted") from error
 
-    def read_checked(self, row: int) -> bytearray:
-        """The JPEG; its size is looked at before it is decoded, so that a forged header cannot ask for gigabytes."""
-        content = self.read(row)
-        size = jpeg_size(content)
+    def read_checked_jpeg(self, row: int) -> bytearray:
+        """Return the JPEG of an image. Raises UserError if its header contains another image size.
+
+        The check runs before decoding, so that a forged header cannot make the decoder allocate gigabytes.
+        """
+        content = self.read_bytes(row)
+        size = read_jpeg_size(content)
         if size != (self.image_size, self.image_size):
-            found = f"{size[1]} x {size[0]} pixels" if size else "no JPEG"
-            raise self.bad_image(row, f"{found} where {self.image_size} x {self.image_size} was packed")
+            actual = f"{size[1]} x {size[0]} pixels" if size else "not a JPEG"
+            raise self.corrupt_image_error(
+                row, f"{actual}, but {self.image_size} x {self.image_size} pixels were packed"
+            )
         return content
 
-    def bad_image(self, row: int, what: str) -> UserError:
-        shard = self.reader.paths[int(self.shard[row])]
-        return UserError(f"{shard}: {self.index.keys[row].decode()}.jpg: {what}; pack the images again")
+    def corrupt_image_error(self, row: int, problem: str) -> UserError:
+        """Return the error for an image that cannot be decoded."""
+        shard = self.reader.paths[int(self.shard_of_row[row])]
+        return UserError(f"{shard}: {self.index.keys[row].decode()}.jpg: {problem}; pack the images again")
 
 
-def decode_all(contents: Sequence[bytearray]) -> list[Tensor]:
-    """JPEGs => uint8 [3, H, W] each; RuntimeError when one is damaged."""
+def decode_jpegs(contents: Sequence[bytearray]) -> list[Tensor]:
+    """Decode JPEGs as uint8 [3, H, W] each. Raises RuntimeError if one is corrupted."""
     files = [torch.frombuffer(content, dtype=torch.uint8) for content in contents]
     images: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB) if files else []
     return images
 
 
-def decodes(content: bytearray) -> bool:
+def is_decodable(content: bytearray) -> bool:
+    """Return whether a JPEG can be decoded."""
     try:
-        decode_all([content])
+        decode_jpegs([content])
     except RuntimeError:
         return False
     return True
 
 
-def jpeg_size(content: bytearray) -> tuple[int, int] | None:
-    """(height, width) out of a JPEG's header; None when it has none."""
+def read_jpeg_size(content: bytearray) -> tuple[int, int] | None:
+    """Return (height, width) from the header of a JPEG, or None if there is no such header."""
     if content[:2] != b"\xff\xd8":
         return None
-    place = 2
-    while place + 9 <= len(content) and content[place] == 0xFF:
-        if content[place + 1] in START_OF_FRAME:
-            height, width = content[place + 5 : place + 7], content[place + 7 : place + 9]
+    position = 2
+    while position + 9 <= len(content) and content[position] == 0xFF:
+        if content[position + 1] in START_OF_FRAME_MARKERS:
+            height, width = content[position + 5 : position + 7], content[position + 7 : position + 9]
             return int.from_bytes(height), int.from_bytes(width)
-        place += 2 + int.from_bytes(content[place + 2 : place + 4])
+        position += 2 + int.from_bytes(content[position + 2 : position + 4])
     return None

@@ -1,7 +1,8 @@
-"""The embedded data set: drawn faces whose factors decide expression, valence and arousal, in AffectNet's layout."""
+"""Synthetic faces whose factors define expression, valence and arousal, written in AffectNet's 8-class layout."""
 
 import csv
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -15,16 +16,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featgan.data.synthetic.drawing import draw_face as draw_face
-from featgan.data.synthetic.drawing import landmarks
+from featgan.data.readers.affectnet_annotations import SET_FOLDERS
+from featgan.data.synthetic.drawing import draw_face, face_landmarks
 from featgan.errors import UserError
-from featgan.system.files import explain_write_errors, lock_folder
-from featgan.system.progress import console, meter
+from featgan.system.files import lock_folder, user_friendly_write_errors
+from featgan.system.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 EXPRESSION_FACTORS = ("mouth_curvature", "mouth_opening", "eye_opening", "brow_height", "brow_slant")
 NUISANCE_FACTORS = (
     "skin_tone",
-    "hair_colour",
+    "hair_color",
     "hair_length",
     "face_width",
     "pose_x",
@@ -38,27 +41,27 @@ NUISANCE_FACTORS = (
 )
 FACTORS = EXPRESSION_FACTORS + NUISANCE_FACTORS
 
-RANGES = {
-    "mouth_curvature": (-1.0, 1.0),  # corners down .. up
+FACTOR_RANGES = {
+    "mouth_curvature": (-1.0, 1.0),  # corners down .. corners up
     "mouth_opening": (0.0, 1.0),
     "eye_opening": (0.0, 1.0),
     "brow_height": (-1.0, 1.0),
     "brow_slant": (-1.0, 1.0),  # inner ends up (worried) .. down (angry)
     "skin_tone": (0.0, 1.0),  # light .. dark
-    "hair_colour": (0.0, 1.0),  # black .. brown .. fair
+    "hair_color": (0.0, 1.0),  # black .. brown .. fair
     "hair_length": (0.0, 1.0),
     "face_width": (-1.0, 1.0),
     "pose_x": (-1.0, 1.0),
     "pose_y": (-1.0, 1.0),
     "head_tilt": (-1.0, 1.0),
-    "light_x": (-1.0, 1.0),  # the light comes from the left .. right
-    "light_y": (-1.0, 1.0),  # from above .. below
+    "light_x": (-1.0, 1.0),  # light from the left .. from the right
+    "light_y": (-1.0, 1.0),  # light from above .. from below
     "background_hue": (0.0, 1.0),
     "background_brightness": (0.0, 1.0),
     "glasses": (0.0, 1.0),  # 0 or 1
 }
 
-PROTOTYPES = np.array(
+EXPRESSION_PROTOTYPES = np.array(
     [
         # curvature, mouth opening, eye opening, brow height, brow slant
         (0.00, 0.00, 0.55, 0.00, 0.00),  # neutral
@@ -71,37 +74,48 @@ PROTOTYPES = np.array(
         (0.45, 0.00, 0.15, 0.50, 0.35),  # contempt
     ]
 )
-"""The five expression factors of the 8 expressions, by code."""
-FREQUENCIES = (0.17, 0.17, 0.11, 0.11, 0.11, 0.11, 0.11, 0.11)
-INTENSITY = (0.5, 1.1)
-"""How far from neutral towards (and past) its prototype a face goes."""
-DEVIATIONS = np.array((0.19, 0.10, 0.11, 0.21, 0.21))
-"""Standard deviation of each expression factor about its place between neutral and prototype."""
+"""The five expression factors of each of the 8 expressions, by class code."""
+
+EXPRESSION_FREQUENCIES = (0.17, 0.17, 0.11, 0.11, 0.11, 0.11, 0.11, 0.11)
+INTENSITY_RANGE = (0.5, 1.1)
+"""Range of the expression intensity: 0 is the neutral face, 1 is the prototype."""
+
+FACTOR_STDS = np.array((0.19, 0.10, 0.11, 0.21, 0.21))
+"""Standard deviation of each expression factor around its value at the sampled intensity."""
+
 GLASSES_SHARE = 0.3
+"""Share of faces with glasses."""
 
 VALIDATION_EVERY = 10
-SET_FOLDERS = {"train": "train_set", "validation": "val_set"}
-CHUNK = 64
-MARKER = "synthetic.json"
-FORMAT = 1
-"""Raised whenever the same recipe would give other bytes."""
+"""Every n-th image, starting with the first, belongs to the validation split."""
+
+FACES_PER_CHUNK = 64
+RECIPE_FILE = "synthetic.json"
+RECIPE_VERSION = 2
+"""Raised whenever the same recipe would produce different files."""
 
 
 def sample_factors(generator: np.random.Generator) -> dict[str, float]:
-    """Draw one face's FACTORS, `expression` (0..7), `valence` and `arousal` (-1..1)."""
-    expression = int(generator.choice(len(PROTOTYPES), p=FREQUENCIES))
-    intensity = generator.uniform(*INTENSITY)
-    neutral = PROTOTYPES[0]
-    values = neutral + intensity * (PROTOTYPES[expression] - neutral) + DEVIATIONS * generator.normal(size=len(neutral))
-    factors = {name: float(np.clip(v, *RANGES[name])) for name, v in zip(EXPRESSION_FACTORS, values, strict=True)}
-    factors |= {name: float(generator.uniform(*RANGES[name])) for name in NUISANCE_FACTORS}
+    """Sample the FACTORS of one face, its `expression` (0 .. 7), `valence` and `arousal` (-1 .. 1)."""
+    expression = int(generator.choice(len(EXPRESSION_PROTOTYPES), p=EXPRESSION_FREQUENCIES))
+    intensity = generator.uniform(*INTENSITY_RANGE)
+    neutral = EXPRESSION_PROTOTYPES[0]
+    values = (
+        neutral
+        + intensity * (EXPRESSION_PROTOTYPES[expression] - neutral)
+        + FACTOR_STDS * generator.normal(size=len(neutral))
+    )
+    factors = {
+        name: float(np.clip(v, *FACTOR_RANGES[name])) for name, v in zip(EXPRESSION_FACTORS, values, strict=True)
+    }
+    factors |= {name: float(generator.uniform(*FACTOR_RANGES[name])) for name in NUISANCE_FACTORS}
     factors["glasses"] = float(factors["glasses"] < GLASSES_SHARE)
-    valence, arousal = valence_arousal(factors)
+    valence, arousal = compute_valence_arousal(factors)
     return factors | {"expression": float(expression), "valence": valence, "arousal": arousal}
 
 
-def valence_arousal(factors: Mapping[str, float]) -> tuple[float, float]:
-    """Valence and arousal in [-1, 1], by definition of this data set:
+def compute_valence_arousal(factors: Mapping[str, float]) -> tuple[float, float]:
+    """Return valence and arousal in [-1, 1], which this data set defines as follows:
 
     valence = 0.8 mouth_curvature - 0.3 |brow_slant| + 0.1 brow_height
     arousal = 0.5 mouth_opening + 0.8 (eye_opening - 0.5) + 0.4 max(brow_slant, 0)
@@ -112,22 +126,22 @@ def valence_arousal(factors: Mapping[str, float]) -> tuple[float, float]:
     return float(np.clip(valence, -1, 1)), float(np.clip(arousal, -1, 1))
 
 
-def image_split(index: int) -> str:
-    """Every tenth image, the first included, is for validation."""
+def choose_image_split(index: int) -> str:
+    """Return the split of an image: every tenth image, starting with the first, belongs to validation."""
     return "train" if index % VALIDATION_EVERY else "validation"
 
 
 def write_face(root: Path, seed: int, image_size: int, index: int) -> dict[str, float]:
-    """Draw and write face number `index`; its random numbers depend on seed and index only."""
+    """Draw face number `index` and write its image and annotations; it depends only on the seed and the index."""
     factors = sample_factors(np.random.default_rng((seed, index)))
-    folder = root / SET_FOLDERS[image_split(index)]
+    folder = root / SET_FOLDERS[choose_image_split(index)]
     Image.fromarray(draw_face(factors, image_size)).save(folder / "images" / f"{index}.jpg", quality=95, subsampling=0)
     # AffectNet stores these three scalars as strings.
     labels = {
         "exp": np.array(str(int(factors["expression"]))),
         "val": np.array(f"{factors['valence']:.6f}"),
         "aro": np.array(f"{factors['arousal']:.6f}"),
-        "lnd": landmarks(factors, image_size).round(2),
+        "lnd": face_landmarks(factors, image_size).round(2),
     }
     for suffix, values in labels.items():
         np.save(folder / "annotations" / f"{index}_{suffix}.npy", values, allow_pickle=False)
@@ -135,82 +149,86 @@ def write_face(root: Path, seed: int, image_size: int, index: int) -> dict[str, 
 
 
 def write_chunk(root: Path, seed: int, image_size: int, indices: Iterable[int]) -> list[dict[str, float]]:
+    """Write the faces with these indices and return their factors."""
     return [write_face(root, seed, image_size, index) for index in indices]
 
 
 def write_faces(root: Path, count: int, seed: int, image_size: int, workers: int) -> Iterator[list[dict[str, float]]]:
-    """Write all faces, chunk by chunk in order, in this process or in several."""
+    """Write all faces in chunks, in this process or in several, and yield the factors of each chunk in order."""
     job = partial(write_chunk, root, seed, image_size)
-    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    chunks = [range(start, min(start + FACES_PER_CHUNK, count)) for start in range(0, count, FACES_PER_CHUNK)]
     if workers <= 1 or len(chunks) == 1:
         yield from map(job, chunks)
         return
-    # Fresh processes: a fork would inherit the threads of whatever runs here.
+    # New processes are spawned, because a fork would inherit the threads of this process.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
         try:
             yield from pool.map(job, chunks)
         except BrokenProcessPool:
-            raise UserError("a drawing process was killed: free some memory and draw again") from None
+            raise UserError("a worker process was killed; free some memory and generate the faces again") from None
 
 
 def write_factors(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
-    """Every true factor: id, split, expression, valence, arousal, then all FACTORS."""
+    """Write factors.csv with the columns id, split, expression, valence, arousal and all FACTORS."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("id", "split", "expression", "valence", "arousal", *FACTORS))
         for index, row in enumerate(rows):
             numbers = (f"{row[name]:.6f}" for name in ("valence", "arousal", *FACTORS))
-            writer.writerow((index, image_split(index), int(row["expression"]), *numbers))
+            writer.writerow((index, choose_image_split(index), int(row["expression"]), *numbers))
 
 
 def is_finished(out: Path, recipe: Mapping[str, int]) -> bool:
-    """Whether `out` holds exactly this data set; UserError when it holds anything else."""
+    """Return whether `out` contains exactly this data set. Raises UserError if it contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / MARKER).read_text())
+        existing_recipe = json.loads((out / RECIPE_FILE).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{out} is in use and holds no drawn faces: choose another folder") from None
+        raise UserError(f"{out}: is in use and contains no synthetic faces; choose another folder") from None
     for name, value in recipe.items():
-        if not isinstance(found, dict) or found.get(name) != value:
-            theirs = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(existing_recipe, dict) or existing_recipe.get(name) != value:
+            existing_value = existing_recipe.get(name) if isinstance(existing_recipe, dict) else None
             raise UserError(
-                f"{out} holds faces drawn with {name} {theirs}, not {value}: choose another folder or remove it"
+                f"{out}: contains faces generated with {name} {existing_value}, not {value}; "
+                "choose another folder or remove it"
             )
     return True
 
 
-def synthesize(out: Path, count: int, seed: int, image_size: int = 112, workers: int | None = None) -> None:
-    """Write `count` drawn faces of `image_size` pixels into `out` in the layout of AffectNet's 8-label release.
+def synthesize_faces(out: Path, count: int, seed: int, image_size: int = 112, workers: int | None = None) -> None:
+    """Write `count` synthetic faces of `image_size` pixels to `out` in the layout of AffectNet's 8-class release.
 
-    The same arguments give the same bytes for any number of workers (default: one a core). `out` appears only when
-    complete; when it is there already nothing is done. UserError: bad numbers, a folder in use, a full disk.
+    The same arguments produce the same files for any number of workers (default: one per core). The folder `out` is
+    created only when it is complete; if it already exists with the same arguments, nothing is written.
+
+    Raises UserError if an argument is out of range, the folder is in use, or the disk is full.
     """
     out = Path(out).absolute()
-    for name, value, most in (("count", count, 10**7), ("seed", seed, 2**63), ("image size", image_size, 2048)):
-        least = {"count": 2, "seed": 0, "image size": 16}[name]
-        if not least <= value <= most:
-            raise UserError(f"{name} {value}: it must be {least} to {most}")
-    recipe = {"format": FORMAT, "count": count, "seed": seed, "image_size": image_size}
+    for name, value, max_value in (("count", count, 10**7), ("seed", seed, 2**63), ("image size", image_size, 2048)):
+        min_value = {"count": 2, "seed": 0, "image size": 16}[name]
+        if not min_value <= value <= max_value:
+            raise UserError(f"{name} {value}: must be between {min_value} and {max_value}")
+    recipe = {"format": RECIPE_VERSION, "count": count, "seed": seed, "image_size": image_size}
     if is_finished(out, recipe):
-        console.print(f"{out}: the {count} drawn faces are there already")
+        logger.info(f"{out}: the {count} synthetic faces already exist")
         return
-    remedy = "free some space or choose another folder; nothing was left behind"
-    with explain_write_errors(out, remedy), partial_folder(out) as folder:
-        write_folder(folder, recipe, workers or len(os.sched_getaffinity(0)))
-        os.replace(folder, out)
+    remedy = "free some space or choose another folder; no files were left behind"
+    with user_friendly_write_errors(out, remedy), partial_folder(out) as folder:
+        write_dataset(folder, recipe, workers or len(os.sched_getaffinity(0)))
+        folder.replace(out)
 
 
 @contextmanager
 def partial_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, locked against a second process, cleared of what a killed one left there."""
+    """Yield an empty, locked folder next to `out`; files left by a killed process are removed."""
     folder = out.with_name(f".{out.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, out)
     try:
-        for name in os.listdir(folder):
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -219,16 +237,16 @@ def partial_folder(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_folder(folder: Path, recipe: Mapping[str, int], workers: int) -> None:
-    """The whole data set below one folder, the true factors and the recipe last."""
+def write_dataset(folder: Path, recipe: Mapping[str, int], workers: int) -> None:
+    """Write the complete data set to one folder, with the true factors and the recipe last."""
     for set_folder in SET_FOLDERS.values():
         (folder / set_folder / "images").mkdir(parents=True)
         (folder / set_folder / "annotations").mkdir()
     count = recipe["count"]
     rows: list[dict[str, float]] = []
-    with meter("drawing faces", count, "faces") as bar:
+    with progress_bar("generating faces", count, "faces") as bar:
         for chunk in write_faces(folder, count, recipe["seed"], recipe["image_size"], workers):
             rows += chunk
             bar.advance(len(chunk))
     write_factors(folder / "factors.csv", rows)
-    (folder / MARKER).write_text(json.dumps(recipe) + "\n")
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe) + "\n")

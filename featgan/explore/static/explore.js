@@ -1,251 +1,257 @@
-// The page's state, which is one edit, and the controls that change it.
-import { Latest } from "./latest.js";
-import { place, showComponents, showRun, signed, speak } from "./show.js";
+// The state of the page, which is one edit request, and the controls that change it.
+import { LatestRequest } from "./latest_request.js";
+import { announce, formatSigned, setPosition, showComponents, showRunResult } from "./render_result.js";
 
 const byId = (id) => document.getElementById(id);
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const letters = crypto.getRandomValues(new Uint8Array(12));
-const session = [...letters].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-const ask = { session, picture: "", second: null, amount: 1, push: null, pins: {}, labels: null, dataset: 0, difference: false };
+const queryAll = (selector, within = document) => [...within.querySelectorAll(selector)];
+const randomBytes = crypto.getRandomValues(new Uint8Array(12));
+const clientId = [...randomBytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const editRequest = {
+  client_id: clientId, image: "", target_image: null, amount: 1, class_step: null, component_values: {}, labels: null,
+  dataset: 0, include_difference: false,
+};
 let seed = 0;
 
 async function post(path, body, kind, signal) {
-  const answer = await fetch(path, { method: "POST", body, headers: { "Content-Type": kind }, signal });
-  if (answer.ok) return answer;
-  throw Object.assign(new Error((await answer.text()).trim() || answer.statusText), { status: answer.status });
+  const response = await fetch(path, { method: "POST", body, headers: { "Content-Type": kind }, signal });
+  if (response.ok) return response;
+  throw Object.assign(new Error((await response.text()).trim() || response.statusText), { status: response.status });
 }
 
-const latest = new Latest(
+const latestRequest = new LatestRequest(
   async (signal) => {
-    const asked = JSON.stringify(ask);
-    const answer = await (await post("edit", asked, "application/json", signal)).json();
-    return { asked: JSON.parse(asked), answer };
+    const sentRequest = JSON.stringify(editRequest);
+    const result = await (await post("edit", sentRequest, "application/json", signal)).json();
+    return { sentRequest: JSON.parse(sentRequest), result };
   },
-  ({ asked, answer }) => {
-    complain("");
-    answer.runs.forEach((found, run) => showRun(run, found, answer.scale, pictureName(asked.picture)));
-    byId("source-answer").textContent = answer.runs[0].source ?? "";
-    showComponents(answer.runs, ask.pins);
-    if (ask.labels === null && answer.runs[0].labels) showLabels(answer.runs[0]);
-    document.body.dataset.shown = String(Number(document.body.dataset.shown ?? 0) + 1);
-    speak(sentence(answer.runs));
+  ({ sentRequest, result }) => {
+    showError("");
+    result.runs.forEach((runResult, run) => showRunResult(run, runResult, result.scale, imageName(sentRequest.image)));
+    byId("source-prediction").textContent = result.runs[0].source_prediction ?? "";
+    showComponents(result.runs, editRequest.component_values);
+    if (editRequest.labels === null && result.runs[0].labels) showLabels(result.runs[0]);
+    document.body.dataset.numShown = String(Number(document.body.dataset.numShown ?? 0) + 1);
+    announce(describePredictions(result.runs));
   },
   (error) => {
     if (error.status === 409) return;
-    complain(error.status ? error.message : "The server does not answer; is featgan explore still running?");
-    if (error.status === 404) forget(ask.picture);
+    showError(error.status ? error.message : "The server does not respond. Is featgan explore still running?");
+    if (error.status === 404) removeImage(editRequest.image);
   },
 );
 
-function sentence(runs) {
-  const names = all(".answer h2").map((title) => title.textContent);
-  const said = runs.map((found, run) => (found.headline ? `${names[run]}: ${found.headline}` : found.error ?? "edited"));
-  return `${said.join(". ")}.` + (runs[0].source ? ` In the source: ${runs[0].source}.` : "");
+function describePredictions(runs) {
+  const titles = queryAll(".prediction h2").map((title) => title.textContent);
+  const sentences = runs.map((runResult, run) => (
+    runResult.prediction ? `${titles[run]}: ${runResult.prediction}` : runResult.error ?? "edited"
+  ));
+  const source = runs[0].source_prediction ? ` Prediction for the source: ${runs[0].source_prediction}.` : "";
+  return `${sentences.join(". ")}.${source}`;
 }
 
-function complain(text) {
-  byId("trouble").textContent = text;
-  byId("trouble").hidden = !text;
+function showError(text) {
+  byId("error-message").textContent = text;
+  byId("error-message").hidden = !text;
 }
 
-function pictureName(id) {
-  return byId("pictures").querySelector(`input[value="${id}"]`)?.parentElement.title ?? "the picture";
+function imageName(id) {
+  return byId("images").querySelector(`input[value="${id}"]`)?.parentElement.title ?? "the image";
 }
 
-// Pictures
+// Images
 
-function choosePicture(id) {
-  ask.picture = id;
-  ask.labels = null;
-  byId("source").src = `pictures/${id}`;
-  byId("source").alt = `Source: ${pictureName(id)}`;
-  latest.want();
+function chooseImage(id) {
+  editRequest.image = id;
+  editRequest.labels = null;
+  byId("source").src = `images/${id}`;
+  byId("source").alt = `Source: ${imageName(id)}`;
+  latestRequest.schedule();
 }
 
-function thumb(picture, group) {
-  const [label, input, image] = ["label", "input", "img"].map((kind) => document.createElement(kind));
-  Object.assign(input, { type: "radio", name: group, value: picture.id, autocomplete: "off" });
-  Object.assign(image, { src: `pictures/${picture.id}`, alt: picture.name });
-  label.title = picture.name;
-  label.append(input, image);
+function createThumbnail(image, group) {
+  const [label, input, thumbnail] = ["label", "input", "img"].map((kind) => document.createElement(kind));
+  Object.assign(input, { type: "radio", name: group, value: image.id, autocomplete: "off" });
+  Object.assign(thumbnail, { src: `images/${image.id}`, alt: image.name });
+  label.title = image.name;
+  label.append(input, thumbnail);
   return label;
 }
 
-function forget(id) {
-  all(`.thumbs input[value="${id}"]`).forEach((input) => input.closest("label").remove());
+function removeImage(id) {
+  queryAll(`.thumbnails input[value="${id}"]`).forEach((input) => input.closest("label").remove());
 }
 
-// What was dropped in and what is chosen stay; the rest gives way to another sample.
-async function showOthers() {
+// Replaces the validation images by another sample; uploaded and selected images stay.
+async function showOtherImages() {
   seed += 1;
-  const answer = await fetch(`pictures?seed=${seed}`);
-  if (!answer.ok) { complain((await answer.text()).trim()); return; }
-  const sample = await answer.json();
-  [["pictures", "picture"], ["seconds", "second"]].forEach(([list, group]) => {
-    const box = byId(list);
-    if (!box) return;
-    all("input[value^='v']", box).filter((input) => !input.checked).forEach((input) => input.closest("label").remove());
-    const known = new Set(all("input", box).map((input) => input.value));
-    sample.filter((picture) => !known.has(picture.id)).forEach((picture) => box.append(thumb(picture, group)));
+  const response = await fetch(`images?seed=${seed}`);
+  if (!response.ok) { showError((await response.text()).trim()); return; }
+  const sample = await response.json();
+  [["images", "image"], ["target-images", "target-image"]].forEach(([list, group]) => {
+    const container = byId(list);
+    if (!container) return;
+    queryAll("input[value^='v']", container).filter((input) => !input.checked).forEach((input) => input.closest("label").remove());
+    const known = new Set(queryAll("input", container).map((input) => input.value));
+    sample.filter((image) => !known.has(image.id)).forEach((image) => container.append(createThumbnail(image, group)));
   });
 }
 
 async function upload(file) {
-  if (!byId("file")) { complain("Without its black box the run edits validation images only."); return; }
-  complain("");
+  if (!byId("file")) { showError("The classifier is not available, so only validation images can be edited."); return; }
+  showError("");
   try {
-    const path = `pictures?name=${encodeURIComponent(file.name)}`;
-    const picture = await (await post(path, file, file.type || "application/octet-stream")).json();
-    byId("pictures").prepend(thumb(picture, "picture"));
-    byId("seconds")?.querySelector(".none").after(thumb(picture, "second"));
-    byId("pictures").querySelector("input").checked = true;
-    byId("pictures").scrollLeft = 0;
-    choosePicture(picture.id);
+    const path = `images?name=${encodeURIComponent(file.name)}`;
+    const image = await (await post(path, file, file.type || "application/octet-stream")).json();
+    byId("images").prepend(createThumbnail(image, "image"));
+    byId("target-images")?.querySelector(".none").after(createThumbnail(image, "target-image"));
+    byId("images").querySelector("input").checked = true;
+    byId("images").scrollLeft = 0;
+    chooseImage(image.id);
   } catch (error) {
-    complain(`${file.name}: ${error.message}`);
+    showError(`${file.name}: ${error.message}`);
   }
 }
 
-// Controls of a run on features
+// Controls of a feature-conditioned run
 
 function setUpComponent(row) {
   const index = Number(row.dataset.component);
   const slider = row.querySelector("input");
-  all(".mark", row).forEach((mark) => place(mark, Number(mark.dataset.at), Number(row.dataset.reach)));
+  queryAll(".mark", row).forEach((mark) => setPosition(mark, Number(mark.dataset.position), Number(row.dataset.limit)));
   slider.addEventListener("input", () => {
-    ask.pins[index] = Number(slider.value);
-    row.querySelector("output").textContent = signed(ask.pins[index]);
-    latest.want();
+    editRequest.component_values[index] = Number(slider.value);
+    row.querySelector("output").textContent = formatSigned(editRequest.component_values[index]);
+    latestRequest.schedule();
   });
   row.querySelector("[data-reset]").addEventListener("click", () => {
-    delete ask.pins[index];
+    delete editRequest.component_values[index];
     slider.focus();
-    latest.want();
+    latestRequest.schedule();
   });
 }
 
-function setUpAmount(id, show, change) {
+function setUpAmount(id, format, onChange) {
   const slider = byId(id);
   if (!slider) return;
-  const draw = () => {
-    const text = show(Number(slider.value));
+  const updateOutput = () => {
+    const text = format(Number(slider.value));
     slider.nextElementSibling.textContent = text;
     slider.setAttribute("aria-valuetext", text);
   };
-  slider.addEventListener("input", () => { draw(); change(Number(slider.value)); });
-  slider.redraw = draw;
-  draw();
+  slider.addEventListener("input", () => { updateOutput(); onChange(Number(slider.value)); });
+  slider.updateOutput = updateOutput;
+  updateOutput();
 }
 
-function setUpPush() {
-  const slider = byId("push-amount");
-  all('input[name="push"]').forEach((input) => input.addEventListener("change", () => {
+function setUpClassStep() {
+  const slider = byId("class-step-amount");
+  queryAll('input[name="class-step"]').forEach((input) => input.addEventListener("change", () => {
     const [kind, index] = input.value.split(" ");
-    if (kind && kind !== ask.push?.kind) {
-      const { most, start } = input.closest(".choices").dataset;
-      Object.assign(slider, { min: -most, max: most, value: start });
-      slider.redraw();
+    if (kind && kind !== editRequest.class_step?.kind) {
+      const { max, initial } = input.closest(".choices").dataset;
+      Object.assign(slider, { min: -max, max, value: initial });
+      slider.updateOutput();
     }
-    ask.push = kind ? { kind, index: Number(index), amount: Number(slider.value) } : null;
-    latest.want();
+    editRequest.class_step = kind ? { kind, index: Number(index), amount: Number(slider.value) } : null;
+    latestRequest.schedule();
   }));
 }
 
-// Controls of a run on labels
+// Controls of a label-conditioned run
 
-function showLabels(found) {
-  all(".labels").forEach((part) => {
-    const values = part.dataset.dataset === "0" ? found.labels : Array(Number(part.dataset.count)).fill(0);
-    setLabels(part, values);
-    part.querySelector("[data-unknown]").hidden = found.known || part.dataset.dataset !== "0";
+function showLabels(runResult) {
+  queryAll(".labels").forEach((fieldset) => {
+    const values = fieldset.dataset.dataset === "0" ? runResult.labels : Array(Number(fieldset.dataset.count)).fill(0);
+    setLabels(fieldset, values);
+    fieldset.querySelector("[data-unknown]").hidden = runResult.has_known_labels || fieldset.dataset.dataset !== "0";
   });
 }
 
-function setLabels(part, values) {
-  all("input", part).forEach((input, index) => {
-    if (input.type === "range") { input.value = String(values[index]); input.redraw(); }
+function setLabels(fieldset, values) {
+  queryAll("input", fieldset).forEach((input, index) => {
+    if (input.type === "range") { input.value = String(values[index]); input.updateOutput(); }
     else input.checked = values[index] > 0.5;
   });
-  drawDot(part);
+  drawPadPoint(fieldset);
 }
 
-function readLabels(part) {
-  return all("input", part).map((input) => (input.type === "range" ? Number(input.value) : Number(input.checked)));
+function readLabels(fieldset) {
+  return queryAll("input", fieldset).map((input) => (input.type === "range" ? Number(input.value) : Number(input.checked)));
 }
 
-function drawDot(part) {
-  const dot = part.querySelector(".dot");
-  if (!dot) return;
-  const [valence, arousal] = readLabels(part);
-  dot.style.setProperty("--x", String((valence + 1) / 2));
-  dot.style.setProperty("--y", String((1 - arousal) / 2));
+function drawPadPoint(fieldset) {
+  const point = fieldset.querySelector(".pad-point");
+  if (!point) return;
+  const [valence, arousal] = readLabels(fieldset);
+  point.style.setProperty("--x", String((valence + 1) / 2));
+  point.style.setProperty("--y", String((1 - arousal) / 2));
 }
 
-function setUpLabels(part) {
-  const changed = () => {
-    ask.labels = readLabels(part);
-    ask.dataset = Number(part.dataset.dataset);
-    drawDot(part);
-    latest.want();
+function setUpLabels(fieldset) {
+  const onLabelsChanged = () => {
+    editRequest.labels = readLabels(fieldset);
+    editRequest.dataset = Number(fieldset.dataset.dataset);
+    drawPadPoint(fieldset);
+    latestRequest.schedule();
   };
-  all("input", part).forEach((input) => {
-    if (input.type === "range") { setUpAmount(input.id, signed, changed); return; }
+  queryAll("input", fieldset).forEach((input) => {
+    if (input.type === "range") { setUpAmount(input.id, formatSigned, onLabelsChanged); return; }
     input.addEventListener("change", () => {
       if ("exclusive" in input.dataset && input.checked) {
-        all("[data-exclusive]", part).filter((other) => other !== input).forEach((other) => { other.checked = false; });
+        queryAll("[data-exclusive]", fieldset).filter((otherInput) => otherInput !== input).forEach((otherInput) => { otherInput.checked = false; });
       }
-      changed();
+      onLabelsChanged();
     });
   });
-  setUpPad(part, changed);
+  setUpPad(fieldset, onLabelsChanged);
 }
 
-function setUpPad(part, changed) {
-  const pad = part.querySelector(".pad");
+function setUpPad(fieldset, onLabelsChanged) {
+  const pad = fieldset.querySelector(".valence-arousal-pad");
   if (!pad) return;
-  const follow = (event) => {
-    const box = pad.getBoundingClientRect();
-    const shares = [(event.clientX - box.left) / box.width, 1 - (event.clientY - box.top) / box.height];
-    setLabels(part, shares.map((share) => Math.round(20 * (2 * Math.min(1, Math.max(0, share)) - 1)) / 20));
-    changed();
+  const movePadPoint = (event) => {
+    const bounds = pad.getBoundingClientRect();
+    const shares = [(event.clientX - bounds.left) / bounds.width, 1 - (event.clientY - bounds.top) / bounds.height];
+    setLabels(fieldset, shares.map((share) => Math.round(20 * (2 * Math.min(1, Math.max(0, share)) - 1)) / 20));
+    onLabelsChanged();
   };
-  pad.addEventListener("pointerdown", (event) => { pad.setPointerCapture(event.pointerId); follow(event); });
-  pad.addEventListener("pointermove", (event) => { if (pad.hasPointerCapture(event.pointerId)) follow(event); });
+  pad.addEventListener("pointerdown", (event) => { pad.setPointerCapture(event.pointerId); movePadPoint(event); });
+  pad.addEventListener("pointermove", (event) => { if (pad.hasPointerCapture(event.pointerId)) movePadPoint(event); });
 }
 
 // Tools
 
 function resetAll() {
-  Object.assign(ask, { second: null, push: null, pins: {}, labels: null, dataset: 0 });
-  all('input[name="push"][value=""], input[name="second"][value=""]').forEach((input) => { input.checked = true; });
-  latest.want();
+  Object.assign(editRequest, { target_image: null, class_step: null, component_values: {}, labels: null, dataset: 0 });
+  queryAll('input[name="class-step"][value=""], input[name="target-image"][value=""]').forEach((input) => { input.checked = true; });
+  latestRequest.schedule();
 }
 
 async function save(kind, button) {
   button.disabled = true;
   try {
-    const content = await (await post(`save.${kind}`, JSON.stringify(ask), "application/json")).blob();
+    const content = await (await post(`save.${kind}`, JSON.stringify(editRequest), "application/json")).blob();
     const link = document.createElement("a");
     link.href = URL.createObjectURL(content);
     link.download = `featgan.${kind}`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   } catch (error) {
-    complain(error.message);
+    showError(error.message);
   } finally {
     button.disabled = false;
   }
 }
 
-function setUpDrop() {
-  const veil = byId("drop");
+function setUpFileDrop() {
+  const dropOverlay = byId("drop-overlay");
   const carriesFile = (event) => event.dataTransfer?.types.includes("Files");
   addEventListener("dragover", (event) => {
-    if (carriesFile(event)) { event.preventDefault(); veil.hidden = false; }
+    if (carriesFile(event)) { event.preventDefault(); dropOverlay.hidden = false; }
   });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) veil.hidden = true; });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) dropOverlay.hidden = true; });
   addEventListener("drop", (event) => {
-    veil.hidden = true;
+    dropOverlay.hidden = true;
     if (!carriesFile(event)) return;
     event.preventDefault();
     if (event.dataTransfer.files.length) upload(event.dataTransfer.files[0]);
@@ -256,22 +262,30 @@ function setUpDrop() {
   });
 }
 
-all(".component").forEach(setUpComponent);
-all(".labels").forEach(setUpLabels);
-setUpAmount("push-amount", signed, (amount) => { if (ask.push) { ask.push.amount = amount; latest.want(); } });
-setUpAmount("second-amount", (amount) => `${Math.round(100 * amount)} %`, (amount) => {
-  ask.amount = amount;
-  if (ask.second) latest.want();
+queryAll(".component").forEach(setUpComponent);
+queryAll(".labels").forEach(setUpLabels);
+setUpAmount("class-step-amount", formatSigned, (amount) => {
+  if (editRequest.class_step) { editRequest.class_step.amount = amount; latestRequest.schedule(); }
 });
-setUpPush();
-setUpDrop();
-byId("pictures").addEventListener("change", (event) => choosePicture(event.target.value));
-byId("seconds")?.addEventListener("change", (event) => { ask.second = event.target.value || null; latest.want(); });
-byId("others")?.addEventListener("click", showOthers);
-byId("difference").addEventListener("change", (event) => { ask.difference = event.target.checked; latest.want(); });
+setUpAmount("target-amount", (amount) => `${Math.round(100 * amount)} %`, (amount) => {
+  editRequest.amount = amount;
+  if (editRequest.target_image) latestRequest.schedule();
+});
+setUpClassStep();
+setUpFileDrop();
+byId("images").addEventListener("change", (event) => chooseImage(event.target.value));
+byId("target-images")?.addEventListener("change", (event) => {
+  editRequest.target_image = event.target.value || null;
+  latestRequest.schedule();
+});
+byId("other-images")?.addEventListener("click", showOtherImages);
+byId("difference").addEventListener("change", (event) => {
+  editRequest.include_difference = event.target.checked;
+  latestRequest.schedule();
+});
 byId("reset").addEventListener("click", resetAll);
-all("[data-save]").forEach((button) => button.addEventListener("click", () => save(button.dataset.save, button)));
-// The token stays in the cookie, out of the address and the history.
+queryAll("[data-save]").forEach((button) => button.addEventListener("click", () => save(button.dataset.save, button)));
+// The cookie carries the token; removing it from the address keeps it out of the browser's history.
 if (location.search) history.replaceState(null, "", location.pathname);
-const first = byId("pictures").querySelector("input");
-if (first) choosePicture(first.value);
+const firstInput = byId("images").querySelector("input");
+if (firstInput) chooseImage(firstInput.value);

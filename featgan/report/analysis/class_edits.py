@@ -1,4 +1,4 @@
-"""What each answer looks like: the edits towards each of the box's answers, beside how its answer moves."""
+"""The edits toward each class or output, with the classifier's predictions before and after the edit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,109 +6,139 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from featgan.metrics.bootstrap import Floats, as_floats
-from featgan.report.analysis.predictions import Answer
-from featgan.report.edits.rendering import Rendering, Seen
+from featgan.metrics.bootstrap import Floats, to_float64
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.edits.rendering import FramePredictions, RenderedSweep
 from featgan.report.edits.sweeps import Sweep
 
-TINTED = 0.1
-"""Change of the whole picture's mean colour, as a share of the range, that a person sees at once."""
+MIN_COLOR_CHANGE = 0.1
+"""Change of the image's mean color, as a share of the range, that is clearly visible."""
 
-LEADING = {
-    "class": "The picture moved, in the classifier's numbers, from the mean of its own answer to that of each other",
-    "head": "The picture moved straight along the classifier's weights for each answer, far enough for it to say so",
+PREFERRED_GROUPS = {
+    "class": "Each edit moves the features from the mean of the predicted class to the mean of the target class.",
+    "head": "Each edit moves the features along the classifier's weights for the target output.",
 }
-"""Groups of sweeps that ask for one answer a frame, the more telling first, and what they do to the picture.
+"""Groups of sweeps with one class or output per frame, the most informative first => how the edits are made.
 
-Pictures that share an answer are where the generator has been; along the weights alone it is asked for what no picture
-has shown it, and from a picture that the box is sure of it does not get there.
+The class means come first because the generator was trained on features near them. Features along the weights alone
+may be unlike those of any training image, and edits of confidently classified images then fall short.
 """
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One answer that was asked of one source."""
+class ClassEdit:
+    """One edit of one source toward one class or output."""
 
-    text: str  # how much the box gave it before and gives it after
-    is_own: bool  # whether it was the answer before; never where the outputs do not exclude each other
-    is_reached: bool  # whether it has become the answer, and was not before
+    text: str  # the output before and after the edit
+    is_source_class: bool  # whether it was predicted before; False if the outputs are not exclusive classes
+    is_reached: bool  # whether the edit changed the prediction to it
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """The edits of a sweep towards each answer, and what the box says to them."""
+class ClassEdits:
+    """The edits of a sweep toward each class or output, and the classifier's predictions for them."""
 
     sweep: Sweep
-    what: str
-    own: tuple[str, ...]  # the box's answer to each untouched source, in words
-    tiles: tuple[tuple[Tile | None, ...], ...]  # [N][T]; None where the box has no such answer
-    colours: Floats  # change of the mean colour from source to edit, as shares of the range [N, T, 3]
+    description: str
+    source_classes: tuple[str, ...]  # predicted class of each source; empty if the outputs are not classes
+    edits: tuple[tuple[ClassEdit | None, ...], ...]  # [N][T]; None if the classifier has no such output
+    color_changes: Floats  # change of the mean color from source to edit, as shares of the range [N, T, 3]
 
-    def shares(self) -> dict[str, float]:
-        """Share of the sources with another answer that get the one asked for, where one output is the answer."""
-        if not any(self.own):
+    def reached_shares(self) -> dict[str, float]:
+        """Return, by class, the share of edits that reach it, among sources with another predicted class."""
+        if not any(self.source_classes):
             return {}
-        columns = zip(self.sweep.headings, zip(*self.tiles, strict=True), strict=True)
-        found = {name: [tile.is_reached for tile in column if tile and not tile.is_own] for name, column in columns}
-        return {name: sum(reached) / len(reached) for name, reached in found.items() if reached}
+        columns = zip(self.sweep.headings, zip(*self.edits, strict=True), strict=True)
+        reached_by_class = {
+            name: [class_edit.is_reached for class_edit in column if class_edit and not class_edit.is_source_class]
+            for name, column in columns
+        }
+        return {name: sum(reached) / len(reached) for name, reached in reached_by_class.items() if reached}
 
-    def tinted(self) -> dict[str, str]:
-        """The answers towards which most sources with another answer change their whole colour or light, and how."""
-        found = {}
-        for place, (name, column) in enumerate(zip(self.sweep.headings, zip(*self.tiles, strict=True), strict=True)):
-            others = [index for index, tile in enumerate(column) if tile and not tile.is_own]
-            moved = self.colours[others, place]
-            if others and float(np.median(np.abs(moved).max(1))) >= TINTED:
-                found[name] = name_tint(np.median(moved, 0))
-        return found
+    def describe_color_changes(self) -> dict[str, str]:
+        """Return the classes whose edits clearly change the mean color of the image, and how the color changes."""
+        change_by_class = {}
+        for position, (name, column) in enumerate(zip(self.sweep.headings, zip(*self.edits, strict=True), strict=True)):
+            other_sources = [
+                index for index, class_edit in enumerate(column) if class_edit and not class_edit.is_source_class
+            ]
+            color_change = self.color_changes[other_sources, position]
+            if other_sources and float(np.median(np.abs(color_change).max(1))) >= MIN_COLOR_CHANGE:
+                change_by_class[name] = describe_color_change(np.median(color_change, 0))
+        return change_by_class
 
-    def reached(self) -> list[int]:
-        """How many of the answers each source gets [N]."""
-        return [sum(tile.is_reached for tile in row if tile is not None) for row in self.tiles]
+    def count_reached(self) -> list[int]:
+        """Return the number of classes that the edits of each source reach [N]."""
+        return [sum(class_edit.is_reached for class_edit in row if class_edit is not None) for row in self.edits]
 
 
-def build_tiles(
-    renderings: Sequence[Rendering], answer: Answer | None, source_seen: Seen | None, images: Tensor
-) -> Tiles | None:
-    """Of the most telling sweep that there is; None without one, or without a box that has names for its answers."""
-    if answer is None or source_seen is None or not answer.names:
+def build_class_edits(
+    renderings: Sequence[RenderedSweep],
+    output_spec: OutputSpec | None,
+    source_predictions: FramePredictions | None,
+    images: Tensor,
+) -> ClassEdits | None:
+    """Return the edits of the most informative sweep; None if there is none or the outputs have no names."""
+    if output_spec is None or source_predictions is None or not output_spec.names:
         return None
-    for group, what in LEADING.items():
-        swept = (each for each in renderings if each.sweep.group == group and each.seen is not None)
-        # Classes may be the labels', which the box has no answers for.
-        found = next((each for each in swept if set(each.sweep.headings) & set(answer.names)), None)
-        if found is not None and found.seen is not None:
-            before, after = (answer.shown(each.outputs) for each in (source_seen, found.seen))
-            names = found.sweep.headings
-            tiles = tuple(
-                tuple(tile_of(answer, name, own[0], frame) for name, frame in zip(names, frames, strict=True))
-                for own, frames in zip(before, after, strict=True)
+    for group, description in PREFERRED_GROUPS.items():
+        candidates = [
+            candidate
+            for candidate in renderings
+            if candidate.sweep.group == group and candidate.predictions is not None
+        ]
+        # The classes may be those of the labels, which the classifier need not predict.
+        rendering = next(
+            (candidate for candidate in candidates if set(candidate.sweep.headings) & set(output_spec.names)), None
+        )
+        if rendering is not None and rendering.predictions is not None:
+            before, after = (
+                output_spec.display_values(predictions.outputs)
+                for predictions in (source_predictions, rendering.predictions)
             )
-            colours = (found.frames.float().mean((3, 4)) - images.float().mean((2, 3))[:, None]) / 255
-            own_answers = tuple(name_answer(answer, own[0]) for own in before)
-            return Tiles(found.sweep, what, own_answers, tiles, as_floats(colours))
+            names = rendering.sweep.headings
+            edits = tuple(
+                tuple(
+                    build_class_edit(output_spec, name, source_outputs[0], outputs)
+                    for name, outputs in zip(names, frame_outputs, strict=True)
+                )
+                for source_outputs, frame_outputs in zip(before, after, strict=True)
+            )
+            color_changes = (rendering.frames.float().mean((3, 4)) - images.float().mean((2, 3))[:, None]) / 255
+            source_classes = tuple(predicted_class(output_spec, outputs[0]) for outputs in before)
+            return ClassEdits(rendering.sweep, description, source_classes, edits, to_float64(color_changes))
     return None
 
 
-def tile_of(answer: Answer, name: str, before: Floats, after: Floats) -> Tile | None:
-    """What the outputs [O] as shown say to the answer `name`."""
-    if name not in answer.names:
+def build_class_edit(output_spec: OutputSpec, name: str, before: Floats, after: Floats) -> ClassEdit | None:
+    """Compare the displayed outputs [O] before and after the edit toward `name`."""
+    if name not in output_spec.names:
         return None
-    output = answer.names.index(name)
-    is_own, is_now = (answer.kind == "expression" and int(np.argmax(each)) == output for each in (before, after))
-    text = " \N{RIGHTWARDS ARROW} ".join(answer.say(float(each[output])) for each in (before, after))
-    return Tile(text, is_own, is_now and not is_own)
+    output = output_spec.names.index(name)
+    is_source_class, is_edit_class = (
+        output_spec.kind == "expression" and int(np.argmax(values)) == output for values in (before, after)
+    )
+    text = " \N{RIGHTWARDS ARROW} ".join(
+        output_spec.format_value(float(outputs[output])) for outputs in (before, after)
+    )
+    return ClassEdit(text, is_source_class, is_edit_class and not is_source_class)
 
 
-def name_tint(change: Floats) -> str:
-    """Change of the mean red, green and blue in words: `redder and darker`; else `another colour`."""
-    light = float(change.mean())
-    rises = "".join(name for name, each in zip("rgb", change - light, strict=True) if each >= TINTED / 2)
-    colour = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rises, "")
-    level = "" if abs(light) < TINTED / 2 else "brighter" if light > 0 else "darker"
-    return " and ".join(word for word in (colour, level) if word) or "another colour"
+def describe_color_change(change: Floats) -> str:
+    """Describe a change of the mean red, green and blue: `redder and darker`; `a different color` if no word fits."""
+    brightness_change = float(change.mean())
+    rising_channels = "".join(
+        name
+        for name, channel_change in zip("rgb", change - brightness_change, strict=True)
+        if channel_change >= MIN_COLOR_CHANGE / 2
+    )
+    color = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rising_channels, "")
+    brightness = (
+        "" if abs(brightness_change) < MIN_COLOR_CHANGE / 2 else "brighter" if brightness_change > 0 else "darker"
+    )
+    return " and ".join(word for word in (color, brightness) if word) or "a different color"
 
 
-def name_answer(answer: Answer, shown: Floats) -> str:
-    """`happy`, where one of the outputs [O] is the answer; else nothing."""
-    return answer.names[int(np.argmax(shown))] if answer.kind == "expression" else ""
+def predicted_class(output_spec: OutputSpec, outputs: Floats) -> str:
+    """Return the class with the largest of the outputs [O]; empty if the outputs are not classes."""
+    return output_spec.names[int(np.argmax(outputs))] if output_spec.kind == "expression" else ""

@@ -1,20 +1,24 @@
-"""Answer by answer, how far to believe its pictures: what the evaluation counted, and how well the box knows it."""
+"""The reliability of the edits toward each class: what the evaluation measured, and how accurate the classifier is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from featgan.report.analysis.predictions import Answer
-from featgan.report.analysis.subgroup_tables import REAL
-from featgan.report.run_files import Evaluation, Region, is_number, mapping
+from featgan.evaluation.document import EstimateRecord, EvaluationDocument, SubgroupRecord
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.analysis.subgroup_tables import REAL_BASELINES
 
-AGREES = 0.5
-"""Share of the edits in which a second classifier must see an answer for it to count as confirmed."""
+MIN_AGREEMENT = 0.5
+"""Share of the edits that must be predicted as the target class for it to count as confirmed."""
+
+EDIT_LABEL = "edits predicted as the target class"
+SECOND_CLASSIFIER_LABEL = "by the second classifier"
+REAL_IMAGES_LABEL = "real images, second classifier"
+ACCURACY_LABEL = "labeled images predicted correctly"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A share and how many pictures it is of; `is_low` where it speaks against the pictures."""
+class ReliabilityCell:
+    """A share and the number of images behind it; `is_low` if it makes the edits unreliable."""
 
     share: float | None = None
     count: int | None = None
@@ -26,56 +30,67 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One question, answered for every answer of the box."""
+class ReliabilityRow:
+    """One metric with a value for every class."""
 
-    question: str
-    cells: tuple[Cell, ...]
+    label: str
+    cells: tuple[ReliabilityCell, ...]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The questions, and the answers that a second classifier does not confirm."""
+class ReliabilityTable:
+    """The metrics of every class, and the classes that the second classifier does not confirm."""
 
-    lines: tuple[Line, ...]
-    unconfirmed: tuple[str, ...] = ()  # though it sees them in real pictures
-    unjudged: tuple[str, ...] = ()  # nor sees it them in real pictures
+    rows: tuple[ReliabilityRow, ...]
+    unconfirmed_classes: tuple[str, ...] = ()  # it predicts them for real images, but not for the edits
+    unverifiable_classes: tuple[str, ...] = ()  # it does not predict them for real images either
 
 
-def gather_evidence(names: Sequence[str], answer: Answer, evaluation: Evaluation | None) -> Evidence:
-    """A line for each question that anything is known about; `names` are the answers asked for."""
-    regions = {region.name: region for region in evaluation.regions if region.by == "class"} if evaluation else {}
-    found = [regions.get(name) for name in names]
-    confirmed = [score(region, "witness_agreement") for region in found]
-    real = [score(region, "witness_agreement", REAL) for region in found]
-    lines = [
-        Line("edits that it sees as such", tuple(score(region, "flip_success") for region in found)),
-        Line("a second classifier", tuple(confirmed)),
-        Line("the same of real pictures", tuple(real)),
-        Line("real ones that it tells rightly", tuple(known(answer, name) for name in names)),
+def build_reliability_table(
+    names: Sequence[str], output_spec: OutputSpec, evaluation: EvaluationDocument | None
+) -> ReliabilityTable:
+    """Return a row for each metric that has a value; `names` are the target classes."""
+    subgroups = (
+        {subgroup.name: subgroup for subgroup in evaluation.subgroups if subgroup.group == "class"}
+        if evaluation
+        else {}
+    )
+    class_subgroups = [subgroups.get(name) for name in names]
+    edited_cells = [metric_cell(subgroup, "second_classifier_agreement") for subgroup in class_subgroups]
+    real_cells = [metric_cell(subgroup, "second_classifier_agreement", REAL_BASELINES) for subgroup in class_subgroups]
+    rows = [
+        ReliabilityRow(EDIT_LABEL, tuple(metric_cell(subgroup, "validity") for subgroup in class_subgroups)),
+        ReliabilityRow(SECOND_CLASSIFIER_LABEL, tuple(edited_cells)),
+        ReliabilityRow(REAL_IMAGES_LABEL, tuple(real_cells)),
+        ReliabilityRow(ACCURACY_LABEL, tuple(recall_cell(output_spec, name) for name in names)),
     ]
-    return Evidence(
-        tuple(line for line in lines if any(cell.share is not None for cell in line.cells)),
+    return ReliabilityTable(
+        tuple(row for row in rows if any(cell.share is not None for cell in row.cells)),
         tuple(
-            name for name, edit, other in zip(names, confirmed, real, strict=True) if edit.is_low and not other.is_low
+            name
+            for name, edited_cell, real_cell in zip(names, edited_cells, real_cells, strict=True)
+            if edited_cell.is_low and not real_cell.is_low
         ),
-        tuple(name for name, edit, other in zip(names, confirmed, real, strict=True) if edit.is_low and other.is_low),
+        tuple(
+            name
+            for name, edited_cell, real_cell in zip(names, edited_cells, real_cells, strict=True)
+            if edited_cell.is_low and real_cell.is_low
+        ),
     )
 
 
-def score(region: Region | None, name: str, controls: Sequence[str] = ()) -> Cell:
-    """A measure of the generator, or of the first of the controls that has it."""
-    if region is None:
-        return Cell()
-    tables: list[dict[str, Any]] = [region.controls.get(each, {}) for each in controls] or [region.measures]
-    measure = next((mapping(table[name]) for table in tables if name in table), {})
-    value, count = measure.get("value"), measure.get("count")
-    if not is_number(value):
-        return Cell()
-    return Cell(value, count if isinstance(count, int) else None, value < AGREES)
+def metric_cell(subgroup: SubgroupRecord | None, name: str, baselines: Sequence[str] = ()) -> ReliabilityCell:
+    """Return a metric of the generator, or of the first of the baselines that has it."""
+    if subgroup is None:
+        return ReliabilityCell()
+    tables = [subgroup.baselines.get(baseline, {}) for baseline in baselines] or [subgroup.metrics]
+    metric = next((table[name] for table in tables if name in table), EstimateRecord())
+    if metric.value is None:
+        return ReliabilityCell()
+    return ReliabilityCell(metric.value, metric.count, metric.value < MIN_AGREEMENT)
 
 
-def known(answer: Answer, name: str) -> Cell:
-    """Of the labelled validation pictures of a class, those that get their label."""
-    recall = answer.recalls.get(name)
-    return Cell() if recall is None else Cell(recall[0], recall[1], recall[0] < AGREES)
+def recall_cell(output_spec: OutputSpec, name: str) -> ReliabilityCell:
+    """Return the share of the labeled validation images of a class that are classified correctly."""
+    recall = output_spec.recalls.get(name)
+    return ReliabilityCell() if recall is None else ReliabilityCell(recall[0], recall[1], recall[0] < MIN_AGREEMENT)

@@ -1,4 +1,4 @@
-"""The components of the features: how much each matters to the box's answer, how visible it is, what it pushes."""
+"""Rank the components of the features by their importance, with their visibility and their effect on the outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ import numpy as np
 from featgan.features.space import FeatureSpace
 from featgan.metrics import traversal
 from featgan.metrics.bootstrap import Floats
-from featgan.metrics.predictions import project
-from featgan.report.analysis.predictions import Answer, most_pushed
-from featgan.report.analysis.visibility import Change
-from featgan.report.edits.rendering import Rendering
-from featgan.report.html.cards import ComponentFacts
+from featgan.metrics.predictions import project_features
+from featgan.report.analysis.component_facts import ComponentFacts
+from featgan.report.analysis.predictions import OutputSpec, most_affected_outputs
+from featgan.report.analysis.visibility import PixelChange
+from featgan.report.edits.rendering import RenderedSweep
 
-OBEYED = 0.1
-"""Slope below which the classifier does not see the move that was asked for."""
-MATTERS = 0.05
-"""Share of the answer's variation from which a component counts."""
+MIN_RESPONSIVE_SLOPE = 0.1
+"""Slope below which the classifier does not respond to the edits of a component."""
+MIN_IMPORTANCE = 0.05
+"""Share of the output variance from which a component counts as important."""
 
 
 @dataclass(frozen=True)
-class Component:
-    """One component as the report shows it; None stands for what could not be known."""
+class RankedComponent:
+    """One component as the report shows it; None stands for an unknown value."""
 
     index: int
-    name: str  # the user's, or nothing
-    rendering: Rendering
-    change: Change
-    pushes: Floats | None  # change of each output of the box per deviation [O]
-    outputs: tuple[str, ...]  # O
-    matters: float | None  # share of the variation of the box's answer
-    numbers: Mapping[str, float]  # slope, cross-talk, monotonicity, linearity, as far as they were measured
-    measured: Floats | None  # whitened, in the frames [N, T]
+    name: str  # given by the user, or empty
+    rendering: RenderedSweep
+    change: PixelChange
+    output_effects: Floats | None  # change of each output per standard deviation [O]
+    output_names: tuple[str, ...]  # O
+    importance: float | None  # share of the output variance
+    metrics: Mapping[str, float]  # slope, cross-talk, monotonicity, linearity; unmeasured ones are missing
+    measured_values: Floats | None  # whitened component of the frames [N, T]
 
     @property
     def title(self) -> str:
@@ -41,155 +41,176 @@ class Component:
 
     @property
     def slope(self) -> float | None:
-        return self.numbers.get("slope")
+        return self.metrics.get("slope")
 
     @property
     def crosstalk(self) -> float | None:
-        return self.numbers.get("cross-talk")
+        return self.metrics.get("cross-talk")
 
     @cached_property
-    def directions(self) -> tuple[list[str], list[str]]:
-        """The outputs that grow, and those that shrink, as the component rises."""
-        return ([], []) if self.pushes is None else most_pushed(self.pushes, self.outputs)
+    def affected_outputs(self) -> tuple[list[str], list[str]]:
+        """The outputs that increase and those that decrease as the component increases."""
+        return (
+            ([], []) if self.output_effects is None else most_affected_outputs(self.output_effects, self.output_names)
+        )
 
     @property
-    def is_obeyed(self) -> bool:
-        """Whether the classifier sees the move; taken for granted where it could not be asked."""
-        return self.slope is None or self.slope >= OBEYED
+    def is_responsive(self) -> bool:
+        """Whether the classifier responds to the edits; True if that is not known."""
+        return self.slope is None or self.slope >= MIN_RESPONSIVE_SLOPE
 
     @property
-    def is_shown(self) -> bool:
-        """Whether a person and the classifier both see the move."""
-        return self.change.grade != "none" and self.is_obeyed
+    def is_conclusive(self) -> bool:
+        """Whether the change is visible and the classifier responds to it."""
+        return self.change.visibility_grade != "none" and self.is_responsive
 
     @property
-    def counts(self) -> bool:
-        """Whether the answer hangs on it; taken for granted where that is not known."""
-        return self.matters is None or self.matters >= MATTERS
+    def is_important(self) -> bool:
+        """Whether the component affects the output; True if that is not known."""
+        return self.importance is None or self.importance >= MIN_IMPORTANCE
 
     @property
-    def doubt(self) -> str:
-        """Why nothing can be concluded: a `person`, the `classifier`, or `both` do not see it move; or nothing."""
-        if self.is_shown:
+    def limitation(self) -> str:
+        """Why nothing can be concluded: `invisible`, `unresponsive`, `invisible_and_unresponsive` or empty."""
+        if self.is_conclusive:
             return ""
-        if self.change.grade == "none":
-            return "person" if self.is_obeyed else "both"
-        return "classifier"
+        if self.change.visibility_grade == "none":
+            return "invisible" if self.is_responsive else "invisible_and_unresponsive"
+        return "unresponsive"
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """All components, and whether the shares of the answer are those of all its variation."""
+class ComponentRanking:
+    """All components, the most important first."""
 
-    components: list[Component]  # by how much they matter
-    is_whole: bool  # shares are of the whole variation, not of what the components shown account for
-    measured_on: int | None = None  # pictures of the evaluation that the numbers are from; None: those of the page
-    crosstalk: Floats | None = None  # of the pictures of the page [K, M]
+    components: list[RankedComponent]  # in descending order of importance
+    uses_total_variation: bool  # importances are shares of the total variance, not of what these components explain
+    num_evaluated_images: int | None = (
+        None  # number of images behind the metrics; None if they are the images of the page
+    )
+    crosstalk: Floats | None = None  # measured on the images of the page [K, M]
 
     @property
-    def covered(self) -> float | None:
-        """Share of the answer's variation that the components shown account for, where that is known."""
-        shares = [component.matters for component in self.components if component.matters is not None]
-        return min(1.0, sum(shares)) if self.is_whole and shares else None
+    def explained_share(self) -> float | None:
+        """Share of the output variance that these components explain; None if that is not known."""
+        shares = [component.importance for component in self.components if component.importance is not None]
+        return min(1.0, sum(shares)) if self.uses_total_variation and shares else None
 
 
-def rank_components(renderings: Sequence[Rendering], facts: ComponentFacts, answer: Answer | None) -> Ranking:
-    """Everything about the components that were swept, those that matter most first."""
+def rank_components(
+    renderings: Sequence[RenderedSweep], facts: ComponentFacts, output_spec: OutputSpec | None
+) -> ComponentRanking:
+    """Rank the swept components by importance.
+
+    Their metrics come from the evaluation if it has all of these components, else from the images of the page.
+    """
     swept = [rendering for rendering in renderings if rendering.sweep.component is not None]
-    measured = measure_components(swept, facts.space)
-    pushes = push_components(swept, facts, answer)
-    weights, is_whole = weigh_components(pushes, answer)
-    matrix = None if measured is None else traversal.crosstalk(requests(swept), measured)
-    evaluated = [facts.evaluated(rendering.sweep.component or 0) for rendering in swept]
-    is_evaluated = bool(evaluated) and all(evaluated)
-    numbers = evaluated if is_evaluated else own_numbers(swept, measured, matrix)
-    found = [
-        Component(
+    measured_values = measure_components(swept, facts.space)
+    output_effects = compute_output_effects(swept, facts, output_spec)
+    importances, uses_total_variation = compute_importances(output_effects, output_spec)
+    matrix = (
+        None if measured_values is None else traversal.crosstalk_matrix(stack_target_values(swept), measured_values)
+    )
+    evaluated_metrics = [facts.component_metrics(rendering.sweep.component or 0) for rendering in swept]
+    is_evaluated = bool(evaluated_metrics) and all(evaluated_metrics)
+    metrics = evaluated_metrics if is_evaluated else compute_page_metrics(swept, measured_values, matrix)
+    components = [
+        RankedComponent(
             index=rendering.sweep.component or 0,
             name=facts.names.get(rendering.sweep.component or 0, ""),
             rendering=rendering,
-            change=Change.of(rendering),
-            pushes=None if pushes is None else pushes[place],
-            outputs=answer.names if answer else (),
-            matters=None if weights is None else float(weights[place]),
-            numbers=numbers[place],
-            measured=None if measured is None else measured[:, place, :, rendering.sweep.component],
+            change=PixelChange.from_rendering(rendering),
+            output_effects=None if output_effects is None else output_effects[position],
+            output_names=output_spec.names if output_spec else (),
+            importance=None if importances is None else float(importances[position]),
+            metrics=metrics[position],
+            measured_values=None
+            if measured_values is None
+            else measured_values[:, position, :, rendering.sweep.component],
         )
-        for place, rendering in enumerate(swept)
+        for position, rendering in enumerate(swept)
     ]
-    found.sort(key=lambda each: (-(each.matters or 0.0), -each.change.visible))
-    return Ranking(found, is_whole, facts.measured_on if is_evaluated else None, matrix)
+    components.sort(key=lambda component: (-(component.importance or 0.0), -component.change.visibility))
+    return ComponentRanking(
+        components, uses_total_variation, facts.num_evaluated_images if is_evaluated else None, matrix
+    )
 
 
-def measure_components(swept: Sequence[Rendering], space: FeatureSpace | None) -> Floats | None:
-    """What the box measures in every frame of the K sweeps: whitened components [N, K, T, M], where it was asked."""
+def measure_components(swept: Sequence[RenderedSweep], space: FeatureSpace | None) -> Floats | None:
+    """Return the whitened components of every frame of K sweeps [N, K, T, M]; None without predictions."""
     if space is None or not swept:
         return None
-    seen = [rendering.seen for rendering in swept]
-    if any(each is None for each in seen):
+    predictions = [rendering.predictions for rendering in swept]
+    if any(prediction is None for prediction in predictions):
         return None
-    features = np.stack([each.features for each in seen if each is not None], 1)
-    return project(space, features.reshape(-1, features.shape[-1])).reshape(*features.shape[:-1], -1)
+    features = np.stack([frames.features for frames in predictions if frames is not None], 1)
+    return project_features(space, features.reshape(-1, features.shape[-1])).reshape(*features.shape[:-1], -1)
 
 
-def requests(swept: Sequence[Rendering]) -> Floats:
-    """What is asked of each component, in deviations: [K, T]."""
+def stack_target_values(swept: Sequence[RenderedSweep]) -> Floats:
+    """Return the target values of each component, in standard deviations [K, T]."""
     return np.array([rendering.sweep.values for rendering in swept])
 
 
-def own_numbers(swept: Sequence[Rendering], measured: Floats | None, matrix: Floats | None) -> list[dict[str, float]]:
-    """Each component's numbers as the pictures of the page have them; `matrix` is their cross-talk [K, M]."""
-    if measured is None or matrix is None:
+def compute_page_metrics(
+    swept: Sequence[RenderedSweep], measured_values: Floats | None, matrix: Floats | None
+) -> list[dict[str, float]]:
+    """Return the metrics of each component on the images of the page; `matrix` is their cross-talk [K, M]."""
+    if measured_values is None or matrix is None:
         return [{} for _ in swept]
-    shown, asked = [rendering.sweep.component or 0 for rendering in swept], requests(swept)
-    found = []
-    for place, index in enumerate(shown):
-        answered = measured[:, place, :, index]
-        numbers = {
-            "slope": matrix[place, index],
-            "cross-talk": stray_share(matrix[place, shown], place),
-            "monotonicity": traversal.monotonicity(asked[place], answered).mean(),
-            "linearity": traversal.linearity(asked[place], answered).mean(),
+    component_indices, targets = [rendering.sweep.component or 0 for rendering in swept], stack_target_values(swept)
+    metrics_by_position = []
+    for position, index in enumerate(component_indices):
+        responses = measured_values[:, position, :, index]
+        metrics = {
+            "slope": matrix[position, index],
+            "cross-talk": off_diagonal_share(matrix[position, component_indices], position),
+            "monotonicity": traversal.spearman_correlation(targets[position], responses).mean(),
+            "linearity": traversal.linear_fit_r2(targets[position], responses).mean(),
         }
-        found.append({name: float(value) for name, value in numbers.items()})
-    return found
+        metrics_by_position.append({name: float(value) for name, value in metrics.items()})
+    return metrics_by_position
 
 
-def stray_share(row: Floats, own: int) -> float:
-    """Share of a row of the cross-talk matrix that lies outside its own component."""
+def off_diagonal_share(row: Floats, diagonal_index: int) -> float:
+    """Return the share of a row of the cross-talk matrix outside `diagonal_index`."""
     total = float(np.abs(row).sum())
-    return 1 - float(abs(row[own])) / total if total else 1.0
+    return 1 - float(abs(row[diagonal_index])) / total if total else 1.0
 
 
-def push_components(swept: Sequence[Rendering], facts: ComponentFacts, answer: Answer | None) -> Floats | None:
-    """Change of each comparable output per deviation of each component [K, O].
+def compute_output_effects(
+    swept: Sequence[RenderedSweep], facts: ComponentFacts, output_spec: OutputSpec | None
+) -> Floats | None:
+    """Return the change of each comparable output per standard deviation of each component [K, O].
 
-    By the box's last layer, where it is linear; else as measured in the frames.
+    It is computed from the classifier's linear head, or, without one, measured in the frames.
     """
-    if answer is None or not swept:
+    if output_spec is None or not swept:
         return None
     indices = [rendering.sweep.component or 0 for rendering in swept]
     if facts.space is not None and facts.head_weight is not None:
-        return answer.comparable(facts.pushes()[indices])
-    seen = [rendering.seen for rendering in swept]
-    if any(each is None for each in seen):
+        return output_spec.center_outputs(facts.output_effects()[indices])
+    predictions = [rendering.predictions for rendering in swept]
+    if any(prediction is None for prediction in predictions):
         return None
-    outputs = np.stack([answer.comparable(each.outputs) for each in seen if each is not None], 1)
-    return np.stack(
-        [traversal.sweep_slopes(requests(swept)[place][None, None], outputs[:, place : place + 1]).mean((0, 1))
-         for place in range(len(swept))]
-    )  # fmt: skip
+    outputs = np.stack([output_spec.center_outputs(frames.outputs) for frames in predictions if frames is not None], 1)
+    targets = stack_target_values(swept)
+    slopes = [
+        traversal.sweep_slopes(targets[position][None, None], outputs[:, position : position + 1])
+        for position in range(len(swept))
+    ]
+    return np.stack([component_slopes.mean((0, 1)) for component_slopes in slopes])
 
 
-def weigh_components(pushes: Floats | None, answer: Answer | None) -> tuple[Floats | None, bool]:
-    """How much each component matters [K], and whether as a share of all that the answer varies by.
+def compute_importances(effects: Floats | None, output_spec: OutputSpec | None) -> tuple[Floats | None, bool]:
+    """Return the importance of each component [K], and whether it is a share of the total output variance.
 
-    Where it is not known how the answer varies, the components shown share 1.
+    If the variance of the outputs is not known, the importances of the components shown add up to 1.
     """
-    if pushes is None or answer is None:
+    if effects is None or output_spec is None:
         return None, False
-    weights = answer.weigh(pushes)
-    if weights is not None:
-        return np.minimum(weights, 1.0), True
-    squares = np.square(pushes).sum(1)
+    importances = output_spec.component_importance(effects)
+    if importances is not None:
+        return np.minimum(importances, 1.0), True
+    squares = np.square(effects).sum(1)
     return squares / max(float(squares.sum()), 1e-12), False

@@ -1,87 +1,90 @@
-"""Tables by region: averages hide failure on rare classes, octants and the far ends of a component."""
+"""Tables of the metrics by subgroup: averages hide failures on rare classes and at the ends of a component."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from featgan.report.run_files import Region, is_number, mapping
+from featgan.evaluation.document import EstimateRecord, SubgroupRecord, metric_value
 
-TITLES = {
-    "class": "By class asked for",
-    "octant": "By octant of valence and arousal asked for",
-    "component": "By range of a component, between its training quantiles",
+SUBGROUP_TITLES = {
+    "class": "By target class",
+    "octant": "By octant of the target valence and arousal",
+    "component": "By range of a target component, between its training quantiles",
 }
+"""Kind of subgroup => title of its table."""
 
-
-REAL = ("nearest_real", "ceiling_real")
-"""Controls that show real images: the nearest to what was asked, else those with the label asked for."""
+REAL_BASELINES = ("nearest_real", "target_real")
+"""Baselines that are real images: the nearest to the target, else those of the target class."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A measure of a region, with its interval; `share` in [0, 1] draws a bar where all of its column lie there."""
+class SubgroupEntry:
+    """A metric of a subgroup with its interval; `share` is set if the whole column is in [0, 1], to draw a bar."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     share: float | None = None
-    real: float | None = None  # what real images score
+    real: float | None = None  # the metric of real images
 
 
 @dataclass(frozen=True)
-class RegionTable:
-    """Regions of one kind as rows, their measures as columns."""
+class SubgroupTable:
+    """Subgroups of one kind as rows, their metrics as columns."""
 
     title: str
-    measures: list[str]
-    rows: list[tuple[str, object, list[Entry]]]  # region, pairs, one entry a measure
-    missing: tuple[str, ...] = ()  # classes that no pair asks for
+    metrics: list[str]
+    rows: list[tuple[str, int | None, list[SubgroupEntry]]]  # subgroup, number of pairs, one entry per metric
+    missing_classes: tuple[str, ...] = ()  # classes that are not the target of any pair
 
 
-def region_tables(regions: Sequence[Region], classes: Sequence[str] = ()) -> list[RegionTable]:
-    """One for each kind of region, in the order of their first appearance; that of classes names the missing ones."""
+def build_subgroup_tables(subgroups: Sequence[SubgroupRecord], classes: Sequence[str] = ()) -> list[SubgroupTable]:
+    """Return a table for each kind of subgroup, in order of first appearance.
+
+    The table of classes lists those of `classes` that are missing.
+    """
     tables = []
-    for kind in dict.fromkeys(kind_of(region) for region in regions):
-        members = [region for region in regions if kind_of(region) == kind]
-        there = {region.name for region in members}
-        missing = tuple(name for name in classes if name not in there) if kind == "class" else ()
-        tables.append(replace(tabulate(kind, members), missing=missing))
+    for kind in dict.fromkeys(subgroup_kind(subgroup) for subgroup in subgroups):
+        members = [subgroup for subgroup in subgroups if subgroup_kind(subgroup) == kind]
+        present_names = {subgroup.name for subgroup in members}
+        missing_classes = tuple(name for name in classes if name not in present_names) if kind == "class" else ()
+        tables.append(replace(tabulate_subgroups(kind, members), missing_classes=missing_classes))
     return tables
 
 
-def kind_of(region: Region) -> str:
-    return region.by.split()[0] if region.by else ""
+def subgroup_kind(subgroup: SubgroupRecord) -> str:
+    return subgroup.group.split()[0] if subgroup.group else ""
 
 
-def tabulate(kind: str, regions: Sequence[Region]) -> RegionTable:
-    """All measures that any of the regions has."""
-    measures = list(dict.fromkeys(name for region in regions for name in region.measures))
-    bounded = {name for name in measures if all(is_share(region, name) for region in regions)}
+def tabulate_subgroups(kind: str, subgroups: Sequence[SubgroupRecord]) -> SubgroupTable:
+    """Return the table of one kind with all metrics that any subgroup has."""
+    metrics = list(dict.fromkeys(name for subgroup in subgroups for name in subgroup.metrics))
+    bounded = {name for name in metrics if all(is_in_unit_interval(subgroup, name) for subgroup in subgroups)}
     rows = [
-        (name_of(region), region.pairs, [entry_of(region, name, name in bounded) for name in measures])
-        for region in regions
+        (
+            subgroup_name(subgroup),
+            subgroup.pairs,
+            [build_subgroup_entry(subgroup, name, name in bounded) for name in metrics],
+        )
+        for subgroup in subgroups
     ]
-    return RegionTable(TITLES.get(kind, f"By {kind}"), measures, rows)
+    return SubgroupTable(SUBGROUP_TITLES.get(kind, f"By {kind}"), metrics, rows)
 
 
-def name_of(region: Region) -> str:
-    """`happy`; `octant 3`; `component 2: below 10 %`."""
-    if region.by == "class":
-        return region.name
-    return f"{region.by} {region.name}" if region.by == "octant" else f"{region.by}: {region.name}"
+def subgroup_name(subgroup: SubgroupRecord) -> str:
+    """Return `happy`, `octant 3` or `component 2: below 10 %`."""
+    if subgroup.group == "class":
+        return subgroup.name
+    return f"{subgroup.group} {subgroup.name}" if subgroup.group == "octant" else f"{subgroup.group}: {subgroup.name}"
 
 
-def value_of(region: Region, name: str) -> object:
-    return mapping(region.measures.get(name)).get("value")
+def is_in_unit_interval(subgroup: SubgroupRecord, name: str) -> bool:
+    """Return whether a metric is missing or between 0 and 1."""
+    value = metric_value(subgroup.metrics, name)
+    return value is None or 0 <= value <= 1
 
 
-def is_share(region: Region, name: str) -> bool:
-    """Whether a value, where there is one, lies between 0 and 1."""
-    value = value_of(region, name)
-    return not is_number(value) or 0 <= value <= 1
-
-
-def entry_of(region: Region, name: str, is_bounded: bool) -> Entry:
-    found = mapping(region.measures.get(name))
-    value, low, high = (entry if is_number(entry) else None for entry in map(found.get, ("value", "low", "high")))
-    real = (mapping(region.controls.get(control, {}).get(name)).get("value") for control in REAL)
-    return Entry(value, low, high, value if is_bounded else None, next(filter(is_number, real), None))
+def build_subgroup_entry(subgroup: SubgroupRecord, name: str, is_bounded: bool) -> SubgroupEntry:
+    metric = subgroup.metrics.get(name, EstimateRecord())
+    real_values = [metric_value(subgroup.baselines.get(baseline, {}), name) for baseline in REAL_BASELINES]
+    real = next((value for value in real_values if value is not None), None)
+    return SubgroupEntry(metric.value, metric.low, metric.high, metric.value if is_bounded else None, real)

@@ -1,4 +1,4 @@
-"""What a sweep changes in the picture: how much, how coarsely, and where."""
+"""Measure what a sweep changes in the images: the size, the frequencies and the location of the change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,111 +9,114 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featgan.metrics.preservation import coarse_share
-from featgan.report.edits.rendering import Rendering
+from featgan.metrics.preservation import low_frequency_share
+from featgan.report.edits.rendering import RenderedSweep
 
-PATCHES = 8
-"""A patch is this share of the picture's width: small enough for an eye or a mouth, too large for texture."""
-CLEAR, FAINT = 0.15, 0.05
-"""Changes of a patch, as shares of the range, from which a person sees it at once, or when looking for it; judged by
-eye on drawn faces, both ends side by side."""
-MOST_WEIGHED = 4
-"""Sources whose changes are taken apart into frequencies."""
-MAINLY = 0.5
-"""The part of the whole change that the places named hold together."""
-MOST_PLACES = 3
-TINT = 0.03
-"""Change of the whole picture's brightness, as a share of the range, that is worth a remark."""
+PATCHES_PER_SIDE = 8
+"""Number of patches per side: a patch is small enough for an eye or a mouth, and too large for texture."""
+CLEAR_CHANGE, FAINT_CHANGE = 0.15, 0.05
+"""Changes of a patch, as shares of the range, that are clearly or faintly visible; determined by eye on synthetic
+faces, with both ends of the sweep side by side."""
+MAX_FREQUENCY_SOURCES = 4
+"""Number of sources whose changes are split into frequencies."""
+MAIN_ENERGY_SHARE = 0.5
+"""Share of the energy of the change that the named locations must cover."""
+MAX_LOCATIONS = 3
+MIN_BRIGHTNESS_CHANGE = 0.03
+"""Change of the mean brightness, as a share of the range, that the report mentions."""
 
-ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-WHOLE_COLUMNS = ("left third", "middle from top to bottom", "right third")
+ROW_NAMES, COLUMN_NAMES = ("upper", "middle", "lower"), ("left", "center", "right")
+FULL_COLUMN_NAMES = ("left third", "middle from top to bottom", "right third")
 
 
 @dataclass(frozen=True)
-class Change:
-    """The change from the first to the last frame of N sources, as shares of the whole range."""
+class PixelChange:
+    """The change from the first to the last frame of N sources, as shares of the range."""
 
-    signed: Tensor  # [N, 3, S, S]
+    signed_difference: Tensor  # [N, 3, S, S]
 
     @classmethod
-    def of(cls, rendering: Rendering) -> "Change":
-        first, last = rendering.ends
+    def from_rendering(cls, rendering: RenderedSweep) -> "PixelChange":
+        first, last = rendering.end_frames
         return cls((last.short() - first.short()).float() / 255)
 
     @cached_property
-    def patches(self) -> Tensor:
-        """The largest change of a patch's colour in each source [N]: what a texture cannot feign, since it cancels."""
-        size = max(1, self.signed.shape[-1] // PATCHES)
-        means = F.avg_pool2d(self.signed, size, max(1, size // 2))
+    def patch_changes(self) -> Tensor:
+        """The largest change of a patch's mean color in each source [N]; texture averages out within a patch."""
+        size = max(1, self.signed_difference.shape[-1] // PATCHES_PER_SIDE)
+        means = F.avg_pool2d(self.signed_difference, size, max(1, size // 2))
         return means.abs().mean(1).flatten(1).amax(1)
 
     @cached_property
-    def visible(self) -> float:
-        """The median over sources of the largest change of a patch."""
-        return float(np.median(self.patches.numpy()))
+    def visibility(self) -> float:
+        """The median of `patch_changes` over the sources."""
+        return float(np.median(self.patch_changes.numpy()))
 
     @property
-    def grade(self) -> str:
+    def visibility_grade(self) -> str:
         """`clear`, `faint` or `none`."""
-        return "clear" if self.visible >= CLEAR else "faint" if self.visible >= FAINT else "none"
+        return "clear" if self.visibility >= CLEAR_CHANGE else "faint" if self.visibility >= FAINT_CHANGE else "none"
 
     @cached_property
-    def coarse(self) -> float:
-        """Share of the change's energy below a quarter of the Nyquist frequency; 0 where nothing changes."""
-        shares = coarse_share(self.signed[:MOST_WEIGHED])
+    def low_frequency_share(self) -> float:
+        """Share of the change's energy below a quarter of the Nyquist frequency; 0 if nothing changes."""
+        shares = low_frequency_share(self.signed_difference[:MAX_FREQUENCY_SOURCES])
         return float(shares[shares.isfinite()].mean()) if bool(shares.isfinite().any()) else 0.0
 
     @cached_property
-    def where(self) -> Tensor:
-        """Mean size of the change of each pixel over sources and colours [S, S]."""
-        return self.signed.abs().mean((0, 1))
+    def location_map(self) -> Tensor:
+        """Mean absolute change of each pixel over sources and color channels [S, S]."""
+        return self.signed_difference.abs().mean((0, 1))
 
     @cached_property
-    def tint(self) -> float:
-        """Mean change of brightness of the whole picture."""
-        return float(self.signed.mean())
+    def brightness_change(self) -> float:
+        """Change of the mean brightness of the image."""
+        return float(self.signed_difference.mean())
 
     @property
-    def place(self) -> str:
-        """Where the change lies, in words; by its energy, so that a little everywhere does not hide its peak."""
-        shares = F.adaptive_avg_pool2d(self.where.square()[None], 3)[0].flatten()
+    def location(self) -> str:
+        """The location of the change in words: the fewest grid cells with MAIN_ENERGY_SHARE of its energy."""
+        shares = F.adaptive_avg_pool2d(self.location_map.square()[None], 3)[0].flatten()
         order = shares.argsort(descending=True)
         total = float(shares.sum()) or 1.0
-        held = torch.cumsum(shares[order], 0) / total
-        count = int((held < MAINLY).sum()) + 1
-        if count > MOST_PLACES:
-            return "all over"
-        return "mostly in the " + name_places([divmod(int(index), 3) for index in order[:count]])
+        cumulative_shares = torch.cumsum(shares[order], 0) / total
+        count = int((cumulative_shares < MAIN_ENERGY_SHARE).sum()) + 1
+        if count > MAX_LOCATIONS:
+            return "everywhere"
+        return "mostly in the " + describe_grid_cells([divmod(int(index), 3) for index in order[:count]])
 
 
-def name_places(places: Sequence[tuple[int, int]]) -> str:
-    """Cells of a 3 x 3 grid (row, column) in words, whole rows and columns as such."""
-    rows, columns = ({place[axis] for place in places} for axis in (0, 1))
-    if len(places) == 3 and len(rows) == 1:
-        return f"{ROWS[rows.pop()]} third"
-    if len(places) == 3 and len(columns) == 1:
-        return WHOLE_COLUMNS[columns.pop()]
-    names = [name_place(*place) for place in sorted(places)]
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+def describe_grid_cells(cells: Sequence[tuple[int, int]]) -> str:
+    """Describe cells (row, column) of a 3 x 3 grid; complete rows and columns have names of their own."""
+    rows, columns = ({cell[axis] for cell in cells} for axis in (0, 1))
+    if len(cells) == 3 and len(rows) == 1:
+        return f"{ROW_NAMES[rows.pop()]} third"
+    if len(cells) == 3 and len(columns) == 1:
+        return FULL_COLUMN_NAMES[columns.pop()]
+    names = [describe_grid_cell(*cell) for cell in sorted(cells)]
+    return " and ".join(text for text in (", ".join(names[:-1]), names[-1]) if text)
 
 
-def name_place(row: int, column: int) -> str:
-    """One cell: `centre`, `lower centre`, `middle left`."""
-    return "centre" if (row, column) == (1, 1) else f"{ROWS[row]} {COLUMNS[column]}"
+def describe_grid_cell(row: int, column: int) -> str:
+    """Describe one cell: `center`, `lower center`, `middle left`."""
+    return "center" if (row, column) == (1, 1) else f"{ROW_NAMES[row]} {COLUMN_NAMES[column]}"
 
 
-def typical_source(changes: Sequence[Change], lost: Tensor | None = None, reached: Sequence[int] | None = None) -> int:
-    """The source whose pictures change as much as the median one's, of those that are kept and that obey.
+def choose_typical_source(
+    changes: Sequence[PixelChange],
+    reconstruction_errors: Tensor | None = None,
+    reached_counts: Sequence[int] | None = None,
+) -> int:
+    """Return the index of the source with the median change over all components, among well edited sources.
 
-    Over all components alike. Those that get fewer of the answers asked for than the median source are left out
-    (`reached` [N]), then the half that repainting alone takes farther from themselves (`lost` [N]), where either is
-    known.
+    Sources whose edits reach fewer classes than the median (`reached_counts` [N]) are excluded, then the half with the
+    larger reconstruction error (`reconstruction_errors` [N]), if these are known.
     """
-    sizes = torch.stack([change.patches / max(change.visible, 1e-6) for change in changes]).mean(0)
-    kept = torch.arange(len(sizes))
-    if reached is not None:
-        counts = torch.tensor(reached)
-        kept = kept[counts >= counts.median()]
-    if lost is not None:
-        kept = kept[lost[kept].argsort()[: (len(kept) + 1) // 2]]
-    return int(kept[sizes[kept].argsort()[(len(kept) - 1) // 2]])
+    sizes = torch.stack([change.patch_changes / max(change.visibility, 1e-6) for change in changes]).mean(0)
+    candidates = torch.arange(len(sizes))
+    if reached_counts is not None:
+        counts = torch.tensor(reached_counts)
+        candidates = candidates[counts >= counts.median()]
+    if reconstruction_errors is not None:
+        candidates = candidates[reconstruction_errors[candidates].argsort()[: (len(candidates) + 1) // 2]]
+    return int(candidates[sizes[candidates].argsort()[(len(candidates) - 1) // 2]])

@@ -1,49 +1,51 @@
-"""Sweeps of label conditions: every expression, the valence-arousal grid, flipped attributes."""
+"""Sweeps of label conditions: every expression, a grid of valence and arousal, flipped attributes."""
 
 import torch
 
 from featgan.errors import UserError
 from featgan.features import directions
-from featgan.report.edits.sweeps import MAX_CLASSES, Subject, Sweep, choice_sweep, encode
+from featgan.report.edits.sweeps import MAX_CLASSES, Sweep, SweepInputs, categorical_sweep, encode_targets
 
+AXIS_NAMES = ("valence", "arousal")
 VALENCE_AROUSAL_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
-def expression_sweeps(subject: Subject) -> list[Sweep]:
-    """Every class asked of every source."""
-    names = subject.class_names[:MAX_CLASSES]
-    targets = torch.eye(len(subject.class_names))[: len(names)].expand(len(subject.images), -1, -1)
-    about = ("expressions", "expression", "Expressions", "Each class is asked of the source.")
-    return [choice_sweep(subject, about, names, targets)]
+def expression_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Edit every source toward every class."""
+    names = inputs.class_names[:MAX_CLASSES]
+    targets = torch.eye(len(inputs.class_names))[: len(names)].expand(len(inputs.images), -1, -1)
+    sweep_info = ("expressions", "expression", "Expressions", "The source is edited toward each class.")
+    return [categorical_sweep(inputs, sweep_info, names, targets)]
 
 
-def valence_arousal_sweeps(subject: Subject) -> list[Sweep]:
-    """The 5 x 5 grid as a plane, and its two middle lines as films."""
+def valence_arousal_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Return the 5 x 5 grid as a plane, and its two middle lines as films."""
     headings = tuple(f"{level:+g}".replace("-", "\N{MINUS SIGN}") if level else "0" for level in VALENCE_AROUSAL_LEVELS)
-    lines = [axis_sweep(subject, axis, name, headings) for axis, name in enumerate(("valence", "arousal"))]
-    return [plane_sweep(subject, headings), *lines]
+    axis_sweeps = [axis_sweep(inputs, axis, name, headings) for axis, name in enumerate(AXIS_NAMES)]
+    return [plane_sweep(inputs, headings), *axis_sweeps]
 
 
-def plane_sweep(subject: Subject, headings: tuple[str, ...]) -> Sweep:
-    """Valence from left to right, arousal from bottom to top."""
-    count = len(VALENCE_AROUSAL_LEVELS)
-    grid = directions.valence_arousal_grid(VALENCE_AROUSAL_LEVELS)  # valence slow, arousal fast
-    plane = grid.reshape(count, count, 2).transpose(0, 1).flip(0).reshape(1, count * count, 2)
+def plane_sweep(inputs: SweepInputs, headings: tuple[str, ...]) -> Sweep:
+    """Return the plane with valence from left to right and arousal from bottom to top."""
+    num_levels = len(VALENCE_AROUSAL_LEVELS)
+    grid = directions.valence_arousal_grid(VALENCE_AROUSAL_LEVELS)  # arousal varies fastest
+    plane = grid.reshape(num_levels, num_levels, 2).transpose(0, 1).flip(0).reshape(1, num_levels * num_levels, 2)
     return Sweep(
         name="valence-arousal",
         group="valence_arousal",
         title="Valence and arousal",
         headings=tuple(f"valence {heading}" for heading in headings),
-        conditions=encode(subject, plane.expand(len(subject.images), -1, -1)),
-        note="Valence from left to right, arousal from bottom to top.",
-        film=False,
-        rows_per_source=count,
+        conditions=encode_targets(inputs, plane.expand(len(inputs.images), -1, -1)),
+        note="Valence (unpleasant to pleasant) increases to the right, arousal (calm to excited) to the top.",
+        has_film=False,
+        rows_per_source=num_levels,
         row_labels=tuple(f"arousal {heading}" for heading in reversed(headings)),
     )
 
 
-def axis_sweep(subject: Subject, axis: int, name: str, headings: tuple[str, ...]) -> Sweep:
-    """One of valence and arousal over its range, the other at 0."""
+def axis_sweep(inputs: SweepInputs, axis: int, name: str, headings: tuple[str, ...]) -> Sweep:
+    """Sweep valence or arousal over its range; the other stays at 0."""
+    other = AXIS_NAMES[1 - axis]
     targets = torch.zeros(len(headings), 2)
     targets[:, axis] = torch.tensor(VALENCE_AROUSAL_LEVELS)
     return Sweep(
@@ -51,18 +53,23 @@ def axis_sweep(subject: Subject, axis: int, name: str, headings: tuple[str, ...]
         group="valence_arousal",
         title=name.capitalize(),
         headings=headings,
-        conditions=encode(subject, targets.expand(len(subject.images), -1, -1)),
-        note=f"{name.capitalize()} over its range, the other at 0.",
-        ordered=True,
+        conditions=encode_targets(inputs, targets.expand(len(inputs.images), -1, -1)),
+        note=f"{name.capitalize()} varies over its range; {other} stays at 0.",
+        is_ordered=True,
         start=len(headings) - 1,
     )
 
 
-def attribute_sweeps(subject: Subject) -> list[Sweep]:
-    """Each attribute flipped in turn, one hair colour at a time; UserError where the sources' own are unknown."""
-    if subject.values is None:
-        raise UserError("--images: attributes are flipped from the source's own, which these images do not have")
-    targets = directions.attribute_flips(subject.values, subject.attribute_names)
-    headings = tuple(name.replace("_", " ") for name in subject.attribute_names)
-    note = "One attribute of the source is flipped, the others stay; of the hair colours, one at a time is set."
-    return [choice_sweep(subject, ("attributes", "attributes", "Attributes", note), headings, targets)]
+def attribute_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Flip each attribute in turn; of the hair colors, one is set at a time.
+
+    Raises UserError if the attributes of the sources are not known.
+    """
+    if inputs.values is None:
+        raise UserError(
+            "--images: the attributes of these images are not known; remove the option to use validation images"
+        )
+    targets = directions.attribute_flips(inputs.values, inputs.attribute_names)
+    headings = tuple(name.replace("_", " ") for name in inputs.attribute_names)
+    note = "One attribute of the source is flipped; the others stay. Of the hair colors, one is set at a time."
+    return [categorical_sweep(inputs, ("attributes", "attributes", "Attributes", note), headings, targets)]

@@ -1,6 +1,6 @@
-"""Sweeps: for every source image a row of requested conditions, with the headings that say what was asked.
+"""Sweeps: a row of target conditions for every source image, with headings that describe the targets.
 
-Each sweep starts from the sources' own, untouched values, so nothing carries over from one sweep to the next.
+Each sweep starts from the source values, so no change carries over from one sweep to the next.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,43 +12,66 @@ from torch import Tensor
 from featgan.features import directions
 from featgan.features.space import FeatureSpace
 
-FILM_LEVELS = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-"""Quantiles that a component's film shows."""
-GRID_LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
-"""Those of them that are shown on its grid."""
+FILM_QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+"""Quantiles of a component that its film shows."""
+GRID_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+"""Quantiles of a component that its grid shows."""
 MAX_CLASSES = 16
-"""Most targets of a class direction."""
-MOST_KEPT = 10
-"""Up to so many components are kept one by one, then all of them."""
+"""Maximum number of targets of a class direction."""
+MAX_KEPT_COMPONENTS = 10
+"""The projections keep 0, 1, ... this many components, then all of them."""
 CLASS_AMOUNTS = (1.0, 1.25, 1.5)
-"""How far a source is moved towards a class, in distances of the classes' means: no farther than the box asks."""
+"""Factors of the shift between class means; the smallest one that the last layer is confident of is used."""
 HEAD_AMOUNTS = (2.0, 2.5, 3.0, 3.5, 4.0)
-"""How far along the weights of an answer, in deviations."""
-MOST_GIVERS = 8
-"""Most images whose features are given to every source."""
+"""Lengths of the shift along an output's weights, in standard deviations; used as CLASS_AMOUNTS."""
+MAX_DONORS = 8
+"""Maximum number of images whose features are transferred to every source."""
+
+
+PREDICTED_CLASS_NOTE = (
+    "The target is the source's features, minus the mean features of the training images with the same prediction, "
+    "plus the mean features of those predicted as the target class."
+)
+LABELED_CLASS_NOTE = (
+    "The target is the source's features, minus the mean of all class means of the training images, "
+    "plus the mean features of the target class."
+)
+CLASS_FACTOR_NOTE = (
+    f"The shift is multiplied by the smallest factor from 1 to {CLASS_AMOUNTS[-1]} that gives the target class "
+    f"a probability of {100 * directions.MIN_CONFIDENCE:.0f} % by the classifier's last layer."
+)
+HEAD_FIXED_NOTE = (
+    f"The source's features move {HEAD_AMOUNTS[0]:.0f} SD along the weights of an output "
+    "in the classifier's last layer."
+)
+HEAD_CONFIDENT_NOTE = (
+    f"The source's features move {HEAD_AMOUNTS[0]:.0f} to {HEAD_AMOUNTS[-1]:.0f} SD along the weights of the target "
+    "class in the classifier's last layer, until that layer gives it a probability of "
+    f"{100 * directions.MIN_CONFIDENCE:.0f} %."
+)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What sweeps are computed from: N sources' own values (features [N, F], or label conditions [N, C])."""
+class SweepInputs:
+    """What sweeps are computed from; the values of N sources are features [N, F] or label conditions [N, C]."""
 
     kind: str
     values: Tensor | None
     images: Tensor  # uint8 [N, 3, S, S]
-    encode: Callable[[Tensor, Tensor | None], Tensor]  # wanted and own values [M, F or C] => what G takes [M, C]
+    encode: Callable[[Tensor, Tensor | None], Tensor]  # (target, source) [M, F or C] => condition input of G [M, C]
     space: FeatureSpace | None = None
     num_components: int = 10
     class_names: tuple[str, ...] = ()
     class_means: Mapping[str, Tensor] = field(default_factory=dict)  # class => mean features [F]
-    own_classes: tuple[str, ...] = ()  # the box's answers to the sources (N), where classes are its answers
+    source_classes: tuple[str, ...] = ()  # predictions for the sources (N), if the classes are those of the classifier
     head_weight: Tensor | None = None  # [O, F]
-    head_bias: Tensor | None = None  # [O], of a box that tells one of O classes
+    head_bias: Tensor | None = None  # [O], only if the classifier predicts one of O classes
     output_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
-    component_names: Mapping[int, str] = field(default_factory=dict)  # the user's, by index
+    component_names: Mapping[int, str] = field(default_factory=dict)  # given by the user, by index
 
-    def tells(self, names: Sequence[str]) -> bool:
-        """Whether a linear last layer says how sure of each of these answers the box would be."""
+    def has_logits_for(self, names: Sequence[str]) -> bool:
+        """Whether the linear head computes a logit for each of these classes."""
         return self.head_bias is not None and all(name in self.output_names for name in names)
 
     @property
@@ -64,24 +87,24 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sweep:
-    """T requests of each of N sources: what G takes [N, T, C]."""
+    """T targets for each of N sources, as condition inputs of G [N, T, C]."""
 
-    name: str  # of the files
-    group: str  # a direction of the catalogue
+    name: str  # also the name of its files
+    group: str  # direction of the registry
     title: str
     headings: tuple[str, ...]  # T
     conditions: Tensor
-    details: tuple[str, ...] = ()  # T longer labels for the slider, where headings do not say it all
+    details: tuple[str, ...] = ()  # T longer labels for the slider, if the headings are too short
     note: str = ""
-    grid_columns: tuple[int, ...] | None = None  # targets shown on the grid; None: all
-    component: int | None = None  # whose quantiles are swept
-    values: tuple[float, ...] = ()  # T, what is asked of that component, in deviations
-    film: bool = True  # gets a slider on the page
-    ordered: bool = False  # the targets lie on one line: gets an animation
-    start: int = 0  # target first shown on the page
+    grid_columns: tuple[int, ...] | None = None  # targets shown on the grid; None for all
+    component: int | None = None  # index of the component that is swept
+    values: tuple[float, ...] = ()  # T target values of that component, in standard deviations
+    has_film: bool = True  # the page has a slider
+    is_ordered: bool = False  # the targets are on a line: an animation is written
+    start: int = 0  # index of the target that the page shows first
     heading_images: Tensor | None = None  # uint8 [T, 3, S, S] above the columns
-    goals: Tensor | None = None  # uint8 [N, 3, S, S], what each row moves to
-    rows_per_source: int = 1  # a plane of targets: this many rows of each source, from the top
+    goal_images: Tensor | None = None  # uint8 [N, 3, S, S], the image that each row is edited toward
+    rows_per_source: int = 1  # number of rows of a plane of targets, from the top
     row_labels: tuple[str, ...] = ()
 
     @property
@@ -89,168 +112,165 @@ class Sweep:
         return self.details or self.headings
 
     @property
-    def on_grid(self) -> tuple[int, ...]:
+    def grid_targets(self) -> tuple[int, ...]:
         return self.grid_columns if self.grid_columns is not None else tuple(range(len(self.headings)))
 
 
-def encode(subject: Subject, targets: Tensor) -> Tensor:
-    """Wanted values [N, T, F or C] => what G takes [N, T, C]."""
-    own = None if subject.values is None else subject.values.repeat_interleave(targets.shape[1], 0)
-    return subject.encode(targets.flatten(0, 1), own).unflatten(0, targets.shape[:2])
+def encode_targets(inputs: SweepInputs, targets: Tensor) -> Tensor:
+    """Encode target values [N, T, F or C] => condition inputs of G [N, T, C]."""
+    source_values = None if inputs.values is None else inputs.values.repeat_interleave(targets.shape[1], 0)
+    return inputs.encode(targets.flatten(0, 1), source_values).unflatten(0, targets.shape[:2])
 
 
-def quantile_sweeps(subject: Subject) -> list[Sweep]:
-    """Every component at its training quantiles, all others as in the source."""
-    space = subject.feature_space
-    shown = min(subject.num_components, space.num_components)
-    return [quantile_sweep(subject, component) for component in range(shown)]
+def quantile_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Sweep every component over its training quantiles; all others stay as in the source."""
+    space = inputs.feature_space
+    num_components = min(inputs.num_components, space.num_components)
+    return [quantile_sweep(inputs, component) for component in range(num_components)]
 
 
-def quantile_sweep(subject: Subject, component: int) -> Sweep:
-    space = subject.feature_space
-    targets = directions.quantile_sweep(space, subject.features, component, FILM_LEVELS)
-    values = tuple(float(space.quantile(level)[component]) for level in FILM_LEVELS)
-    headings = tuple(f"{100 * level:.0f} %" for level in FILM_LEVELS)
+def quantile_sweep(inputs: SweepInputs, component: int) -> Sweep:
+    space = inputs.feature_space
+    targets = directions.quantile_sweep(space, inputs.features, component, FILM_QUANTILES)
+    values = tuple(float(space.quantile(level)[component]) for level in FILM_QUANTILES)
+    headings = tuple(f"{100 * level:.0f} %" for level in FILM_QUANTILES)
     return Sweep(
         name=f"component-{component + 1:02d}",
         group="quantiles",
-        title=title_of(component, subject.component_names),
+        title=component_title(component, inputs.component_names),
         headings=headings,
         details=tuple(
-            f"{heading} quantile, {signed(value)} deviations" for heading, value in zip(headings, values, strict=True)
+            f"{heading} quantile, {format_signed(value)} SD" for heading, value in zip(headings, values, strict=True)
         ),
-        conditions=encode(subject, targets),
-        note="This component at quantiles of the training features, all other components as in the source.",
-        grid_columns=tuple(FILM_LEVELS.index(level) for level in GRID_LEVELS),
+        conditions=encode_targets(inputs, targets),
+        note="The component takes quantiles of its training values. All other components stay as in the source.",
+        grid_columns=tuple(FILM_QUANTILES.index(level) for level in GRID_QUANTILES),
         component=component,
         values=values,
-        ordered=True,
-        start=len(FILM_LEVELS) - 1,
+        is_ordered=True,
+        start=len(FILM_QUANTILES) - 1,
     )
 
 
-def title_of(component: int, names: Mapping[int, str]) -> str:
-    """`Component 3`, with its name where it has one."""
+def component_title(component: int, names: Mapping[int, str]) -> str:
+    """Return `Component 3`, or `Component 3: smile` if it has a name."""
     name = names.get(component)
     return f"Component {component + 1}: {name}" if name else f"Component {component + 1}"
 
 
-def signed(value: float) -> str:
-    """A number with its sign, two digits, a true minus."""
+def format_signed(value: float) -> str:
+    """Return a number with its sign, two decimals and a true minus sign."""
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def projection_sweeps(subject: Subject) -> list[Sweep]:
-    """The first i components of the source, the rest at their mean."""
-    space = subject.feature_space
-    counts = [*range(min(MOST_KEPT + 1, space.num_components)), space.num_components]
-    targets = directions.projections(space, subject.features, counts)
+def projection_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Keep the first i components of the source; the others take their training mean."""
+    space = inputs.feature_space
+    counts = [*range(min(MAX_KEPT_COMPONENTS + 1, space.num_components)), space.num_components]
+    targets = directions.leading_component_projections(space, inputs.features, counts)
     return [
         Sweep(
             name="projections",
             group="projections",
             title="Components kept",
             headings=tuple(f"first {count}" if count else "none" for count in counts),
-            conditions=encode(subject, targets),
-            note="Only the first components of the source are kept, the rest are set to their training mean.",
-            film=False,
+            conditions=encode_targets(inputs, targets),
+            note="The first components of the source are kept; the others are set to their training mean.",
+            has_film=False,
         )
     ]
 
 
-def interpolation_sweeps(subject: Subject) -> list[Sweep]:
-    """From each source's features to the next source's, in four steps."""
-    if len(subject.features) < 2:
+def interpolation_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Interpolate from each source's features to those of the next source, in four steps."""
+    if len(inputs.features) < 2:
         return []
-    targets = directions.interpolation(subject.features, subject.features.roll(-1, 0), 5)
+    targets = directions.interpolate_features(inputs.features, inputs.features.roll(-1, 0), 5)
     return [
         Sweep(
             name="interpolation",
             group="interpolation",
             title="Interpolation to another image",
             headings=tuple(f"{25 * step} %" for step in range(5)),
-            conditions=encode(subject, targets),
-            note="A straight line from the source's features to those of the next image of the list.",
-            ordered=True,
+            conditions=encode_targets(inputs, targets),
+            note="The features move on a straight line from the source to the next source image.",
+            is_ordered=True,
             start=4,
-            goals=subject.images.roll(-1, 0),
+            goal_images=inputs.images.roll(-1, 0),
         )
     ]
 
 
-def transfer_sweeps(subject: Subject) -> list[Sweep]:
-    """Every source with the features of each of the first MOST_GIVERS sources."""
-    if len(subject.features) < 2:
+def transfer_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Edit every source toward the features of each of the first MAX_DONORS sources."""
+    if len(inputs.features) < 2:
         return []
-    givers = subject.features[:MOST_GIVERS]
-    targets = givers[None].expand(len(subject.features), -1, -1)
+    donors = inputs.features[:MAX_DONORS]
+    targets = donors[None].expand(len(inputs.features), -1, -1)
     return [
         Sweep(
             name="transfer",
             group="transfer",
-            title="Another image's features",
-            headings=tuple(f"of {index + 1}" for index in range(len(givers))),
-            conditions=encode(subject, targets),
-            note="The source (row) is asked to show the features of the image above the column.",
-            film=False,
-            heading_images=subject.images[: len(givers)],
+            title="Edits toward another image's features",
+            headings=tuple(f"image {index + 1}" for index in range(len(donors))),
+            conditions=encode_targets(inputs, targets),
+            note="The source (row) is edited toward the features of the image above the column.",
+            has_film=False,
+            heading_images=inputs.images[: len(donors)],
         )
     ]
 
 
-def class_sweeps(subject: Subject) -> list[Sweep]:
-    """Each source shifted from the mean features of its own class to those of every other class."""
-    if not subject.class_means:
+def class_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Shift each source by the difference between the mean features of every class and of its predicted class."""
+    if not inputs.class_means:
         return []
-    names = tuple(subject.class_means)[:MAX_CLASSES]
-    means = torch.stack([subject.class_means[name] for name in names])
-    places = [names.index(name) if name in names else -1 for name in subject.own_classes]
-    own = torch.tensor(places) if places else None
-    amounts = CLASS_AMOUNTS if subject.tells(names) else CLASS_AMOUNTS[:1]
-    moved = torch.stack([directions.toward_class_means(subject.features, means, amount, own) for amount in amounts])
-    if subject.own_classes:
-        note = (
-            "The source's features, less the mean of its own answer's training pictures, plus that of each other one's"
-        )
-    else:
-        note = "The source's features, less the mean over the classes' training pictures, plus that of each class"
-    note += f"; 1 to {amounts[-1]} times, until three quarters sure." if amounts[1:] else "."
+    names = tuple(inputs.class_means)[:MAX_CLASSES]
+    means = torch.stack([inputs.class_means[name] for name in names])
+    class_indices = [names.index(name) if name in names else -1 for name in inputs.source_classes]
+    source_indices = torch.tensor(class_indices) if class_indices else None
+    amounts = CLASS_AMOUNTS if inputs.has_logits_for(names) else CLASS_AMOUNTS[:1]
+    shifts = torch.stack(
+        [directions.shift_toward_class_means(inputs.features, means, amount, source_indices) for amount in amounts]
+    )
+    note = PREDICTED_CLASS_NOTE if inputs.source_classes else LABELED_CLASS_NOTE
+    note += f" {CLASS_FACTOR_NOTE}" if amounts[1:] else ""
     return [
-        choice_sweep(subject, ("class-means", "class", "Towards a class", note), names, stop(subject, names, moved))
+        categorical_sweep(
+            inputs, ("class-means", "class", "Edits by class means", note), names, choose_shift(inputs, names, shifts)
+        )
     ]
 
 
-def head_sweeps(subject: Subject) -> list[Sweep]:
-    """Each source moved along the weights of the box's last layer: two deviations, or until that would answer so."""
-    if subject.head_weight is None:
+def head_sweeps(inputs: SweepInputs) -> list[Sweep]:
+    """Move each source along the weights of every output of the classifier's linear head.
+
+    The move is two standard deviations, or, if the head computes class logits, as far as it needs to be confident.
+    """
+    if inputs.head_weight is None:
         return []
-    names = subject.output_names[:MAX_CLASSES]
-    space, features, weight = subject.feature_space, subject.features, subject.head_weight[: len(names)]
-    amounts = HEAD_AMOUNTS if subject.tells(names) else HEAD_AMOUNTS[:1]
-    note = "The source's features are moved {} along the weights of the black box's own last layer{}."
-    if amounts[1:]:
-        span = f"{amounts[0]:.0f} to {amounts[-1]:.0f} deviations"
-        note = note.format(span, ", until that would be three quarters sure")
-    else:
-        note = note.format("two deviations", "")
-    moved = torch.stack([directions.along_head_weights(space, features, weight, amount) for amount in amounts])
-    about = ("head-weights", "head", "Along the last layer's weights", note)
-    return [choice_sweep(subject, about, names, stop(subject, names, moved))]
+    names = inputs.output_names[:MAX_CLASSES]
+    space, features, weight = inputs.feature_space, inputs.features, inputs.head_weight[: len(names)]
+    amounts = HEAD_AMOUNTS if inputs.has_logits_for(names) else HEAD_AMOUNTS[:1]
+    note = HEAD_CONFIDENT_NOTE if amounts[1:] else HEAD_FIXED_NOTE
+    shifts = torch.stack([directions.shift_along_head_weights(space, features, weight, amount) for amount in amounts])
+    sweep_info = ("head-weights", "head", "Edits by last-layer weights", note)
+    return [categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))]
 
 
-def stop(subject: Subject, names: Sequence[str], moved: Tensor) -> Tensor:
-    """Of shifts [A, N, T, F] the first that the last layer would answer to as asked; or the only one."""
-    if len(moved) == 1:
-        return moved[0]
-    assert subject.head_weight is not None and subject.head_bias is not None
-    outputs = [subject.output_names.index(name) for name in names]
-    return directions.until_answered(moved, outputs, subject.head_weight, subject.head_bias)
+def choose_shift(inputs: SweepInputs, names: Sequence[str], shifts: Tensor) -> Tensor:
+    """Return, of the shifts [A, N, T, F], the first that gives the target class enough probability: [N, T, F]."""
+    if len(shifts) == 1:
+        return shifts[0]
+    assert inputs.head_weight is not None and inputs.head_bias is not None
+    outputs = [inputs.output_names.index(name) for name in names]
+    return directions.smallest_confident_shift(shifts, outputs, inputs.head_weight, inputs.head_bias)
 
 
-def choice_sweep(
-    subject: Subject, about: tuple[str, str, str, str], headings: tuple[str, ...], targets: Tensor
+def categorical_sweep(
+    inputs: SweepInputs, sweep_info: tuple[str, str, str, str], headings: tuple[str, ...], targets: Tensor
 ) -> Sweep:
-    """Targets [N, T, ...] that lie in no order; `about` is name, group, title and note."""
-    name, group, title, note = about
-    conditions = encode(subject, targets)
+    """Return a sweep over unordered targets [N, T, ...]; `sweep_info` is name, group, title and note."""
+    name, group, title, note = sweep_info
+    conditions = encode_targets(inputs, targets)
     return Sweep(name, group, title, headings, conditions, note=note, start=min(1, len(headings) - 1))

@@ -1,0 +1,1 @@
+"""Image grids, animations and charts of a report."""

@@ -1,126 +1,94 @@
-"""Charts of an evaluation: asked against seen, the cross-talk matrix, and the measures beside their controls."""
+"""Charts of an evaluation: target against measured value, the cross-talk matrix, and metrics next to baselines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from featgan.config.metric_specs import BASELINES, METRICS
+from featgan.evaluation.document import EstimateRecord
 from featgan.metrics.bootstrap import Floats
-from featgan.report.figures.curves import HEIGHT, WIDTH, Axes, draw_axes, path
-from featgan.report.run_files import is_number
+from featgan.report.figures.curves import HEIGHT, WIDTH, Axes, draw_axes, svg_path
 
-BESIDE = {
-    "shift_aggregate": "relative shift: how far towards what was asked",
-    "ccc": "concordance of asked and seen features",
-    "label_agreement": "label agreement",
-    "flip_success": "flips, where another label is asked",
-    "attribute_agreement": "attribute agreement",
-    "valence_ccc": "valence, concordance",
-    "arousal_ccc": "arousal, concordance",
-    "retrieval_top1": "retrieval: what was asked is the nearest of the gallery",
-    "monotonicity": "monotonicity of a slider",
-    "slope": "slope of a slider",
-    "diagonal_dominance": "own component's share of a slider's change",
-    "edit_coarse_share": "share of the edit that is coarse enough to be seen",
-    "asked_edit_coarse_share": "the same, where another label is asked",
-    "witness_agreement": "a second classifier sees the label asked for",
+MARK_CLASSES = {
+    "copy_source": "copy",
+    "shuffled_target": "shuffled",
+    "training_mean": "mean",
+    "nearest_real": "nearest",
+    "target_jpeg": "jpeg",
+    "target_flipped": "flipped",
+    "target_real": "real",
 }
-"""Measures of which more is better and 1 is the most, in the order shown."""
+"""Baseline => CSS class of its mark."""
 
-SHORT = {
-    "shift_aggregate": "relative shift",
-    "shift": "relative shift, mean of pairs",
-    "shift_median": "relative shift, median of pairs",
-    "ccc": "concordance",
-    "flip_success": "flips",
-    "retrieval_top1": "retrieval",
-    "diagonal_dominance": "own component's share",
-    "witness_agreement": "flips, second classifier",
-    "box_agreement": "flips, this classifier, same pairs",
-    "edit_l1": "size of the edit (L1)",
-    "self_l1": "change where nothing is asked (L1)",
-    "edit_coarse_share": "coarse share of the edit",
-    "own_shift": "relative shift of the component",
+MARK_LABELS = {
+    "generator": "the generator, with its 95 % interval",
+    **{mark: BASELINES[name].label for name, mark in MARK_CLASSES.items()},
 }
-"""Names of measures in tables, as the rest of the page has them; the others are shown as they are."""
+"""CSS class of a mark => its label in the key of the chart."""
 
-MARKS = {
-    "identity_copy": ("copy", "a copy of the source"),
-    "shuffled_condition": ("shuffled", "edits to another request"),
-    "mean_vector": ("mean", "features at the training mean"),
-    "nearest_real": ("nearest", "the nearest real image"),
-    "ceiling_jpeg": ("ceiling", "the wanted image after JPEG"),
-    "ceiling_mirror": ("mirror", "the wanted image mirrored"),
-    "ceiling_real": ("ceiling", "real images with the label"),
-}
-"""Control => class of its mark, and what it is."""
-
-
-LOWEST, HIGHEST = -0.1, 1.1
+AXIS_MIN, AXIS_MAX = -0.1, 1.1
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A value on the line of a measure; places are percent of the line."""
+class ChartMark:
+    """A value on the axis of a metric; positions are in percent of the axis."""
 
     kind: str
     text: str
     value: float
-    place: float
+    position: float
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True)
-class Line:
-    """A measure with the generator's mark, first, and those of the controls."""
+class ChartLine:
+    """A metric with the mark of the generator first, then those of the baselines."""
 
     label: str
-    marks: list[Mark]
+    marks: list[ChartMark]
 
     @property
-    def alternative(self) -> str:
+    def alt_text(self) -> str:
         return f"{self.label}: " + ", ".join(f"{mark.text} {mark.value:.2f}" for mark in self.marks)
 
 
-def name_measure(name: object) -> str:
-    """What a table calls a measure."""
-    return SHORT.get(str(name), str(name).replace("_", " "))
+def axis_position(value: float) -> float:
+    """Return the position in percent of the axis from AXIS_MIN to AXIS_MAX; values outside are clipped."""
+    return round(100 * min(1.0, max(0.0, (value - AXIS_MIN) / (AXIS_MAX - AXIS_MIN))), 2)
 
 
-def place_of(value: float) -> float:
-    """Percent of the line, from LOWEST to HIGHEST; values beyond stand at its ends."""
-    return round(100 * min(1.0, max(0.0, (value - LOWEST) / (HIGHEST - LOWEST))), 2)
-
-
-def beside_controls(measures: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]) -> list[Line]:
-    """The measures of BESIDE that the evaluation has, each with its controls."""
+def build_baseline_chart(
+    metrics: Mapping[str, EstimateRecord], baselines: Mapping[str, Mapping[str, EstimateRecord]]
+) -> list[ChartLine]:
+    """Return a line for each metric of the chart that the evaluation has, with the marks of the baselines."""
     lines = []
-    for name, label in BESIDE.items():
-        own = mark_of("generator", "the generator", measures.get(name))
-        others = [
-            mark_of(*MARKS[control], values.get(name)) for control, values in controls.items() if control in MARKS
+    for name in (name for name, spec in METRICS.items() if spec.baseline_chart):
+        generator_mark = build_mark("generator", "the generator", metrics.get(name))
+        baseline_marks = [
+            build_mark(MARK_CLASSES[baseline], BASELINES[baseline].label, values.get(name))
+            for baseline, values in baselines.items()
+            if baseline in MARK_CLASSES
         ]
-        if own is not None:
-            lines.append(Line(label, [own, *(mark for mark in others if mark is not None)]))
+        if generator_mark is not None:
+            marks = [generator_mark, *(mark for mark in baseline_marks if mark is not None)]
+            lines.append(ChartLine(METRICS[name].label, marks))
     return lines
 
 
-def mark_of(kind: str, text: str, measure: object) -> Mark | None:
-    """A measure of an evaluation as a mark, where it has a value."""
-    value = measure.get("value") if isinstance(measure, Mapping) else None
-    if not is_number(value) or not isinstance(measure, Mapping):
+def build_mark(kind: str, text: str, metric: EstimateRecord | None) -> ChartMark | None:
+    """Return the mark of a metric; None if it has no value."""
+    if metric is None or metric.value is None:
         return None
-    bounds = [measure.get(name) for name in ("low", "high")]
-    low, high = (place_of(bound) if is_number(bound) else None for bound in bounds)
-    return Mark(kind, text, float(value), place_of(value), low, high)
+    low, high = (None if bound is None else axis_position(bound) for bound in (metric.low, metric.high))
+    return ChartMark(kind, text, metric.value, axis_position(metric.value), low, high)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number of the cross-talk matrix; `strength` in [0, 1] colours it."""
+class MatrixCell:
+    """A number of the cross-talk matrix; `strength` in [0, 1] determines its color."""
 
     value: float
     strength: float
@@ -130,36 +98,40 @@ class Cell:
         return f"{self.value:.2f}".replace("-0.00", "0.00").replace("-", "\N{MINUS SIGN}")
 
 
-def shade(matrix: Sequence[Sequence[object]] | Floats, rows: Sequence[int]) -> list[list[Cell]]:
-    """Rows and columns of the components shown, coloured against the strongest; nothing where some are missing."""
+def shade_matrix(matrix: Sequence[Sequence[object]] | Floats, rows: Sequence[int]) -> list[list[MatrixCell]]:
+    """Return these rows and columns, colored relative to the largest value; empty if some are missing."""
     try:
         values = np.asarray(matrix, dtype=np.float64)[np.ix_(rows, rows)]
     except (ValueError, TypeError, IndexError):
         return []
     strongest = float(np.abs(values).max(initial=1e-12))
-    return [[Cell(float(value), abs(float(value)) / strongest) for value in row] for row in values]
+    return [[MatrixCell(float(value), abs(float(value)) / strongest) for value in row] for row in values]
 
 
-def draw_response(asked: Sequence[float], seen: Floats, label: str) -> Markup:
-    """A component as it was asked for [T] against what the box saw in each source's frames [N, T]."""
-    mean = seen.mean(0)
-    low, high = float(min(seen.min(), asked[0])), float(max(seen.max(), asked[-1]))
+def draw_response_curve(targets: Sequence[float], measured: Floats, label: str) -> Markup:
+    """Draw the target values of a component [T] against the measured values of each source [N, T] as an SVG."""
+    mean = measured.mean(0)
+    low, high = float(min(measured.min(), targets[0])), float(max(measured.max(), targets[-1]))
     margin = 0.06 * (high - low) or 1.0
-    axes = Axes(asked[0], asked[-1], low - margin, high + margin)
+    axes = Axes(targets[0], targets[-1], low - margin, high + margin)
 
-    def line(values: Floats | Sequence[float]) -> str:
-        return path([(axes.x(step), axes.y(float(value))) for step, value in zip(asked, values, strict=True)])
+    def trace_path(values: Floats | Sequence[float]) -> str:
+        return svg_path([(axes.x(step), axes.y(float(value))) for step, value in zip(targets, values, strict=True)])
 
-    sources = Markup("").join(Markup('<path class="single" d="{}"/>').format(line(values)) for values in seen)
+    source_paths = Markup("").join(
+        Markup('<path class="per-source" d="{}"/>').format(trace_path(values)) for values in measured
+    )
     dots = Markup("").join(
         Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.2"/>').format(axes.x(step), axes.y(float(value)))
-        for step, value in zip(asked, mean, strict=True)
+        for step, value in zip(targets, mean, strict=True)
     )
-    alternative = (
-        f"{label}: asked for {asked[0]:+.1f} to {asked[-1]:+.1f} deviations, the classifier sees "
-        f"{mean[0]:+.1f} to {mean[-1]:+.1f} on average of {len(seen)} pictures"
+    alt_text = (
+        f"{label}: target values from {targets[0]:+.1f} to {targets[-1]:+.1f} SD, measured values from "
+        f"{mean[0]:+.1f} to {mean[-1]:+.1f} SD, mean of {len(measured)} images"
     )
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}<path class="ideal" d="{}"/>{}'
         '<path class="line" d="{}"/>{}</svg>'
-    ).format(WIDTH, HEIGHT, alternative, Markup(draw_axes(axes)), line(asked), sources, line(mean), dots)
+    ).format(
+        WIDTH, HEIGHT, alt_text, Markup(draw_axes(axes)), trace_path(targets), source_paths, trace_path(mean), dots
+    )

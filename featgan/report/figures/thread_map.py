@@ -1,4 +1,4 @@
-"""Encoding pictures in as many threads as there are cores: Pillow works outside of Python's lock."""
+"""Map a function over items in threads, to encode images in parallel: Pillow releases the global interpreter lock."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,10 +8,10 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 
 
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The results in order; the first error is raised when it is met."""
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, items))
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the results in order; the first error is raised."""
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))

@@ -1,4 +1,4 @@
-"""The rows of the ranking, with everything that the page says of a component."""
+"""The rows of the ranking, with everything that the page shows about a component."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,36 +7,37 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
-from featgan.report.analysis.component_ranking import Component, Ranking
-from featgan.report.analysis.visibility import FAINT
+from featgan.report.analysis.component_ranking import ComponentRanking, RankedComponent
+from featgan.report.analysis.visibility import FAINT_CHANGE
 from featgan.report.edits.rendering import difference_images
-from featgan.report.edits.sources import Sources
-from featgan.report.figures.charts import draw_response
-from featgan.report.figures.data_uris import data_uri, reduced
-from featgan.report.figures.grids import to_image
-from featgan.report.html.summary_text import SHORT_DOUBTS, percent
+from featgan.report.edits.sources import SourceImages
+from featgan.report.figures.charts import draw_response_curve
+from featgan.report.figures.data_uris import data_uri, downscale_images
+from featgan.report.figures.grids import to_pil_image
+from featgan.report.html.sentences import METRIC_DESCRIPTIONS, SHORT_LIMITATIONS, VISIBILITY_LABELS
+from featgan.report.html.summary_text import format_percent, output_change_sentences
 
-MOST_PUSHED = 8
-MINOR = 0.015
-"""Share of the answer's variation below which a row is folded away at first: shown as 1 % or less."""
-GROUND = 0.4
-"""Brightness of the sources' mean under the map of where pictures change."""
+MAX_EFFECTS = 8
+MINOR_IMPORTANCE = 0.015
+"""Importance below which a row is folded away at first; it would be shown as 1 % or less."""
+BACKGROUND_BRIGHTNESS = 0.4
+"""Brightness of the mean source image under the location map."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number, how it is shown, what it means, and the length of its bar in [0, 1]."""
+class DisplayedMetric:
+    """A metric as text, with its description and the length of its bar in [0, 1]."""
 
     name: str
     text: str
-    meaning: str
+    description: str
     share: float | None = None
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Push:
-    """An output of the box and how much one deviation changes it; `share` of the strongest, signed."""
+class OutputEffect:
+    """The change of an output per standard deviation of a component; `share` is relative to the strongest, signed."""
 
     name: str
     value: float
@@ -44,141 +45,130 @@ class Push:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A component of the ranking and of its own card."""
+class ComponentRow:
+    """What the ranking and the card show of one component."""
 
-    component: Component
-    strip: str  # data address: the film of the source shown first
-    where: str  # data address: where pictures change
-    figures: tuple[Figure, ...]  # of the ranking
-    more: tuple[Figure, ...]  # of the card
-    pushes: tuple[Push, ...]
-    response: Markup | None
+    component: RankedComponent
+    filmstrip: str  # data URI of the source shown first
+    location_map: str  # data URI
+    metrics: tuple[DisplayedMetric, ...]  # in the ranking and on the card
+    detail_metrics: tuple[DisplayedMetric, ...]  # on the card only
+    output_effects: tuple[OutputEffect, ...]
+    response_curve: Markup | None
 
     @property
-    def doubt(self) -> str:
-        return SHORT_DOUBTS.get(self.component.doubt, "")
+    def limitation(self) -> str:
+        return SHORT_LIMITATIONS.get(self.component.limitation, "")
 
     @property
     def is_minor(self) -> bool:
-        """Whether the first screen does without it: too little of the answer hangs on it to be a figure."""
-        return self.component.matters is not None and self.component.matters < MINOR
+        """Whether the row is folded away at first because the component hardly affects the output."""
+        return self.component.importance is not None and self.component.importance < MINOR_IMPORTANCE
 
     @property
-    def movement(self) -> str:
-        """`neutral → happy`: what the answer moves from and to, from the left of the strip to its right."""
-        up, down = self.component.directions
-        return f"{', '.join(down)} \N{RIGHTWARDS ARROW} {', '.join(up)}" if up and down else self.spoken_movement
+    def output_change(self) -> str:
+        """`neutral → happy`: the outputs that the component lowers and raises; empty if that is not known."""
+        raised, lowered = (", ".join(names) for names in self.component.affected_outputs)
+        if raised and lowered:
+            return f"{lowered} \N{RIGHTWARDS ARROW} {raised}"
+        arrow = "\N{UPWARDS ARROW}" if raised else "\N{DOWNWARDS ARROW}"
+        return f"{arrow} {raised or lowered}" if raised or lowered else ""
 
     @property
-    def spoken_movement(self) -> str:
-        up, down = self.component.directions
-        parts = [f"towards {', '.join(up)}"] if up else []
-        return " and ".join(parts + ([f"away from {', '.join(down)}"] if down else []))
+    def output_change_text(self) -> Markup:
+        """The same as a sentence, for screen readers."""
+        return Markup(" ").join(output_change_sentences(self.component))
 
 
-GRADES = {"clear": "clear", "faint": "faint", "none": "unseen"}
-
-MEANINGS = {
-    "matters": "share of the variation in its answer",
-    "matters here": "share of what these change in its answer",
-    "visible": "largest change of a patch; black to white is 100 %",
-    "slope": "part of a step that it sees; 1 is all",
-    "cross-talk": "part of what it sees on other components",
-}
-"""What the columns of the ranking mean."""
-
-MORE_MEANINGS = {
-    "monotonicity": "rank correlation of what is asked and what is seen; 1 is ideal",
-    "linearity": "R\N{SUPERSCRIPT TWO} of a straight line through asked and seen; 1 is ideal",
-    "mean change": "of a pixel, from one end to the other, of the range",
-    "coarse share": "part of the change's energy that is no fine texture",
-    "place": "where the pictures change",
-}
-
-
-def build_rows(ranking: Ranking, sources: Sources, strips: Mapping[str, str]) -> list[Row]:
-    """One for each component, in the order of the ranking; `strips` by the names of the sweeps."""
+def build_component_rows(
+    ranking: ComponentRanking, sources: SourceImages, filmstrips: Mapping[str, str]
+) -> list[ComponentRow]:
+    """Return a row for each component, in the order of the ranking; the keys of `filmstrips` are names of sweeps."""
     if not ranking.components:
         return []
-    ground = sources.images.float().mean((0, 1)) / 255
+    mean_image = sources.images.float().mean((0, 1)) / 255
     return [
-        Row(
+        ComponentRow(
             component=component,
-            strip=strips[component.rendering.sweep.name],
-            where=draw_where(component.change.where, ground),
-            figures=ranked_figures(component, ranking.is_whole),
-            more=more_figures(component),
-            pushes=strongest_pushes(component),
-            response=None
-            if component.measured is None
-            else draw_response(component.rendering.sweep.values, component.measured, component.title),
+            filmstrip=filmstrips[component.rendering.sweep.name],
+            location_map=draw_location_map(component.change.location_map, mean_image),
+            metrics=build_ranking_metrics(component, ranking.uses_total_variation),
+            detail_metrics=build_detail_metrics(component),
+            output_effects=strongest_effects(component),
+            response_curve=None
+            if component.measured_values is None
+            else draw_response_curve(component.rendering.sweep.values, component.measured_values, component.title),
         )
         for component in ranking.components
     ]
 
 
-def draw_where(where: Tensor, ground: Tensor) -> str:
-    """Changes [S, S] as a map over the sources' mean [S, S], against their own largest: their size is a figure."""
-    brightest = max(float(where.max()), FAINT)
-    level = (where / brightest).clamp(0, 1)
-    colours = difference_images(where, brightest).float()
-    mixed = colours * level.sqrt() + 255 * GROUND * ground * (1 - level.sqrt())
-    return data_uri(to_image(reduced(mixed.round().byte()[None])[0]))
+def draw_location_map(changes: Tensor, mean_image: Tensor) -> str:
+    """Return the changes [S, S] as a color map over the mean source image [S, S], relative to their maximum."""
+    max_change = max(float(changes.max()), FAINT_CHANGE)
+    level = (changes / max_change).clamp(0, 1)
+    colors = difference_images(changes, max_change).float()
+    blended = colors * level.sqrt() + 255 * BACKGROUND_BRIGHTNESS * mean_image * (1 - level.sqrt())
+    return data_uri(to_pil_image(downscale_images(blended.round().byte()[None])[0]))
 
 
-def ranked_figures(component: Component, is_whole: bool) -> tuple[Figure, ...]:
-    """How much it matters, how visible it is, and how well it obeys; a dash for what is not known."""
-    change, matters = component.change, component.matters
+def build_ranking_metrics(component: RankedComponent, uses_total_variation: bool) -> tuple[DisplayedMetric, ...]:
+    """Return importance, visibility, slope and cross-talk; a dash stands for an unknown value."""
+    change, importance = component.change, component.importance
     return (
-        Figure(
-            "matters",
-            "\N{EN DASH}" if matters is None else percent(matters),
-            MEANINGS["matters" if is_whole else "matters here"],
-            matters,
+        DisplayedMetric(
+            "importance",
+            "\N{EN DASH}" if importance is None else format_percent(importance),
+            METRIC_DESCRIPTIONS["importance" if uses_total_variation else "importance here"],
+            importance,
         ),
-        Figure(
-            "visible",
-            percent(change.visible),
-            MEANINGS["visible"],
-            change.visible,
-            GRADES[change.grade],
+        DisplayedMetric(
+            "visibility",
+            format_percent(change.visibility),
+            METRIC_DESCRIPTIONS["visibility"],
+            change.visibility,
+            VISIBILITY_LABELS[change.visibility_grade],
         ),
-        unit_figure("slope", component.slope, MEANINGS["slope"]),
-        unit_figure("cross-talk", component.crosstalk, MEANINGS["cross-talk"]),
+        build_unit_metric("slope", component.slope, METRIC_DESCRIPTIONS["slope"]),
+        build_unit_metric("cross-talk", component.crosstalk, METRIC_DESCRIPTIONS["cross-talk"]),
     )
 
 
-def unit_figure(name: str, value: float | None, meaning: str) -> Figure:
-    """A number whose natural range is 0 to 1."""
+def build_unit_metric(name: str, value: float | None, description: str) -> DisplayedMetric:
+    """Return a metric whose ideal range is [0, 1]; its bar is clipped to that range."""
     if value is None:
-        return Figure(name, "\N{EN DASH}", meaning)
-    return Figure(name, f"{value:.2f}".replace("-", "\N{MINUS SIGN}"), meaning, min(1.0, max(0.0, value)))
+        return DisplayedMetric(name, "\N{EN DASH}", description)
+    return DisplayedMetric(name, f"{value:.2f}".replace("-", "\N{MINUS SIGN}"), description, min(1.0, max(0.0, value)))
 
 
-def more_figures(component: Component) -> tuple[Figure, ...]:
-    """What only the card shows."""
+def build_detail_metrics(component: RankedComponent) -> tuple[DisplayedMetric, ...]:
+    """Return the metrics that only the card shows."""
     change = component.change
-    measured = [
-        unit_figure(name, component.numbers[name], MORE_MEANINGS[name])
+    measured_metrics = [
+        build_unit_metric(name, component.metrics[name], METRIC_DESCRIPTIONS[name])
         for name in ("monotonicity", "linearity")
-        if name in component.numbers
+        if name in component.metrics
     ]
     return (
-        *measured,
-        Figure("mean change", f"{100 * float(change.where.mean()):.1f} %", MORE_MEANINGS["mean change"]),
-        unit_figure("coarse share", change.coarse, MORE_MEANINGS["coarse share"]),
+        *measured_metrics,
+        DisplayedMetric(
+            "mean change", f"{100 * float(change.location_map.mean()):.1f} %", METRIC_DESCRIPTIONS["mean change"]
+        ),
+        build_unit_metric(
+            "low-frequency share", change.low_frequency_share, METRIC_DESCRIPTIONS["low-frequency share"]
+        ),
     )
 
 
-def strongest_pushes(component: Component) -> tuple[Push, ...]:
-    """The outputs that one deviation changes most, from the one that grows most to the one that shrinks most."""
-    if component.pushes is None:
+def strongest_effects(component: RankedComponent) -> tuple[OutputEffect, ...]:
+    """Return the outputs that the component changes most, from the largest increase to the largest decrease."""
+    if component.output_effects is None:
         return ()
-    pushes = component.pushes
-    strongest = np.argsort(-np.abs(pushes), kind="stable")[:MOST_PUSHED]
-    largest = float(np.abs(pushes).max()) or 1.0
-    ordered = sorted(strongest.tolist(), key=lambda output: -pushes[output])
+    effects = component.output_effects
+    strongest = np.argsort(-np.abs(effects), kind="stable")[:MAX_EFFECTS]
+    largest = float(np.abs(effects).max()) or 1.0
+    ordered = sorted(strongest.tolist(), key=lambda output: -effects[output])
     return tuple(
-        Push(component.outputs[output], float(pushes[output]), float(pushes[output]) / largest) for output in ordered
+        OutputEffect(component.output_names[output], float(effects[output]), float(effects[output]) / largest)
+        for output in ordered
     )

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, filled from a template with style, script and pictures inside."""
+"""The report: one self-contained HTML page with its styles, scripts and images inside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,95 +10,93 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from featgan.report.analysis.class_edits import Tiles, build_tiles
-from featgan.report.analysis.class_reliability import Evidence, gather_evidence
-from featgan.report.analysis.component_ranking import Ranking
-from featgan.report.analysis.predictions import Answer
-from featgan.report.analysis.subgroup_tables import region_tables
-from featgan.report.analysis.visibility import typical_source
-from featgan.report.edits.rendering import Rendering, Seen
-from featgan.report.edits.sources import Sources
-from featgan.report.figures.charts import MARKS, Cell, beside_controls, name_measure, shade
+from featgan.config.metric_specs import BASELINES, metric_label
+from featgan.evaluation.document import EvaluationDocument
+from featgan.report.analysis.class_edits import ClassEdits, build_class_edits
+from featgan.report.analysis.class_reliability import ReliabilityTable, build_reliability_table
+from featgan.report.analysis.component_ranking import ComponentRanking
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.analysis.subgroup_tables import build_subgroup_tables
+from featgan.report.analysis.visibility import choose_typical_source
+from featgan.report.edits.rendering import FramePredictions, RenderedSweep
+from featgan.report.edits.sources import SourceImages
+from featgan.report.figures.charts import MARK_LABELS, MatrixCell, build_baseline_chart, shade_matrix
 from featgan.report.figures.curves import draw_curve
-from featgan.report.figures.data_uris import thumbnail
-from featgan.report.figures.thread_map import in_threads
+from featgan.report.figures.data_uris import encode_thumbnail
+from featgan.report.figures.thread_map import map_in_threads
 from featgan.report.html import summary_text
-from featgan.report.html.cards import FilmCard, build_film, build_mosaic
-from featgan.report.html.component_rows import Row, build_rows
-from featgan.report.run_files import Evaluation, Series, is_number
+from featgan.report.html.cards import FilmCard, build_film_card, build_mosaic_card
+from featgan.report.html.component_rows import ComponentRow, build_component_rows
+from featgan.report.html.sentences import SECTION_TEXTS
+from featgan.report.run_files import MetricSeries, is_number
 
-OPEN_CURVES = 6
-"""Curves shown at once; the others fold away."""
+NUM_OPEN_CURVES = 6
+"""Number of training curves that are open; the others are folded away."""
 MAX_TABLE_ROWS = 500
-FEWEST_FOLDED = 2
-"""Rows of the ranking that fold away; a single one stays."""
+MIN_FOLDED_ROWS = 2
+"""Minimum number of rows of the ranking that are folded away; a single row stays."""
 
-GROUP_TITLES = {
-    "quantiles": ("The components, one by one", "What the classifier's numbers vary in, one component at a time."),
-    "class": ("Towards each class", "By the mean of the classifier's numbers over training pictures of each class."),
-    "head": (
-        "Along the classifier's own weights",
-        "Straight towards each of its answers. Often no picture lies there, and the edit falls short: where it is "
-        "unlike the edit towards the class, believe that one.",
-    ),
-    "interpolation": ("Between two images", "All of the classifier's numbers at once."),
-    "expression": ("Expressions", "Each class asked of the same face."),
-    "valence_arousal": ("Valence and arousal", "How pleasant, and how stirred."),
-    "attributes": ("Attributes", "One flipped at a time."),
-}
-
-ORDER = ("class", "head", *(name for name in GROUP_TITLES if name not in ("class", "head")))
-"""Groups as they follow each other: answers have names, components must find theirs."""
+GROUP_ORDER = tuple(SECTION_TEXTS)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page."""
+    """Everything that the page shows."""
 
     run: str
-    kind: str  # of the condition
+    kind: str  # kind of the condition
     step: int
-    facts: Sequence[tuple[str, str]]  # what it is: term and description
-    sources: Sources
-    renderings: Sequence[Rendering]
-    scale: float  # of the difference maps, as a share of the range
-    ranking: Ranking = field(default_factory=lambda: Ranking([], False))
-    answer: Answer | None = None
-    source_seen: Seen | None = None  # what the box sees in the sources, as one frame each
+    facts: Sequence[tuple[str, str]]  # term and description
+    sources: SourceImages
+    renderings: Sequence[RenderedSweep]
+    scale: float  # brightest change of the difference maps, as a share of the range
+    ranking: ComponentRanking = field(default_factory=lambda: ComponentRanking([], False))
+    output_spec: OutputSpec | None = None
+    source_predictions: FramePredictions | None = None  # one frame for each source
     num_features: int | None = None
     num_components: int | None = None
-    evaluation: Evaluation | None = None
-    metrics: Series = field(default_factory=dict)
+    evaluation: EvaluationDocument | None = None
+    metrics: MetricSeries = field(default_factory=dict)
     config: str = ""
     commands: Sequence[str] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def tiles(self) -> Tiles | None:
-        """What each answer looks like, where the box has answers."""
-        return build_tiles(self.renderings, self.answer, self.source_seen, self.sources.images)
+    def class_edits(self) -> ClassEdits | None:
+        """The edits toward each class; None if the classifier has no named outputs."""
+        return build_class_edits(self.renderings, self.output_spec, self.source_predictions, self.sources.images)
 
     @cached_property
-    def evidence(self) -> Evidence | None:
-        """How far to believe the tiles, answer by answer."""
-        if self.tiles is None or self.answer is None:
+    def reliability(self) -> ReliabilityTable | None:
+        """How reliable the edits toward each class are; an evaluation of another step does not count."""
+        if self.class_edits is None or self.output_spec is None:
             return None
-        current = self.evaluation if self.evaluation is not None and self.evaluation.step == self.step else None
-        return gather_evidence(self.tiles.sweep.headings, self.answer, current)
+        current_evaluation = (
+            self.evaluation if self.evaluation is not None and self.evaluation.step == self.step else None
+        )
+        return build_reliability_table(self.class_edits.sweep.headings, self.output_spec, current_evaluation)
 
     @cached_property
     def start(self) -> int:
-        """The source that is shown first: a well-kept one whose pictures change as those of the median one."""
+        """Index of the source that is shown first: a well reconstructed one with typical changes."""
         if not self.ranking.components:
             return 0
-        kept = next((each.reconstruction for each in self.renderings if each.reconstruction is not None), None)
-        lost = None if kept is None else (kept.float() - self.sources.images.float()).abs().mean((1, 2, 3))
-        reached = None if self.tiles is None else self.tiles.reached()
-        return typical_source([each.change for each in self.ranking.components], lost, reached)
+        reconstruction = next(
+            (rendering.reconstruction for rendering in self.renderings if rendering.reconstruction is not None), None
+        )
+        reconstruction_errors = (
+            None
+            if reconstruction is None
+            else (reconstruction.float() - self.sources.images.float()).abs().mean((1, 2, 3))
+        )
+        reached_counts = None if self.class_edits is None else self.class_edits.count_reached()
+        return choose_typical_source(
+            [component.change for component in self.ranking.components], reconstruction_errors, reached_counts
+        )
 
 
-def show_number(value: object, digits: int = 3) -> str:
-    """A cell's text: `digits` decimals (fewer when large, 3 when small), true minus signs, a dash for nothing."""
+def format_number(value: object, digits: int = 3) -> str:
+    """Return a cell's text: `digits` decimals (fewer if large, 3 if small), a true minus sign, a dash for no value."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, bool):
@@ -113,90 +111,94 @@ def show_number(value: object, digits: int = 3) -> str:
     return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
-def environment() -> Environment:
-    """Everything that is put into the page is escaped, and a name that is missing is an error."""
-    built = Environment(
+def build_environment() -> Environment:
+    """Return a template environment that escapes every value and raises an error for an undefined name."""
+    jinja_environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent / "templates", Path(__file__).parent / "static"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    built.filters["number"] = show_number
-    built.filters["percent"] = summary_text.percent
-    built.filters["measure"] = name_measure
-    return built
+    jinja_environment.filters["number"] = format_number
+    jinja_environment.filters["metric_label"] = metric_label
+    return jinja_environment
 
 
-def group_films(films: Sequence[FilmCard], ranking: Ranking) -> list[dict[str, Any]]:
-    """The film cards under their titles, in order; components in the order of the ranking."""
-    places = {component.index: place for place, component in enumerate(ranking.components)}
+def group_film_cards(films: Sequence[FilmCard], ranking: ComponentRanking) -> list[dict[str, Any]]:
+    """Return the film cards grouped into sections; components are in the order of the ranking."""
+    ranks = {component.index: rank for rank, component in enumerate(ranking.components)}
     groups = []
-    for name, members in groupby(sorted(films, key=lambda card: ORDER.index(card.group)), key=lambda card: card.group):
-        title, summary = GROUP_TITLES[name]
-        cards = sorted(members, key=lambda card: places.get(card.component, 0) if card.component is not None else 0)
+    for name, members in groupby(
+        sorted(films, key=lambda card: GROUP_ORDER.index(card.group)), key=lambda card: card.group
+    ):
+        title, summary = SECTION_TEXTS[name]
+        cards = sorted(members, key=lambda card: ranks.get(card.component, 0) if card.component is not None else 0)
         groups.append({"id": name.replace("_", "-"), "title": title, "summary": summary, "cards": cards})
     return groups
 
 
-def fold(rows: Sequence[Row]) -> set[int]:
-    """The components whose rows the first screen leaves out at first, where that makes room enough."""
+def find_folded_components(rows: Sequence[ComponentRow]) -> set[int]:
+    """Return the components whose rows are folded away at first; empty for fewer than MIN_FOLDED_ROWS."""
     minor = {row.component.index for row in rows if row.is_minor}
-    return minor if len(minor) >= FEWEST_FOLDED else set()
+    return minor if len(minor) >= MIN_FOLDED_ROWS else set()
 
 
-def draw_curves(metrics: Series) -> list[dict[str, str | Markup]]:
-    """Each series with two points or more as a small chart; losses come first."""
-    named = sorted(metrics.items(), key=lambda entry: "loss" not in entry[0].lower())
-    return [{"name": name, "svg": draw_curve(points, name)} for name, points in named if len(points) > 1]
+def draw_curves(metrics: MetricSeries) -> list[dict[str, str | Markup]]:
+    """Return a chart for each series with at least two points; losses come first."""
+    ordered_series = sorted(metrics.items(), key=lambda entry: "loss" not in entry[0].lower())
+    return [{"name": name, "svg": draw_curve(points, name)} for name, points in ordered_series if len(points) > 1]
 
 
-def show_tables(evaluation: Evaluation | None) -> list[dict[str, Any]]:
-    """The evaluation's tables with bounded numbers of rows."""
+def format_tables(evaluation: EvaluationDocument | None) -> list[dict[str, Any]]:
+    """Return the tables of the evaluation, with at most MAX_TABLE_ROWS rows each."""
     if evaluation is None:
         return []
     return [
         {
-            "title": str(table.get("title") or ""),
-            "columns": [MARKS[name][1] if name in MARKS else name for name in map(str, table["columns"])],
-            "rows": table["rows"][:MAX_TABLE_ROWS],
+            "title": table.title,
+            "columns": [BASELINES[name].label if name in BASELINES else name for name in table.columns],
+            "rows": table.rows[:MAX_TABLE_ROWS],
         }
         for table in evaluation.tables
     ]
 
 
-def classes_of(answer: Answer | None) -> tuple[str, ...]:
-    """The classes that the box tells apart."""
-    return answer.names if answer is not None and answer.kind == "expression" else ()
+def classifier_classes(output_spec: OutputSpec | None) -> tuple[str, ...]:
+    """Return the classes that the classifier distinguishes; empty for other outputs."""
+    return output_spec.names if output_spec is not None and output_spec.kind == "expression" else ()
 
 
-def show_crosstalk(report: Report) -> list[list[Cell]]:
-    """The matrix of the components shown, in their own order, of the evaluation or else of the page's pictures."""
-    shown = sorted(component.index for component in report.ranking.components)
-    if report.ranking.measured_on is not None and report.evaluation is not None:
-        cells = shade(report.evaluation.crosstalk, shown)
+def build_crosstalk_matrix(report: Report) -> list[list[MatrixCell]]:
+    """Return the cross-talk of the components shown, by index; from the evaluation, else from the page's images."""
+    component_indices = sorted(component.index for component in report.ranking.components)
+    if report.ranking.num_evaluated_images is not None and report.evaluation is not None:
+        cells = shade_matrix(report.evaluation.crosstalk, component_indices)
         if cells:
             return cells
-    return [] if report.ranking.crosstalk is None else shade(report.ranking.crosstalk, shown)
+    return [] if report.ranking.crosstalk is None else shade_matrix(report.ranking.crosstalk, component_indices)
 
 
-def page_data(
-    report: Report, films: Sequence[FilmCard], pictures: Sequence[str], tiles: Tiles | None
+def build_page_data(
+    report: Report, films: Sequence[FilmCard], thumbnails: Sequence[str], class_edits: ClassEdits | None
 ) -> dict[str, Any]:
-    """What the script needs. Films of the first source stand in the page itself and are left out here."""
-    answers = None
-    if report.answer is not None and report.source_seen is not None:
-        answers = report.answer.shown(report.source_seen.outputs)[:, 0].round(3).tolist()
+    """Return what the script needs; it reads the films of the first source from the page itself."""
+    source_outputs = None
+    if report.output_spec is not None and report.source_predictions is not None:
+        source_outputs = report.output_spec.display_values(report.source_predictions.outputs)[:, 0].round(3).tolist()
     return {
         "start": report.start,
-        "names": list(report.answer.names) if report.answer else [],
-        "isShare": report.answer is not None and report.answer.is_share,
-        "tiles": None
-        if tiles is None
-        else {"own": tiles.own, "rows": [[tile and asdict(tile) for tile in row] for row in tiles.tiles]},
+        "names": list(report.output_spec.names) if report.output_spec else [],
+        "isProbability": report.output_spec is not None and report.output_spec.is_probability,
+        "classEdits": None
+        if class_edits is None
+        else {
+            "sourceClasses": class_edits.source_classes,
+            "rows": [[class_edit and asdict(class_edit) for class_edit in row] for row in class_edits.edits],
+        },
         "sources": [
-            {"name": name, "picture": picture, "answer": answers[index] if answers else []}
-            for index, (name, picture) in enumerate(zip(report.sources.names, pictures, strict=True))
+            {"name": name, "image": thumbnail_uri, "outputs": source_outputs[index] if source_outputs else []}
+            for index, (name, thumbnail_uri) in enumerate(zip(report.sources.names, thumbnails, strict=True))
         ],
         "films": {
             card.id: {
@@ -205,7 +207,7 @@ def page_data(
                 "films": [None if index == report.start else film for index, film in enumerate(card.films)],
                 "maps": card.maps,
                 "bars": card.bars,
-                "answers": card.answers,
+                "outputs": card.outputs,
             }
             for card in films
         },
@@ -213,54 +215,61 @@ def page_data(
 
 
 def build_page(report: Report) -> str:
-    """The page as HTML."""
-    filmed = [rendering for rendering in report.renderings if rendering.sweep.film]
-    films = in_threads(lambda rendering: build_film(rendering, report.scale, report.answer), filmed)
-    # The films of the components say what a mosaic of them would.
-    flat = [rendering for rendering in report.renderings if rendering.sweep.component is None]
-    mosaics = in_threads(lambda rendering: build_mosaic(report.sources, rendering), flat)
-    pictures = [thumbnail(image) for image in report.sources.images]
+    """Return the page as HTML."""
+    film_renderings = [rendering for rendering in report.renderings if rendering.sweep.has_film]
+    film_cards = map_in_threads(
+        lambda rendering: build_film_card(rendering, report.scale, report.output_spec), film_renderings
+    )
+    # A mosaic of components would repeat their films.
+    mosaic_renderings = [rendering for rendering in report.renderings if rendering.sweep.component is None]
+    mosaic_cards = map_in_threads(lambda rendering: build_mosaic_card(report.sources, rendering), mosaic_renderings)
+    thumbnails = [encode_thumbnail(image) for image in report.sources.images]
     curves = draw_curves(report.metrics)
     evaluation = report.evaluation
-    tiles, start = report.tiles, report.start
-    rows = build_rows(report.ranking, report.sources, {card.id: card.films[start] for card in films})
+    class_edits, start = report.class_edits, report.start
+    component_rows = build_component_rows(
+        report.ranking, report.sources, {card.id: card.films[start] for card in film_cards}
+    )
     return (
-        environment()
+        build_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            introduction=summary_text.introduce(
-                report.answer, report.num_features, report.num_components, tiles is not None
+            introduction=summary_text.introduction(
+                report.output_spec, report.num_features, report.num_components, class_edits is None
             ),
             conclusions=[
-                *summary_text.reach(tiles, report.evidence),
-                *summary_text.conclude(report.ranking),
-                *summary_text.confirm(evaluation),
+                *summary_text.reached_class_conclusions(class_edits, report.reliability),
+                *summary_text.component_conclusions(report.ranking),
+                *summary_text.second_classifier_conclusions(evaluation),
             ],
-            doubts=[
-                *summary_text.miss(tiles, report.answer),
-                *summary_text.unconfirmed(report.evidence),
-                *summary_text.doubt(report.ranking, evaluation),
-                *summary_text.question(evaluation, report.ranking, len(report.sources)),
+            limitations=[
+                *summary_text.unreached_class_limitations(class_edits, report.output_spec),
+                *summary_text.unconfirmed_class_limitations(report.reliability),
+                *summary_text.component_limitations(report.ranking, evaluation),
+                *summary_text.evaluation_limitations(evaluation, report.ranking, len(report.sources)),
             ],
-            tiles=tiles,
-            evidence=report.evidence,
-            folded=fold(rows),
-            rows=rows,
-            row_of={row.component.rendering.sweep.name: row for row in rows},
+            class_edits=class_edits,
+            reliability=report.reliability,
+            folded=find_folded_components(component_rows),
+            component_rows=component_rows,
+            row_by_sweep={row.component.rendering.sweep.name: row for row in component_rows},
             start=start,
-            card_of={card.id: card for card in films},
-            pictures=pictures,
-            groups=group_films(films, report.ranking),
-            mosaics=mosaics,
+            card_by_id={card.id: card for card in film_cards},
+            thumbnails=thumbnails,
+            groups=group_film_cards(film_cards, report.ranking),
+            mosaic_cards=mosaic_cards,
             evaluation=evaluation,
-            lines=beside_controls(evaluation.measures, evaluation.controls) if evaluation else [],
-            matrix=show_crosstalk(report),
-            shown=sorted(report.ranking.components, key=lambda component: component.index),
-            regions=region_tables(evaluation.regions, classes_of(report.answer)) if evaluation else [],
-            tables=show_tables(evaluation),
-            curves=curves[:OPEN_CURVES],
-            more_curves=curves[OPEN_CURVES:],
-            data=page_data(report, films, pictures, tiles),
+            baseline_chart=build_baseline_chart(evaluation.metrics, evaluation.baselines) if evaluation else [],
+            mark_labels=MARK_LABELS,
+            crosstalk=build_crosstalk_matrix(report),
+            shown_components=sorted(report.ranking.components, key=lambda component: component.index),
+            subgroup_tables=build_subgroup_tables(evaluation.subgroups, classifier_classes(report.output_spec))
+            if evaluation
+            else [],
+            tables=format_tables(evaluation),
+            curves=curves[:NUM_OPEN_CURVES],
+            more_curves=curves[NUM_OPEN_CURVES:],
+            data=build_page_data(report, film_cards, thumbnails, class_edits),
         )
     )

@@ -1,236 +1,288 @@
-"""The report's first sentences: what the classifier tells, what can be concluded from the pictures, and what cannot."""
+"""The first sentences of the report: what the classifier predicts, and what the edited images do and do not show.
+
+Each function chooses sentences of `sentences.SENTENCES` and the values that fill them.
+"""
 
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from featgan.report.analysis.class_edits import Tiles
-from featgan.report.analysis.class_reliability import Evidence
-from featgan.report.analysis.component_ranking import Component, Ranking
-from featgan.report.analysis.predictions import Answer
-from featgan.report.analysis.visibility import TINT
-from featgan.report.run_files import Evaluation, is_number, mapping
+from featgan.evaluation.document import EvaluationDocument, metric_value
+from featgan.report.analysis.class_edits import ClassEdits
+from featgan.report.analysis.class_reliability import ReliabilityTable
+from featgan.report.analysis.component_ranking import ComponentRanking, RankedComponent
+from featgan.report.analysis.predictions import OutputSpec
+from featgan.report.analysis.visibility import MIN_BRIGHTNESS_CHANGE
+from featgan.report.html.sentences import fill_sentence
 
-MOST_CONCLUSIONS = 2
-MOST_NAMED = 2
-MOSTLY = 0.5
-"""Share of the pictures from which an answer counts as shown."""
-STRAYS = 0.5
-"""Cross-talk from which a component cannot be said to move alone."""
-NEARLY_ALL = 0.95
+MAX_CONCLUSIONS = 2
+MAX_NAMED_COMPONENTS = 2
+MAX_NAMED_CLASSES = 8
+MIN_REACHED_SHARE = 0.5
+"""Share of the images from which a class counts as reached."""
+MAX_CROSSTALK = 0.5
+"""Cross-talk above which a component counts as entangled with others."""
+MIN_EXPLAINED_SHARE = 0.95
 
-DOUBTS = {
-    "person": "the classifier sees a change, a person does not, so nothing can be said about its look",
-    "classifier": "the pictures change, but the classifier sees little of the change that was asked for",
-    "both": "the generator does not show it, so nothing can be said about it",
-}
-"""Who does not see a component move => what follows from that."""
+SUMMARY_FAMILIES = ("faithfulness", "preservation", "realism")
+"""Metric families whose first limitation is repeated in the summary."""
 
-TOLD = ("faithfulness", "preservation", "realism")
-"""Families whose first limit is told in the opening."""
-
-WITNESSED = ("witness_agreement", "box_agreement")
-"""Measures: how often a second box, and the box itself, see the label asked for."""
-
-SHORT_DOUBTS = {"person": "too faint to see", "classifier": "not seen by the classifier", "both": "not shown"}
+AGREEMENT_METRICS = ("second_classifier_agreement", "classifier_agreement")
+"""How often the second classifier, and the classifier itself, predict the target class."""
 
 
-def percent(share: float) -> str:
-    """`38 %`; `under 1 %` for what would be shown as none."""
+def format_percent(share: float) -> str:
+    """Return `38 %`; `under 1 %` for a positive share that would be rounded to 0 %."""
     return "under 1\N{NO-BREAK SPACE}%" if 0 < share < 0.005 else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
-def listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`; what is Markup stays so."""
-    if len(parts) < 2:
-        return parts[0] if parts else ""
-    joiner = Markup(", ") if isinstance(parts[0], Markup) else ", "
-    return joiner.join(parts[:-1]) + " and " + parts[-1]
+def join_names(names: Sequence[str]) -> str:
+    """Return `a`, `a and b` or `a, b and c`; Markup stays Markup."""
+    if len(names) < 2:
+        return names[0] if names else ""
+    comma = Markup(", ") if isinstance(names[0], Markup) else ", "
+    return comma.join(names[:-1]) + " and " + names[-1]
 
 
-def conclude(ranking: Ranking) -> list[Markup]:
-    """What the components that matter show, as far as a person and the classifier both see them move."""
-    shown = [component for component in ranking.components if component.counts and component.is_shown]
-    if not shown:
-        return [Markup("No component that matters to the answer can be seen in these pictures.")]
-    of_what = "of the variation in its answer" if ranking.is_whole else "of what these components change in its answer"
-    named = [of_what, *[""] * len(shown)]
-    return [describe(component, what) for component, what in zip(shown[:MOST_CONCLUSIONS], named, strict=False)]
+def emphasized_names(names: Sequence[str]) -> str:
+    """Return the names in italics, joined by commas and `and`."""
+    return join_names([Markup("<em>{}</em>").format(name) for name in names])
 
 
-def reach(tiles: Tiles | None, evidence: Evidence | None = None) -> list[Markup]:
-    """The answers that most of the pictures get when they are asked for, and those that are asked for by colour."""
-    unsure = {*evidence.unconfirmed, *evidence.unjudged} if evidence else set()
-    shares = tiles.shares() if tiles else {}
-    names = [name for name, share in shares.items() if share >= MOSTLY and name not in unsure]
-    text = "Moved towards {}, most of the pictures with another answer get that one: the tiles show what it takes."
-    said = [Markup(text).format(emphasised(names))] if names else []
-    tinted = tiles.tinted() if tiles else {}
-    if tinted:
-        alike = {tint: [name for name in tinted if tinted[name] == tint] for tint in tinted.values()}
-        parts = [Markup("{} towards {}").format(tint, emphasised(names)) for tint, names in alike.items()]
-        text = "The whole picture gets {}: it may tell these by colour and light, not by forms."
-        said.append(Markup(text).format(listed(parts)))
-    return said
+def join_sentences(sentences: Sequence[Markup]) -> Markup:
+    return Markup(" ").join(sentences)
 
 
-def miss(tiles: Tiles | None, answer: Answer | None) -> list[Markup]:
-    """The answers that none of the pictures gets, and those that cannot be asked for."""
-    if tiles is None or answer is None:
+def introduction(
+    output_spec: OutputSpec | None, num_features: int | None, num_components: int | None, include_names: bool
+) -> Markup:
+    """Return what the classifier predicts and what a component is, for a reader who knows neither."""
+    sentences = [] if output_spec is None or not output_spec.names else output_sentences(output_spec, include_names)
+    sentences.append(
+        fill_sentence("features", num_features=num_features) if num_features else fill_sentence("features_uncounted")
+    )
+    sentences.append(
+        fill_sentence("components", num_components=num_components)
+        if num_components
+        else fill_sentence("components_uncounted")
+    )
+    return join_sentences(sentences)
+
+
+def output_sentences(output_spec: OutputSpec, include_names: bool) -> list[Markup]:
+    """Return what the outputs of the classifier are, and its accuracy if known."""
+    count = len(output_spec.names)
+    ellipsis = ", \N{HORIZONTAL ELLIPSIS}" if count > MAX_NAMED_CLASSES else ""
+    names = ", ".join(output_spec.names[:MAX_NAMED_CLASSES]) + ellipsis
+    key = {"expression": "classes", "attributes": "attributes"}.get(output_spec.kind)
+    if key is not None:
+        suffix = "_with_names" if include_names else ""
+        sentences = [fill_sentence(key + suffix, count=count, names=names)]
+    else:
+        name = "valence_arousal" if output_spec.kind == "valence_arousal" else "other_outputs"
+        sentences = [fill_sentence(name, count=count)]
+    if output_spec.kind == "expression" and output_spec.accuracy is not None:
+        counts = [number for _, number in output_spec.recalls.values()]
+        majority = max(counts) / sum(counts)
+        values = {"accuracy": format_percent(output_spec.accuracy), "majority": format_percent(majority)}
+        sentences.append(fill_sentence("accuracy", **values))
+    return sentences
+
+
+def component_conclusions(ranking: ComponentRanking) -> list[Markup]:
+    """Return a conclusion for each of the most important components that are visible and detected."""
+    conclusive = [component for component in ranking.components if component.is_important and component.is_conclusive]
+    if not conclusive:
+        return [fill_sentence("no_conclusive_component")]
+    return [component_conclusion(component, ranking) for component in conclusive[:MAX_CONCLUSIONS]]
+
+
+def component_conclusion(component: RankedComponent, ranking: ComponentRanking) -> Markup:
+    """Return the importance of a component, its effect on the outputs, and how the image changes."""
+    link = Markup('<a href="#{}">{}</a>').format(component.rendering.sweep.name, component.title)
+    if component.importance is None:
+        sentences = [fill_sentence("share_unknown", component=link)]
+    else:
+        name = "share_of_total" if ranking.uses_total_variation else "share_of_shown"
+        sentences = [fill_sentence(name, component=link, share=format_percent(component.importance))]
+        sentences += output_change_sentences(component, emphasized=True)
+    visibility = "clear_change" if component.change.visibility_grade == "clear" else "faint_change"
+    sentences.append(fill_sentence(visibility, location=component.change.location))
+    brightness_change = component.change.brightness_change
+    if abs(brightness_change) >= MIN_BRIGHTNESS_CHANGE:
+        sentences.append(fill_sentence("brighter" if brightness_change > 0 else "darker"))
+    return join_sentences(sentences)
+
+
+def output_change_sentences(component: RankedComponent, emphasized: bool = False) -> list[Markup]:
+    """Return which outputs the component raises and lowers, in one sentence; empty if that is not known."""
+    raised, lowered = component.affected_outputs
+    if not raised and not lowered:
         return []
-    names = [name for name, share in tiles.shares().items() if share == 0]
-    text = "Moved towards {}, no picture with another answer gets that one: what it looks like is not shown."
-    said = [Markup(text).format(emphasised(names))] if names else []
-    never = [name for name in answer.names if name not in tiles.sweep.headings]
-    if never and tiles.sweep.group == "class" and answer.kind == "expression":
-        text = "It gives {} to hardly any training picture: what such answers look like is not shown."
-        said.append(Markup(text).format(emphasised(never)))
-    return said
+    join = emphasized_names if emphasized else join_names
+    name = "output_change" if raised and lowered else "output_increase" if raised else "output_decrease"
+    return [fill_sentence(name, raised=join(raised), lowered=join(lowered))]
 
 
-def unconfirmed(evidence: Evidence | None) -> list[Markup]:
-    """The answers that a second classifier does not see in the edits towards them, and those that it never sees."""
-    if evidence is None:
+def reached_class_conclusions(
+    class_edits: ClassEdits | None, reliability: ReliabilityTable | None = None
+) -> list[Markup]:
+    """Return which classes most edits reach, and which classes are reached by changing the color of the whole image."""
+    if class_edits is None:
         return []
-    texts = {
-        "A second classifier seldom sees {} in the edits towards {}: these may deceive this one alone.": (
-            evidence.unconfirmed
-        ),
-        "A second classifier cannot judge {}: it seldom sees {} in real pictures either.": evidence.unjudged,
+    excluded = {*reliability.unconfirmed_classes, *reliability.unverifiable_classes} if reliability else set()
+    shares = class_edits.reached_shares()
+    reached = [name for name, share in shares.items() if share >= MIN_REACHED_SHARE and name not in excluded]
+    conclusions = [fill_sentence("reached_classes", classes=emphasized_names(reached))] if reached else []
+    color_changes = class_edits.describe_color_changes()
+    if color_changes:
+        classes_by_change = {
+            change: [name for name in color_changes if color_changes[name] == change]
+            for change in color_changes.values()
+        }
+        sentences = [
+            fill_sentence("color_change", classes=emphasized_names(names), change=change)
+            for change, names in classes_by_change.items()
+        ]
+        conclusions.append(join_sentences([*sentences, fill_sentence("color_explanation")]))
+    return conclusions
+
+
+def unreached_class_limitations(class_edits: ClassEdits | None, output_spec: OutputSpec | None) -> list[Markup]:
+    """Return which classes no edit reaches, and which classes have no edits."""
+    if class_edits is None or output_spec is None:
+        return []
+    limitations = []
+    unreached = [name for name, share in class_edits.reached_shares().items() if share == 0]
+    if unreached:
+        limitations.append(fill_sentence("unreached_classes", classes=emphasized_names(unreached)))
+    unpredicted = [name for name in output_spec.names if name not in class_edits.sweep.headings]
+    if unpredicted and class_edits.sweep.group == "class" and output_spec.kind == "expression":
+        limitations.append(fill_sentence("unpredicted_classes", classes=emphasized_names(unpredicted)))
+    return limitations
+
+
+def unconfirmed_class_limitations(reliability: ReliabilityTable | None) -> list[Markup]:
+    """Return which classes the second classifier does not confirm, and which classes it cannot verify."""
+    if reliability is None:
+        return []
+    classes_by_sentence = {
+        "unconfirmed_classes": reliability.unconfirmed_classes,
+        "unverifiable_classes": reliability.unverifiable_classes,
     }
     return [
-        Markup(text).format(emphasised(names), "it" if len(names) == 1 else "them")
-        for text, names in texts.items()
-        if names
+        fill_sentence(name, classes=emphasized_names(classes))
+        for name, classes in classes_by_sentence.items()
+        if classes
     ]
 
 
-def describe(component: Component, of_what: str) -> Markup:
-    """One component: its share of the answer, where that moves, and where the picture changes."""
-    text = Markup('<a href="#{}">{}</a>').format(component.rendering.sweep.name, component.title)
-    if component.matters is not None:
-        text += " ".join(part for part in (" carries", percent(component.matters), of_what) if part)
-        text += movement(*component.directions)
-    how = "clearly" if component.change.grade == "clear" else "faintly"
-    text += f"; it shows {how}, {component.change.place}"
-    tint = component.change.tint
-    if abs(tint) >= TINT:
-        text += f", and the whole picture gets {'brighter' if tint > 0 else 'darker'}"
-    return text + "."
-
-
-def movement(up: Sequence[str], down: Sequence[str]) -> Markup:
-    """`, from neutral to happy`, as far as it is known."""
-    if up and down:
-        return Markup(", from {} to {}").format(emphasised(down), emphasised(up))
-    if up or down:
-        return Markup(", {} {}").format("towards" if up else "away from", emphasised(up or down))
-    return Markup("")
-
-
-def emphasised(names: Sequence[str]) -> str:
-    return listed([Markup("<em>{}</em>").format(name) for name in names])
-
-
-def doubt(ranking: Ranking, evaluation: Evaluation | None = None) -> list[Markup]:
-    """What cannot be concluded, and why."""
-    said = [doubted(ranking.components, why) for why in dict.fromkeys(each.doubt for each in ranking.components)]
-    covered = ranking.covered
-    if covered is not None and covered < NEARLY_ALL:
-        said.append(
-            Markup("{} of the variation in its answer lies outside these components.").format(percent(1 - covered))
-        )
-    nearest = evaluation.controls.get("nearest_real", {}) if evaluation and ranking.measured_on is not None else {}
-    own = mapping(nearest.get("diagonal_dominance")).get("value")
-    said.append(strays(ranking.components, 1 - own if is_number(own) else None))
-    return [text for text in said if text]
-
-
-def doubted(components: Sequence[Component], why: str) -> Markup:
-    """Components that matter and that the pictures do not show, for one reason."""
-    names = [
-        Markup("{} ({})").format(each.title, percent(each.matters)) if each.matters is not None else Markup(each.title)
-        for each in components
-        if why and each.doubt == why and each.counts
+def component_limitations(ranking: ComponentRanking, evaluation: EvaluationDocument | None = None) -> list[Markup]:
+    """Return what cannot be concluded about the components, and why."""
+    sentences = [
+        inconclusive_components_limitation(ranking.components, limitation)
+        for limitation in dict.fromkeys(component.limitation for component in ranking.components)
     ]
-    return Markup("{}: {}.").format(listed(names), DOUBTS[why]) if names else Markup("")
-
-
-def strays(components: Sequence[Component], real: float | None) -> Markup:
-    """Components that bring others with them; `real` is the cross-talk of going to the nearest real pictures."""
-    found = [each for each in components if each.is_shown and each.crosstalk is not None and each.crosstalk > STRAYS]
-    if not found:
-        return Markup("")
-    numbers = listed([str(index + 1) for index in sorted(each.index for each in found)])
-    who = f"Components {numbers}" if len(found) > MOST_NAMED else listed([each.title for each in found])
-    word = "does not move alone" if len(found) == 1 else "do not move alone"
-    why = "part of what changes may belong to another component"
-    beside = "" if real is None else f"; between real pictures it is {real:.2f} on average"
-    return Markup("{} {} (cross-talk above {}{}): {}.").format(who, word, STRAYS, beside, why)
-
-
-def confirm(evaluation: Evaluation | None) -> list[Markup]:
-    """What a second classifier, that took no part in training, says to the same edits, where it agrees."""
-    return [witnessed(evaluation)] if evaluation is not None and verdict_of(evaluation) == "supports" else []
-
-
-def question(evaluation: Evaluation | None, ranking: Ranking, num_pictures: int) -> list[Markup]:
-    """That too little was measured, that no second classifier was asked, or that it does not agree."""
-    if evaluation is None:
-        text = "Nothing was measured beyond the {} pictures of this page: <code>featgan evaluate</code> does that."
-        return [Markup(text).format(num_pictures)]
-    said = []
-    if ranking.measured_on is None:
-        said.append(Markup("Slope and cross-talk are of the {} pictures of this page only.").format(num_pictures))
-    if verdict_of(evaluation) == "limits":
-        said.append(witnessed(evaluation))
-    said += [Markup.escape(text) for text in limits(evaluation)]
-    if verdict_of(evaluation) == "unknown":
-        unknown = "Whether another classifier would see the same is not known: none was asked, or it could not tell."
-        said.append(Markup(unknown))
-    return said
-
-
-def limits(evaluation: Evaluation) -> list[str]:
-    """What the evaluation says against the pictures: requests that fail, a source that is not kept, edits unlike real.
-
-    Whether they look real is said to be unknown, too. What it says against the components and about the witness is said
-    here in other words.
-    """
-    told = [each for each in evaluation.remarks if (each.about, each.verdict) == ("realism", "unknown")]
-    told += reversed([each for each in evaluation.remarks if each.verdict == "limits"])
-    said = {each.about: each.text for each in told}
-    return [said[name] for name in TOLD if name in said]
-
-
-def verdict_of(evaluation: Evaluation) -> str:
-    """What the evaluation concludes from its witness, where it had one."""
-    found = [remark.verdict for remark in evaluation.remarks if remark.about == "witness"]
-    known = all(share_of(evaluation, name) is not None for name in WITNESSED)
-    return found[0] if found and known else "unknown"
-
-
-def witnessed(evaluation: Evaluation) -> Markup:
-    """How often either classifier sees the label that was asked for."""
-    other, own = (share_of(evaluation, name) for name in WITNESSED)
-    agrees = "agrees" if verdict_of(evaluation) == "supports" else "does not agree"
-    return Markup(
-        "A second classifier, which took no part in training, {}: where another answer is asked for, it sees that "
-        "in {} of the edited pictures, this one in {}."
-    ).format(agrees, percent(other or 0.0), percent(own or 0.0))
-
-
-def share_of(evaluation: Evaluation, name: str) -> float | None:
-    value = mapping(evaluation.measures.get(name)).get("value")
-    return value if is_number(value) else None
-
-
-def introduce(answer: Answer | None, num_features: int | None, num_components: int | None, names_follow: bool) -> str:
-    """What the classifier does, and what a component is, for someone who has never heard of either."""
-    told = f"This classifier {answer.what(not names_follow)}. It" if answer and answer.names else "This classifier"
-    numbers = f"{num_features} numbers" if num_features else "numbers"
-    ways = f"{num_components}" if num_components else "a few"
-    return (
-        f"{told} turns a picture into {numbers} and answers by these alone. Over many pictures they vary in {ways} "
-        "independent ways, the components."
+    explained_share = ranking.explained_share
+    if explained_share is not None and explained_share < MIN_EXPLAINED_SHARE:
+        sentences.append(fill_sentence("unexplained_share", share=format_percent(1 - explained_share)))
+    nearest = (
+        evaluation.baselines.get("nearest_real", {}) if evaluation and ranking.num_evaluated_images is not None else {}
     )
+    real_dominance = metric_value(nearest, "diagonal_dominance")
+    sentences.append(
+        entanglement_limitation(ranking.components, None if real_dominance is None else 1 - real_dominance)
+    )
+    return [text for text in sentences if text]
+
+
+def inconclusive_components_limitation(components: Sequence[RankedComponent], limitation: str) -> Markup:
+    """Return the important components that have this limitation; empty if none has."""
+    names = [
+        Markup.escape(component.title)
+        if component.importance is None
+        else fill_sentence(
+            "component_with_share", component=component.title, share=format_percent(component.importance)
+        )
+        for component in components
+        if limitation and component.limitation == limitation and component.is_important
+    ]
+    return fill_sentence(limitation, components=join_names(names)) if names else Markup("")
+
+
+def entanglement_limitation(components: Sequence[RankedComponent], real_crosstalk: float | None) -> Markup:
+    """Return which components change together with others; `real_crosstalk` is the mean between real images."""
+    entangled = [
+        component
+        for component in components
+        if component.is_conclusive and component.crosstalk is not None and component.crosstalk > MAX_CROSSTALK
+    ]
+    if not entangled:
+        return Markup("")
+    numbers = join_names([str(index + 1) for index in sorted(component.index for component in entangled)])
+    named_components = (
+        fill_sentence("numbered_components", numbers=numbers)
+        if len(entangled) > MAX_NAMED_COMPONENTS
+        else join_names([component.title for component in entangled])
+    )
+    name = "entangled_component" if len(entangled) == 1 else "entangled_components"
+    sentences = [fill_sentence(name, components=named_components, max_crosstalk=MAX_CROSSTALK)]
+    if real_crosstalk is not None:
+        sentences.append(fill_sentence("real_crosstalk", real_crosstalk=f"{real_crosstalk:.2f}"))
+    return join_sentences(sentences)
+
+
+def second_classifier_conclusions(evaluation: EvaluationDocument | None) -> list[Markup]:
+    """Return that the second classifier confirms the edits, if it does."""
+    if evaluation is None or second_classifier_status(evaluation) != "supports":
+        return []
+    return [second_classifier_sentence("second_classifier_agrees", evaluation)]
+
+
+def evaluation_limitations(
+    evaluation: EvaluationDocument | None, ranking: ComponentRanking, num_images: int
+) -> list[Markup]:
+    """Return what the evaluation has not measured or does not confirm."""
+    if evaluation is None:
+        return [fill_sentence("not_evaluated", num_images=num_images)]
+    status = second_classifier_status(evaluation)
+    limitations = []
+    if ranking.num_evaluated_images is None:
+        limitations.append(fill_sentence("page_images_only", num_images=num_images))
+    if status == "limits":
+        limitations.append(second_classifier_sentence("second_classifier_disagrees", evaluation))
+    limitations += [Markup.escape(text) for text in reported_limitations(evaluation)]
+    if status == "unknown":
+        limitations.append(fill_sentence("second_classifier_unknown"))
+    return limitations
+
+
+def reported_limitations(evaluation: EvaluationDocument) -> list[str]:
+    """Return the first limitation of each family in SUMMARY_FAMILIES, as the evaluation states it.
+
+    For realism, an unknown result counts as a limitation, too. Limitations of components and of the second classifier
+    have sentences of their own in the summary.
+    """
+    conclusions = [
+        conclusion
+        for conclusion in evaluation.conclusions
+        if (conclusion.family, conclusion.kind) == ("realism", "unknown")
+    ]
+    conclusions += reversed([conclusion for conclusion in evaluation.conclusions if conclusion.kind == "limits"])
+    text_by_family = {conclusion.family: conclusion.text for conclusion in conclusions}
+    return [text_by_family[family] for family in SUMMARY_FAMILIES if family in text_by_family]
+
+
+def second_classifier_status(evaluation: EvaluationDocument) -> str:
+    """Return `supports`, `limits` or `unknown`: what the evaluation concludes from the second classifier."""
+    statuses = [conclusion.kind for conclusion in evaluation.conclusions if conclusion.family == "second_classifier"]
+    has_metrics = all(metric_value(evaluation.metrics, name) is not None for name in AGREEMENT_METRICS)
+    return statuses[0] if statuses and has_metrics else "unknown"
+
+
+def second_classifier_sentence(name: str, evaluation: EvaluationDocument) -> Markup:
+    """Return the sentence with how often each classifier predicts the target class."""
+    second_agreement, first_agreement = (
+        format_percent(metric_value(evaluation.metrics, metric) or 0.0) for metric in AGREEMENT_METRICS
+    )
+    return fill_sentence(name, second_agreement=second_agreement, first_agreement=first_agreement)

@@ -29,16 +29,16 @@
 module load cuda
 source env.sh
 export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-rm -f /runs/one/jobs/001-train/ended
+rm -f /runs/one/jobs/001-train/exit_code
 export FEATGAN_MAX_FAILURES=3
 [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || python3 -m launch.requeue /runs/one/jobs/001-train || exit
-featgan_after() {
+featgan_requeue() {
   code=$?
   trap - EXIT
   [ "$code" -eq 0 ] || python3 -m launch.requeue /runs/one/jobs/001-train "$code"
   exit "$code"
 }
-trap featgan_after EXIT
+trap featgan_requeue EXIT
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -1,13 +1,13 @@
 "use strict";
-// Without this script the ranking, the grids and the numbers still show; with it, each card gets its screens and slider.
+// The ranking, the grids and the metrics work without this script; it adds the images and the slider of each card.
 (() => {
   const FRAME_MILLISECONDS = 130;
   const data = JSON.parse(document.getElementById("data").textContent);
   const radios = [...document.querySelectorAll('input[name="source"]')];
-  const chosen = () => Math.max(0, radios.findIndex((radio) => radio.checked));
-  const show = (value) => (data.isShare ? `${Math.round(100 * value)} %` : value.toFixed(2).replace("-", "−"));
+  const selectedSource = () => Math.max(0, radios.findIndex((radio) => radio.checked));
+  const formatValue = (value) => (data.isProbability ? `${Math.round(100 * value)} %` : value.toFixed(2).replace("-", "−"));
 
-  // The films of the source shown first stand in the page: they are taken from there once.
+  // The filmstrips of the source shown first are stored once, in the images of the page: read them from there.
   for (const image of document.querySelectorAll("[data-strip][src]")) {
     const card = image.closest("[data-card], [data-film]");
     const film = data.films[card.dataset.card || card.id];
@@ -23,51 +23,51 @@
     const screens = Object.fromEntries(
       [...card.querySelectorAll("[data-screen]")].map((image) => [image.dataset.screen, image]),
     );
-    const bars = [...card.querySelectorAll(".answers li")];
+    const bars = [...card.querySelectorAll(".outputs li")];
     const marker = card.querySelector(".marker");
     const button = card.querySelector("[data-play]");
     let timer = 0;
     let direction = 1;
 
-    // One film image holds every frame; the screen shows the part that lies at the frame.
-    function place(image, frame) {
+    // A filmstrip holds every frame; the screen shows one of them.
+    function showFrameOf(image, frame) {
       image.style.width = `${100 * frames}%`;
       image.style.transform = `translateX(${(-100 * frame) / frames}%)`;
     }
 
     function showSource() {
-      const source = data.sources[chosen()];
-      strip.src = film.films[chosen()];
-      screens.source.src = source.picture;
-      screens.source.alt = `Source ${chosen() + 1}, ${source.name}`;
+      const source = data.sources[selectedSource()];
+      strip.src = film.films[selectedSource()];
+      screens.source.src = source.image;
+      screens.source.alt = `Source ${selectedSource() + 1}, ${source.name}`;
       screens.edit.src = strip.src;
-      if (screens.difference) screens.difference.src = film.maps[chosen()];
+      if (screens.difference) screens.difference.src = film.maps[selectedSource()];
       bars.forEach((bar, index) => {
-        const own = bar.querySelector(".own");
-        if (own && source.answer.length) own.style.left = `${100 * source.answer[film.bars[index]]}%`;
+        const sourceMarker = bar.querySelector(".source-marker");
+        if (sourceMarker && source.outputs.length) sourceMarker.style.left = `${100 * source.outputs[film.bars[index]]}%`;
       });
       showFrame();
     }
 
     function showFrame() {
       const frame = Number(slider.value);
-      const what = `source ${chosen() + 1}, ${film.title} at ${film.labels[frame]}`;
-      const answers = bars.map((_, index) => film.answers[chosen()][frame][index]);
-      const top = answers.indexOf(Math.max(...answers));
+      const description = `source ${selectedSource() + 1}, ${film.title} at ${film.labels[frame]}`;
+      const outputs = bars.map((_, index) => film.outputs[selectedSource()][frame][index]);
+      const top = outputs.indexOf(Math.max(...outputs));
       output.textContent = film.labels[frame];
       slider.setAttribute("aria-valuetext", film.labels[frame] +
-        (bars.length && data.isShare ? `; ${data.names[film.bars[top]]} ${show(answers[top])}` : ""));
+        (bars.length && data.isProbability ? `; ${data.names[film.bars[top]]} ${formatValue(outputs[top])}` : ""));
       marker.style.left = `${(100 * frame) / frames}%`;
-      place(screens.edit, frame);
-      screens.edit.alt = `Edited ${what}`;
+      showFrameOf(screens.edit, frame);
+      screens.edit.alt = `Edited ${description}`;
       if (screens.difference) {
-        place(screens.difference, frame);
-        screens.difference.alt = `Difference map of ${what}`;
+        showFrameOf(screens.difference, frame);
+        screens.difference.alt = `Difference map of ${description}`;
       }
       bars.forEach((bar, index) => {
         const level = bar.querySelector(".level");
-        if (level) level.style.width = `${100 * answers[index]}%`;
-        bar.querySelector(".value").textContent = show(answers[index]);
+        if (level) level.style.width = `${100 * outputs[index]}%`;
+        bar.querySelector(".value").textContent = formatValue(outputs[index]);
       });
     }
 
@@ -91,8 +91,8 @@
       timer = window.setInterval(advance, FRAME_MILLISECONDS);
     });
     card.querySelector(".films").addEventListener("click", (event) => {
-      const box = event.currentTarget.getBoundingClientRect();
-      const frame = Math.floor((frames * (event.clientX - box.left)) / box.width);
+      const bounds = event.currentTarget.getBoundingClientRect();
+      const frame = Math.floor((frames * (event.clientX - bounds.left)) / bounds.width);
       slider.value = String(Math.min(frames - 1, Math.max(0, frame)));
       stop();
       showFrame();
@@ -101,33 +101,33 @@
     showSource();
   }
 
-  // The strips of the opening follow the chosen picture, too.
-  for (const image of document.querySelectorAll(".exhibits [data-strip]")) {
+  // The strips at the top of the page show the selected source, too.
+  for (const image of document.querySelectorAll(".results [data-strip]")) {
     const id = image.dataset.card || image.closest("[data-card]").dataset.card;
-    const about = image.alt.replace(data.sources[data.start].name, "");
+    const altPrefix = image.alt.replace(data.sources[data.start].name, "");
     radios.forEach((radio, index) => radio.addEventListener("change", () => {
       if (!radio.checked) return;
       image.src = data.films[id].films[index];
-      image.alt = about + data.sources[index].name;
+      image.alt = altPrefix + data.sources[index].name;
     }));
     image.parentElement.addEventListener("click", () => document.getElementById(id).scrollIntoView());
   }
 
-  // So do the answers under the edits towards them.
-  function showTiles() {
-    const source = chosen();
-    const picture = document.querySelector("[data-tile-source]");
-    picture.src = data.sources[source].picture;
-    picture.alt = `Source: ${data.sources[source].name}`;
-    document.querySelector("[data-tile-own]").textContent = data.tiles.own[source];
-    document.querySelectorAll(".tiles li").forEach((item, index) => {
-      const tile = data.tiles.rows[source][index];
-      if (!tile) return;
-      item.classList.toggle("reached", tile.is_reached);
-      item.querySelector("[data-tile]").textContent = tile.text;
+  // So do the outputs below the edits toward each class.
+  function showClassEdits() {
+    const source = selectedSource();
+    const image = document.querySelector("[data-class-edit-source]");
+    image.src = data.sources[source].image;
+    image.alt = `Source: ${data.sources[source].name}`;
+    document.querySelector("[data-source-class]").textContent = data.classEdits.sourceClasses[source];
+    document.querySelectorAll(".class-edits li").forEach((item, index) => {
+      const classEdit = data.classEdits.rows[source][index];
+      if (!classEdit) return;
+      item.classList.toggle("reached", classEdit.is_reached);
+      item.querySelector("[data-class-edit]").textContent = classEdit.text;
     });
   }
-  if (data.tiles) radios.forEach((radio) => radio.addEventListener("change", showTiles));
+  if (data.classEdits) radios.forEach((radio) => radio.addEventListener("change", showClassEdits));
 
   const ranking = document.getElementById("ranking");
   const orders = [...document.querySelectorAll("[data-order]")];
@@ -138,16 +138,16 @@
       [...ranking.children]
         .sort((first, second) => Number(second.dataset[key]) - Number(first.dataset[key]))
         .forEach((row) => ranking.append(row));
-      if (key === "visible") unfold();
+      if (key === "visibility") unfold();
     });
   }
 
-  const unfolder = document.querySelector("[data-unfold]");
+  const unfoldButton = document.querySelector("[data-unfold]");
   function unfold() {
-    ranking.classList.add("whole");
-    if (unfolder) unfolder.hidden = true;
+    ranking.classList.add("expanded");
+    if (unfoldButton) unfoldButton.hidden = true;
   }
-  unfolder?.addEventListener("click", () => {
+  unfoldButton?.addEventListener("click", () => {
     unfold();
     ranking.querySelector(".minor a").focus();
   });

@@ -1,0 +1,216 @@
+"""Shared by the `featgan` and `launch` commands: groups, option groups, and how a command line ends."""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from featgan.cli.log_handler import install_log_handler
+from featgan.errors import TrainingInterrupted, UserError
+
+SUITES = ("quick", "standard", "full")
+
+OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
+
+PATH_TYPE = click.Path(path_type=Path)
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class OrderedGroup(click.Group):
+    """A group that lists its commands in the order of definition, not in alphabetical order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator that adds several options, in the order in which the help lists them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+resume_options = option_group(
+    click.option(
+        "--resume-from", type=PATH_TYPE, help="Checkpoint folder of another run to initialize a new run from."
+    ),
+    click.option(
+        "--reset-optimizer",
+        is_flag=True,
+        help="Load only the weights of that checkpoint and start with a new optimizer state.",
+    ),
+)
+
+num_components_option = click.option(
+    "--num-components", default=10, show_default=True, type=click.IntRange(1), help="Number of components to sweep."
+)
+
+evaluator_options = option_group(
+    click.option(
+        "--suite",
+        default="standard",
+        show_default=True,
+        type=click.Choice(SUITES),
+        help="Evaluation suite: a fast estimate, the default set of metrics, or everything.",
+    ),
+    click.option(
+        "--classifier",
+        "classifiers",
+        multiple=True,
+        metavar="SPEC",
+        help="SPEC of the classifier, if it has moved; for label-conditioned runs the evaluation classifier, given"
+        " once per data set.",
+    ),
+    click.option(
+        "--factor-probe",
+        metavar="SPEC",
+        help="SPEC of a classifier trained to predict the true factors of synthetic faces.",
+    ),
+    click.option(
+        "--second-classifier",
+        metavar="SPEC",
+        help="SPEC of a second classifier that was not used in training, to check that it also responds to the edits.",
+    ),
+)
+
+metric_options = option_group(
+    click.option(
+        "--inception",
+        type=PATH_TYPE,
+        help="File with Inception-v3 weights, required for FID and KID in Inception feature space.",
+    ),
+    click.option(
+        "--lpips", type=PATH_TYPE, help="File with torchvision's alexnet or vgg16 weights, required for LPIPS."
+    ),
+    click.option(
+        "--max-pairs",
+        type=click.IntRange(2),
+        help="Maximum number of image pairs to evaluate; an eighth as many images are used for the sweeps.",
+    ),
+    num_components_option,
+)
+
+render_options = option_group(
+    click.option(
+        "--images",
+        type=PATH_TYPE,
+        help="Folder with images to edit instead of the validation images; the report is then named report-NAME.html.",
+    ),
+    click.option(
+        "--directions",
+        default="",
+        help="Comma-separated names of the directions to render; all that apply to the condition by default.",
+    ),
+    click.option(
+        "--num-images",
+        default=6,
+        show_default=True,
+        type=click.IntRange(1, 64),
+        help="Number of source images to show.",
+    ),
+    num_components_option,
+    click.option(
+        "--component-name",
+        "component_names",
+        multiple=True,
+        metavar="NUMBER=NAME",
+        help="Name of a component; may be repeated. Names are stored in RUN_DIR/names.yaml.",
+    ),
+    click.option(
+        "--video",
+        multiple=True,
+        type=click.Choice(("gif", "webp", "mp4", "none")),
+        help="Animation format of the sweeps; may be repeated. Writes gif and webp by default; mp4 requires"
+        " `pip install 'featgan[video]'`.",
+    ),
+)
+
+extract_options = option_group(
+    click.option("--layer", help="Layer to extract features from; the input of the last linear layer by default."),
+    click.option(
+        "--cache-name",
+        default="blackbox",
+        show_default=True,
+        help="Name of the feature cache, which is stored with the shards.",
+    ),
+    click.option(
+        "--num-components",
+        type=click.IntRange(1),
+        help="Number of whitened principal components to keep; keeps all features by default.",
+    ),
+    click.option(
+        "--task",
+        "output_kind",
+        type=click.Choice(OUTPUT_KINDS),
+        help="What the classifier predicts; required only if its SPEC does not define it.",
+    ),
+    click.option(
+        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Number of images per forward pass."
+    ),
+)
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_step(step: str) -> int | None:
+    """Return a step number; None for `latest`."""
+    if step == "latest":
+        return None
+    if not step.isdecimal():
+        raise UserError(f"--step {step}: not a step; give a number or latest")
+    return int(step)
+
+
+def user_error_message(error: BaseException) -> str | None:
+    """Return one line for an error that the user can fix; None for an internal error."""
+    if isinstance(error, UserError):
+        # An error of a data loading worker arrives with its traceback as the message; the last line is the cause.
+        return str(error).strip().splitlines()[-1].removeprefix("featgan.errors.UserError: ")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the disk'}: no space left; free some space and run the command again"
+    if isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT):
+        return f"{error.filename or 'the file system'}: {(error.strerror or '').lower()}; run the command again"
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied; change its permissions or choose another path"
+    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+        return f"{error.filename}: {(error.strerror or 'already exists').lower()}; choose another path"
+    return None
+
+
+def run_command(command: click.Command, name: str, arguments: list[str]) -> None:
+    """Run a command line and print its log messages and errors to standard error.
+
+    Exits with 2 after an error that the user can fix, and with 128 + N after signal N. Any other error is raised.
+    """
+    is_debug = "--debug" in arguments
+    install_log_handler(is_debug)
+    try:
+        command.main([word for word in arguments if word != "--debug"], prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("featgan: stopped; run the same command again to resume", err=True)
+        sys.exit(130)
+    except TrainingInterrupted as interruption:
+        click.echo(f"featgan: {interruption}", err=True)
+        sys.exit(interruption.exit_code)
+    except Exception as error:
+        message = user_error_message(error)
+        if is_debug or message is None:
+            raise
+        click.echo(f"featgan: {message}", err=True)
+        sys.exit(2)

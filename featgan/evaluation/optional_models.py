@@ -1,0 +1,102 @@
+"""Optional models that an evaluation uses besides the classifier: factor probe, second classifier, Inception, LPIPS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.shards.manifest import MANIFEST_FILE
+from featgan.data.shards.shard_set import ShardSet
+from featgan.errors import UserError
+from featgan.inference.editor import predict
+from featgan.metrics.inception import Inception
+from featgan.metrics.lpips import Lpips
+from featgan.metrics.predictions import Predictions
+from featgan.system.files import sha256_of
+from featgan.system.progress import track_progress
+
+BATCH_SIZE = 64
+
+
+class SecondClassifier:
+    """A classifier that was not used in training. A feature cache, if present, replaces it for real images."""
+
+    def __init__(self, classifier: BlackBox, shards: ShardSet) -> None:
+        self.classifier = classifier
+        self.shards = shards
+        self.cache = find_feature_cache(shards, classifier)
+
+    def predict_real(self, split: str, rows: np.ndarray) -> Predictions:
+        """Return the predictions for real images [N]."""
+        if self.cache is not None:
+            return Predictions.from_values(self.cache.features(split, rows), self.cache.outputs(split, rows))
+        return self.predict(self.shards.get_split(split).decode(rows), f"real, {split}")
+
+    def predict(self, images: Tensor, description: str) -> Predictions:
+        """Return the predictions for images, uint8 [N, 3, S, S]; the progress bar shows the description."""
+        batches = images.split(BATCH_SIZE)
+        predictions = [
+            predict(self.classifier, batch)
+            for batch in track_progress(batches, f"second: {description}", len(batches), "batches")
+        ]
+        outputs = [batch.outputs for batch in predictions if batch.outputs is not None]
+        return Predictions(np.concatenate([batch.features for batch in predictions]), np.concatenate(outputs))
+
+    def to_metadata(self) -> dict[str, str | None]:
+        """Return the identity of the classifier for the evaluation document."""
+        return {
+            "spec": self.classifier.spec,
+            "layer": self.classifier.layer,
+            "sha256": self.classifier.sha256,
+            "features": self.cache.name if self.cache else None,
+        }
+
+
+def find_feature_cache(shards: ShardSet, classifier: BlackBox) -> FeatureCache | None:
+    """Return a complete feature cache of this classifier and layer in the shards, if there is one."""
+    for manifest in sorted((shards.path / "features").glob(f"*/{MANIFEST_FILE}")):
+        try:
+            cache = FeatureCache.open(shards, manifest.parent.name)
+        except UserError:
+            continue  # of other shards, or corrupted: the classifier is run instead
+        if (cache.blackbox["sha256"], cache.blackbox["layer"]) == (classifier.sha256, classifier.layer):
+            cache.verify()
+            return cache
+    return None
+
+
+@dataclass(frozen=True)
+class OptionalModels:
+    """The optional models; None for those that were not given."""
+
+    factor_probe: BlackBox | None = None
+    second_classifier: SecondClassifier | None = None
+    inception: Inception | None = None
+    lpips: Lpips | None = None
+
+
+def load_optional_models(
+    shards: ShardSet,
+    device: torch.device,
+    factor_probe: str | None = None,
+    second_classifier: str | None = None,
+    inception: Path | None = None,
+    lpips: Path | None = None,
+) -> OptionalModels:
+    """Load the given models. Raises UserError for the first that cannot be loaded."""
+    return OptionalModels(
+        load_blackbox(factor_probe, device=device) if factor_probe else None,
+        SecondClassifier(load_blackbox(second_classifier, device=device), shards) if second_classifier else None,
+        Inception(inception, device) if inception else None,
+        Lpips(lpips, device) if lpips else None,
+    )
+
+
+def describe_weights(inception: Path | None, lpips: Path | None) -> dict[str, dict[str, str | None]]:
+    """Return name and sha256 of the weight files for the evaluation document."""
+    files = {"inception": inception, "lpips": lpips}
+    return {name: {"file": path.name, "sha256": sha256_of(path)} for name, path in files.items() if path}
