@@ -1,5 +1,5 @@
 # make demo: the whole pipeline on synthetic faces.   make test: the tests.   make docs: the documentation in site/.
-# make check: lint, format, types, spelling and sentence length.   make format: format the code.
+# make check: lint, format, types, spelling, sentence length and files.   make format: format the code.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,6 +17,7 @@ check: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python scripts/check_sentences.py
+	$(BIN)/python scripts/check_files.py
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

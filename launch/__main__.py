@@ -1,4 +1,4 @@
-"""`python -m launch`: submit training, evaluation and rendering jobs, monitor them, and evaluate on a schedule."""
+"""`python -m launch`: submit jobs, monitor them, and evaluate the checkpoints of all runs."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ from featgan.cli.click_helpers import (
     split_names,
 )
 from featgan.errors import UserError
+from featgan.run.evaluation_options import EvaluationOptions
 from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, single_process_cluster
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
 from launch.preflight import check_run, check_shards, check_training
@@ -70,14 +71,14 @@ def submit_or_print(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @resume_options
 def train(
-    config: str, overrides: tuple[str, ...], resume_from: Path | None, reset_optimizer: bool, submit: SubmitOptions
+    config: str, overrides: tuple[str, ...], init_from: Path | None, reset_optimizer: bool, submit: SubmitOptions
 ) -> None:
     """Submit a training job.
 
     After a signal or a crash the job is requeued and resumes from its last checkpoint.
     """
     loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
-    job = make_train_job(loaded_config, resume_from, reset_optimizer)
+    job = make_train_job(loaded_config, init_from, reset_optimizer)
     submit_or_print(job, cluster, loaded_config.run_dir, "train", submit.after_job, submit.dry_run)
 
 
@@ -92,15 +93,15 @@ def load_config_and_cluster(
     return loaded_config, cluster
 
 
-def make_train_job(config: "Config", resume_from: Path | None, reset_optimizer: bool) -> TrainJob:
-    """Return the training job. Raises UserError if `resume_from` is not a checkpoint, or is missing but required."""
+def make_train_job(config: "Config", init_from: Path | None, reset_optimizer: bool) -> TrainJob:
+    """Return the training job. Raises UserError if `init_from` is not a checkpoint, or is missing but required."""
     from featgan.run.paths import CHECKPOINT_MANIFEST
 
-    if reset_optimizer and resume_from is None:
-        raise UserError("--reset-optimizer: no checkpoint given; name it with --resume-from")
-    if resume_from is not None and not (resume_from / CHECKPOINT_MANIFEST).is_file():
-        raise UserError(f"--resume-from {resume_from}: not a checkpoint folder; give RUN/checkpoints/step-NNNNNNNN")
-    checkpoint = str(resume_from.absolute()) if resume_from else None
+    if reset_optimizer and init_from is None:
+        raise UserError("--reset-optimizer: no checkpoint given; name it with --init-from")
+    if init_from is not None and not (init_from / CHECKPOINT_MANIFEST).is_file():
+        raise UserError(f"--init-from {init_from}: not a checkpoint folder; give RUN/checkpoints/step-NNNNNNNN")
+    checkpoint = str(init_from.absolute()) if init_from else None
     return TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
 
 
@@ -124,29 +125,27 @@ def evaluate(
 ) -> None:
     """Submit the evaluation of a checkpoint.
 
-    The checkpoint is kept until the evaluation is complete.
+    The checkpoint is kept until the evaluation is complete. The job runs as one process on at most one GPU.
     """
     cluster = single_process_cluster(read_cluster(submit))
     check_run(run, step, cluster, submit.after_job)
-    job = EvaluateJob(
-        str(run.absolute()),
-        step,
-        suite,
+    options = EvaluationOptions(
         classifiers,
         factor_probe,
         second_classifier,
-        inception=str(inception.absolute()) if inception else None,
-        lpips=str(lpips.absolute()) if lpips else None,
-        max_pairs=max_pairs,
-        num_components=num_components,
+        inception.absolute() if inception else None,
+        lpips.absolute() if lpips else None,
+        max_pairs,
+        num_components,
     )
+    job = EvaluateJob(str(run.absolute()), step, suite, options)
     if submit.after_job or submit.dry_run or cluster.dependency:
         submit_or_print(job, cluster, run, "evaluate", submit.after_job, submit.dry_run)
         return
     from featgan.run.evaluation_claims import claim_interactively
-    from featgan.run.paths import committed_steps
+    from featgan.run.paths import checkpoint_steps
 
-    claimed_step = max(committed_steps(run)) if step is None else step
+    claimed_step = max(checkpoint_steps(run)) if step is None else step
     claim = claim_interactively(run.absolute(), claimed_step, suite)
     submit_claimed(claim, replace(job, step=claimed_step, token=claim.token), cluster)
 
@@ -166,7 +165,10 @@ def render(
     video: tuple[str, ...],
     submit: SubmitOptions,
 ) -> None:
-    """Submit the rendering of a checkpoint's report."""
+    """Submit the rendering of a checkpoint's report.
+
+    The job runs as one process on at most one GPU.
+    """
     cluster = single_process_cluster(read_cluster(submit))
     check_run(run, step, cluster, submit.after_job)
     job = RenderJob(
@@ -185,7 +187,7 @@ def render(
 @cli.command(cls=ClusterCommand)
 @click.option("--shards", required=True, type=PATH_TYPE, help="Folder written by `featgan pack`.")
 @click.option(
-    "--blackbox", required=True, metavar="SPEC", help="SPEC of the classifier to study (see docs/blackbox.md)."
+    "--blackbox", required=True, metavar="SPEC", help="SPEC of the classifier to explain (see docs/blackbox.md)."
 )
 @extract_options
 def extract(
@@ -194,19 +196,17 @@ def extract(
     layer: str | None,
     cache_name: str,
     num_components: int | None,
-    output_kind: str | None,
+    task: str | None,
     batch_size: int,
     submit: SubmitOptions,
 ) -> None:
     """Submit the extraction of a classifier's features.
 
-    A restarted job resumes with the remaining images.
+    The job runs as one process on at most one GPU. A restarted job resumes with the remaining images.
     """
     cluster = single_process_cluster(read_cluster(submit))
     check_shards(shards, cluster, submit.after_job)
-    job = ExtractJob(
-        str(shards.absolute()), blackbox, cache_name, layer, num_components, output_kind, batch_size=batch_size
-    )
+    job = ExtractJob(str(shards.absolute()), blackbox, cache_name, layer, num_components, task, batch_size=batch_size)
     submit_or_print(job, cluster, shards, "extract", submit.after_job, submit.dry_run)
 
 
@@ -218,7 +218,7 @@ def extract(
 def pipeline(
     config: str,
     overrides: tuple[str, ...],
-    resume_from: Path | None,
+    init_from: Path | None,
     reset_optimizer: bool,
     suite: str,
     classifiers: tuple[str, ...],
@@ -228,20 +228,15 @@ def pipeline(
 ) -> None:
     """Submit training, evaluation and rendering.
 
-    Each job starts once the previous one has succeeded.
+    Each job starts once the previous one has succeeded. Only training uses several nodes.
     """
     loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
     if cluster.executor == "local":
         raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate and render one by one")
     run_dir, dry_run = loaded_config.run_dir, submit.dry_run
-    train_job = make_train_job(loaded_config, resume_from, reset_optimizer)
-    evaluate_job = EvaluateJob(
-        str(run_dir.absolute()),
-        suite=suite,
-        classifiers=classifiers,
-        factor_probe=factor_probe,
-        second_classifier=second_classifier,
-    )
+    train_job = make_train_job(loaded_config, init_from, reset_optimizer)
+    options = EvaluationOptions(classifiers, factor_probe, second_classifier)
+    evaluate_job = EvaluateJob(str(run_dir.absolute()), suite=suite, options=options)
     render_job = RenderJob(str(run_dir.absolute()))
     train_id = submit_or_print(train_job, cluster, run_dir, "train", submit.after_job, dry_run)
     # Only the first job waits for --dependency; the others wait for the job before them.
@@ -271,11 +266,13 @@ def pipeline(
 def watch(
     runs: Path, once: bool, poll_seconds: int, max_evaluations: int, as_jobs: bool, submit: SubmitOptions
 ) -> None:
-    """Evaluate the checkpoints that are due.
+    """Evaluate the checkpoints of all runs.
+
+    For each run in RUNS, evaluate the checkpoints without a result: the multiples of `evaluation.every`, the newest one
+    and, with `evaluation.best_suite`, the best one. Repeat every --poll-seconds. Each evaluation job runs as one
+    process.
 
     The leaderboard is updated after every check: RUNS/leaderboard.html and leaderboard.csv.
-
-    `evaluation.every` of each run sets which checkpoints are due.
     """
     from launch.watch import evaluate_in_subprocess, poll_once
 

@@ -3,33 +3,31 @@
 import logging
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from featgan.cli.log_handler import install_log_handler
 from featgan.errors import UserError
 from featgan.run.evaluation_claims import EvaluationClaim
-from featgan.run.schedule import with_default_evaluators
+from featgan.run.evaluation_options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_claimed(claim: EvaluationClaim, options: Mapping[str, Any], scheduled: bool) -> None:
+def evaluate_claimed(claim: EvaluationClaim, options: EvaluationOptions, scheduled: bool) -> None:
     """Evaluate a claimed checkpoint and release the claim. Does nothing if another process has taken over the claim.
 
     Any exception is raised again. A scheduled evaluation records it as a failure and releases the claim, so that the
     watch retries the checkpoint. An evaluation that a user submitted keeps the claim, because the scheduler restarts
     the job; the same holds for a job that a signal ends.
     """
-    from featgan.evaluation.evaluate import evaluate_run
+    from featgan.evaluation.evaluate import evaluate_with_defaults
 
     if not claim.take_over():
         logger.warning(f"{claim.run}: step {claim.step} ({claim.suite}) has since been claimed by another process")
         return
     try:
         with claim.lease.keep_alive():
-            evaluate_run(claim.run, claim.step, claim.suite, **with_default_evaluators(claim.run, options))
+            evaluate_with_defaults(claim.run, claim.step, claim.suite, options)
     except Exception as error:
         if scheduled:
             claim.record_failure(traceback.format_exc(limit=-3))
@@ -42,4 +40,5 @@ def evaluate_claimed(claim: EvaluationClaim, options: Mapping[str, Any], schedul
 
 if __name__ == "__main__":
     install_log_handler()
-    evaluate_claimed(EvaluationClaim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5]), {}, scheduled=True)
+    claim = EvaluationClaim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5])
+    evaluate_claimed(claim, EvaluationOptions(), scheduled=True)

@@ -90,14 +90,14 @@ def cluster_options(hidden_options: tuple[str, ...]) -> list[click.Option]:
                 [f"--{name.replace('_', '-')}", name],
                 multiple=name in MULTIPLE,
                 metavar=METAVARS.get(name, "VALUE"),
-                help=" ".join((field.description or "").split()) + format_default(field.default),
+                help=" ".join((field.description or "").split()) + default_suffix(field.default),
             )
         )
     return options
 
 
-def format_default(value: Any) -> str:
-    """Return a default for the help; empty if there is none worth showing."""
+def default_suffix(value: Any) -> str:
+    """Return the default value for the end of a help text; empty if there is none worth showing."""
     from pydantic_core import PydanticUndefined
 
     is_shown = value not in (None, PydanticUndefined, (), {}, 0)

@@ -29,7 +29,7 @@ class ClusterConfig(ConfigModel):
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     """Number of GPUs per node."""
     tasks_per_node: Annotated[int, Field(ge=0)] = 0
-    """Number of processes per node; 0 starts one per GPU, or one in total if there are none."""
+    """Number of processes per node; 0 starts one process per GPU, or one per node if there are no GPUs."""
     cpus_per_task: PositiveInt = 8
     """Number of CPU cores per process: one for each data worker and one for training."""
     mem: str | None = None

@@ -1,4 +1,4 @@
-"""What runs inside a job: one featgan command. It exits with a code that the job script passes to `launch.requeue`."""
+"""The work of each kind of job; it ends with an exit code that the batch script understands."""
 
 import logging
 import os
@@ -7,9 +7,11 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+from featgan.run.evaluation_options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Job(ABC):
             self.execute()
         except TrainingInterrupted as interruption:
             if not is_rank_zero():
-                sys.exit(0)
+                sys.exit(0)  # srun kills the others after the first failure, before rank 0 has written its exit code
             logger.info(str(interruption))
             exit_with_code(EXIT_REQUEUE)
         except UserError as error:
@@ -57,11 +59,17 @@ class Job(ABC):
         """Do the work of the job."""
 
     def files_to_write(self) -> dict[str, str]:
-        """Return files (name => text) for the job folder that show what was submitted."""
+        """Return files (name => text) for the job folder.
+
+        They are for reading only; the job uses its pickled copy.
+        """
         return {}
 
     def checkpoint(self) -> Any:
-        """Submit the same job again; submitit calls this if a signal arrives before `__call__`."""
+        """Submit the same job again; submitit calls this if a signal arrives before `__call__`.
+
+        The name is submitit's; it saves no checkpoint.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -86,7 +94,7 @@ class TrainJob(Job):
     """`featgan train` with a resolved configuration; after a signal it saves a checkpoint and exits."""
 
     config: dict[str, Any]
-    resume_from: str | None = None
+    init_from: str | None = None
     reset_optimizer: bool = False
 
     def execute(self) -> None:
@@ -96,7 +104,7 @@ class TrainJob(Job):
             from featgan.config.loading import parse_config
             from featgan.training.train import train
 
-            checkpoint = Path(self.resume_from) if self.resume_from else None
+            checkpoint = Path(self.init_from) if self.init_from else None
             train(parse_config(self.config, "the job's configuration"), checkpoint, stop_signal, self.reset_optimizer)
 
     def files_to_write(self) -> dict[str, str]:
@@ -115,13 +123,7 @@ class EvaluateJob(Job):
     run_dir: str
     step: int | None = None
     suite: str = "standard"
-    classifiers: tuple[str, ...] = ()
-    factor_probe: str | None = None
-    second_classifier: str | None = None
-    inception: str | None = None
-    lpips: str | None = None
-    max_pairs: int | None = None
-    num_components: int = 10
+    options: EvaluationOptions = field(default_factory=EvaluationOptions)
     token: str = ""
     scheduled: bool = False
 
@@ -130,43 +132,37 @@ class EvaluateJob(Job):
         from launch.claimed_evaluation import evaluate_claimed
 
         run_dir = Path(self.run_dir)
-        options = {
-            "classifiers": self.classifiers,
-            "factor_probe": self.factor_probe,
-            "second_classifier": self.second_classifier,
-            "inception": Path(self.inception) if self.inception else None,
-            "lpips": Path(self.lpips) if self.lpips else None,
-            "max_pairs": self.max_pairs,
-            "num_components": self.num_components,
-        }
         if self.token:
             assert self.step is not None
+            claim = EvaluationClaim(run_dir, self.step, self.suite, self.token)
             try:
-                evaluate_claimed(EvaluationClaim(run_dir, self.step, self.suite, self.token), options, self.scheduled)
+                evaluate_claimed(claim, self.options, self.scheduled)
             except Exception:
                 if not self.scheduled:
                     raise
                 traceback.print_exc()
                 exit_with_code(EXIT_USER_ERROR)  # the watch retries the checkpoint, so the scheduler must not
         else:
-            self.evaluate_or_wait(run_dir, options)
+            self.evaluate_or_wait(run_dir)
 
-    def evaluate_or_wait(self, run_dir: Path, options: dict[str, Any]) -> None:
+    def evaluate_or_wait(self, run_dir: Path) -> None:
         """Evaluate the checkpoint, or wait for a watch that is evaluating it, so that dependent jobs can start."""
-        from featgan.evaluation.evaluate import evaluate_run, find_evaluation
+        from featgan.evaluation.evaluate import evaluate_with_defaults, find_evaluation
         from featgan.run.checkpoint import newest_step
         from featgan.run.evaluation_claims import AlreadyEvaluatingError, claim_checkpoint
-        from featgan.run.schedule import with_default_evaluators
 
         has_waited = False
         while True:
             try:
                 chosen_step = newest_step(run_dir) if self.step is None else self.step
                 with claim_checkpoint(run_dir, chosen_step, self.suite) as step:
-                    if not (
-                        has_waited and step is not None and find_evaluation(run_dir, step, self.suite, self.max_pairs)
-                    ):
-                        evaluate_run(run_dir, step, self.suite, **with_default_evaluators(run_dir, options))
+                    is_done = (
+                        has_waited
+                        and step is not None
+                        and find_evaluation(run_dir, step, self.suite, self.options.max_pairs) is not None
+                    )
+                    if not is_done:
+                        evaluate_with_defaults(run_dir, step, self.suite, self.options)
                 return
             except AlreadyEvaluatingError as error:
                 if not has_waited:
@@ -214,7 +210,7 @@ class ExtractJob(Job):
     cache_name: str = "blackbox"
     layer: str | None = None
     num_components: int | None = None
-    output_kind: str | None = None
+    task: str | None = None
     batch_size: int = 64
 
     def execute(self) -> None:
@@ -227,5 +223,5 @@ class ExtractJob(Job):
             layer=self.layer,
             num_components=self.num_components,
             batch_size=self.batch_size,
-            output_kind=self.output_kind,
+            task=self.task,
         )

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +10,13 @@ from typing import Any
 
 import jinja2
 
+from featgan.config.choices import SUITES
 from featgan.config.metric_specs import LEADERBOARD_METRICS, METRICS, metric_label
 from featgan.config.schema import Config
-from featgan.run.paths import SUITES, committed_steps, evaluated_steps, evaluation_path
-from featgan.run.schedule import MAX_ATTEMPTS, best_step, count_failures, read_metric
+from featgan.run.evaluation_document import metric_value, read_evaluation
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, best_step, count_failures, read_metric
+from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path
+from featgan.system.files import atomic_write
 
 CURVE_WIDTH, CURVE_HEIGHT = 160, 36
 
@@ -39,18 +41,19 @@ def collect_rows(runs: Sequence[tuple[Path, Config]]) -> list[LeaderboardRow]:
     return rows
 
 
-def run_rows(run: Path, config: Config) -> list[LeaderboardRow]:
+def run_rows(run_dir: Path, config: Config) -> list[LeaderboardRow]:
     """Return the evaluations of a run by suite and step, followed by the failures of each suite."""
-    rows, best_evaluation = [], (best_step(run, config.evaluation), config.evaluation.suite)
+    rows, best_evaluation = [], (best_step(run_dir, config.evaluation), config.evaluation.suite)
     for suite in SUITES:
-        for step in evaluated_steps(run, suite):
-            path = evaluation_path(run, step, suite)
-            values = {name: read_metric(path, name) for name in LEADERBOARD_METRICS}
+        for step in evaluated_steps(run_dir, suite):
+            document = read_evaluation(evaluation_path(run_dir, step, suite))
+            metrics = document.metrics if document else {}
+            values = {name: metric_value(metrics, name) for name in LEADERBOARD_METRICS}
             state = "best" if (step, suite) == best_evaluation else "done"
-            rows.append(LeaderboardRow(run.name, step, suite, state, values))
-        for step in committed_steps(run):
-            if count_failures(run, step, suite) >= MAX_ATTEMPTS and step not in evaluated_steps(run, suite):
-                rows.append(LeaderboardRow(run.name, step, suite, "failed", {}))
+            rows.append(LeaderboardRow(run_dir.name, step, suite, state, values))
+        for step in checkpoint_steps(run_dir):
+            if count_failures(run_dir, step, suite) >= MAX_ATTEMPTS and step not in evaluated_steps(run_dir, suite):
+                rows.append(LeaderboardRow(run_dir.name, step, suite, "failed", {}))
     return rows
 
 
@@ -58,7 +61,7 @@ def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None
     """Write both files, each atomically; the curve of a run shows the metric that selects its best checkpoint."""
     rows = collect_rows(runs)
     columns = [name for name in LEADERBOARD_METRICS if any(row.values.get(name) is not None for row in rows)]
-    write_atomically(folder / "leaderboard.csv", format_csv(rows, columns))
+    atomic_write(folder / "leaderboard.csv", format_csv(rows, columns).encode())
     curves = {}
     for run, config in runs:
         with suppress(OSError):
@@ -68,7 +71,7 @@ def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None
     )
     specs = [METRICS[name] for name in columns]
     html = environment.get_template("leaderboard.html.j2").render(rows=rows, specs=specs, curves=curves)
-    write_atomically(folder / "leaderboard.html", html)
+    atomic_write(folder / "leaderboard.html", html.encode())
 
 
 def format_csv(rows: Sequence[LeaderboardRow], columns: Sequence[str]) -> str:
@@ -84,16 +87,16 @@ def format_csv(rows: Sequence[LeaderboardRow], columns: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
-def metric_curve(run: Path, config: Config) -> dict[str, Any]:
+def metric_curve(run_dir: Path, config: Config) -> dict[str, Any]:
     """Return the selection metric over the steps as the points of a polyline, in pixels.
 
     The values are from the suite of the schedule, or from another suite if that one has no evaluation.
     """
     name = config.evaluation.selection_metric
     suites = sorted(SUITES, key=lambda suite: suite != config.evaluation.suite)
-    suite = next((suite for suite in suites if evaluated_steps(run, suite)), suites[0])
+    suite = next((suite for suite in suites if evaluated_steps(run_dir, suite)), suites[0])
     measured_values = [
-        (step, read_metric(evaluation_path(run, step, suite), name)) for step in evaluated_steps(run, suite)
+        (step, read_metric(evaluation_path(run_dir, step, suite), name)) for step in evaluated_steps(run_dir, suite)
     ]
     points = [(step, value) for step, value in measured_values if value is not None]
     curve_data = {"label": metric_label(name), "points": "", "last": None, "width": CURVE_WIDTH, "height": CURVE_HEIGHT}
@@ -110,10 +113,3 @@ def metric_curve(run: Path, config: Config) -> dict[str, Any]:
     ]
     polyline = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
     return curve_data | {"points": polyline, "end": pixels[-1], "last": values[-1]}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that another watch may write at the same time: each writes to its own temporary file first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

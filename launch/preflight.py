@@ -24,43 +24,43 @@ def check_training(config: "Config", cluster: "ClusterConfig", has_dependency: b
         check_not_training(config.run_dir)
 
 
-def check_not_training(run: Path) -> None:
+def check_not_training(run_dir: Path) -> None:
     """Raise UserError if a job or a process is training the run: two would overwrite each other's checkpoints."""
     from featgan.run.paths import TRAINING_LOCK
     from featgan.system.file_lease import FileLease
-    from launch.snapshot import read_job_info
+    from launch.job_folder import read_job_info
     from launch.status import query_queue
 
-    queue_entries = query_queue([str(read_job_info(folder).get("id")) for folder in run.glob("jobs/*-train")])
+    queue_entries = query_queue([str(read_job_info(folder).get("id")) for folder in run_dir.glob("jobs/*-train")])
     for job_id, entry in (queue_entries or {}).items():
         raise UserError(
-            f"{run}: is already being trained by job {job_id} ({entry.state});"
+            f"{run_dir}: is already being trained by job {job_id} ({entry.state});"
             f" wait for it to finish, or cancel it with `scancel {job_id}`"
         )
-    lock_owner = FileLease(run / TRAINING_LOCK).live_owner()
+    lock_owner = FileLease(run_dir / TRAINING_LOCK).live_owner()
     if lock_owner:
-        raise UserError(f"{run}: is already being trained by {lock_owner}; wait for it to finish, or stop it")
+        raise UserError(f"{run_dir}: is already being trained by {lock_owner}; wait for it to finish, or stop it")
 
 
-def check_run(run: Path, step: int | None, cluster: "ClusterConfig", after_job: str | None) -> None:
+def check_run(run_dir: Path, step: int | None, cluster: "ClusterConfig", after_job: str | None) -> None:
     """Raise UserError unless the run has a checkpoint of the step, or any checkpoint if `step` is None.
 
     The check is skipped if the job starts after another one, which may write the checkpoint.
     """
-    from featgan.run.paths import committed_steps
+    from featgan.run.paths import checkpoint_steps
 
     if after_job or cluster.dependency:
         return
-    if not (run / "config.yaml").is_file():
+    if not (run_dir / "config.yaml").is_file():
         raise UserError(
-            f"{run}: no such run; train it with `python -m launch train CONFIG run_dir={run}`,"
+            f"{run_dir}: no such run; train it with `python -m launch train CONFIG run_dir={run_dir}`,"
             " or name the job that trains it with --after-job"
         )
-    steps = committed_steps(run)
+    steps = checkpoint_steps(run_dir)
     if not steps:
-        raise UserError(f"{run}: no checkpoint yet; name the job that trains it with --after-job")
+        raise UserError(f"{run_dir}: no checkpoint yet; name the job that trains it with --after-job")
     if step is not None and step not in steps:
-        raise UserError(f"{run}: no checkpoint of step {step}; its checkpoints are {', '.join(map(str, steps))}")
+        raise UserError(f"{run_dir}: no checkpoint of step {step}; its checkpoints are {', '.join(map(str, steps))}")
 
 
 def check_shards(shards: Path, cluster: "ClusterConfig", after_job: str | None) -> None:

@@ -6,7 +6,7 @@ error that a restart cannot fix, or after too many failures at the same step, it
 says why.
 
 `python -m launch.requeue FOLDER` runs when a job is restarted. Attempts that ended without the call above (their node
-died) are recorded as failures. If there are too many, the verdict is written and the exit code is not 0.
+failed) are recorded as failures. If there are too many, the verdict is written and the exit code is not 0.
 """
 
 import json
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from featgan.cli.log_handler import install_log_handler
-from featgan.run.paths import committed_steps
+from featgan.run.paths import checkpoint_steps
 from featgan.system.slurm import run_slurm_command
+from launch.job_folder import ATTEMPTS_FILE, read_attempts, read_job_info
 from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
-from launch.snapshot import ATTEMPTS_FILE, read_attempts, read_job_info
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def find_stop_reason(attempts: list[dict[str, Any]], max_failures: int) -> str |
     if num_failures >= max_failures:
         return f"failed {num_failures} times at step {step} (exit code {code})"
     if len(same_step_attempts) >= MAX_SIGNALS_PER_FAILURE * max_failures:
-        return f"signaled {len(same_step_attempts)} times at step {step}; the time limit is too short for one step"
+        return f"signaled {len(same_step_attempts)} times at step {step}; its run time is too short for one step"
     return None
 
 
@@ -55,7 +55,7 @@ def record_attempt(folder: Path, code: int, restart: str) -> list[dict[str, Any]
     """Append an attempt to FOLDER/attempts.jsonl and return all attempts."""
     # The step measures the progress of a training job. Other jobs always record step 0: a training that runs at the
     # same time would otherwise make their failures look like progress.
-    step = max(committed_steps(folder.parent.parent), default=0) if folder.name.endswith("-train") else 0
+    step = max(checkpoint_steps(folder.parent.parent), default=0) if folder.name.endswith("-train") else 0
     attempt = {"time": time.time(), "code": code, "step": step, "restart": restart}
     with (folder / ATTEMPTS_FILE).open("a") as file:
         file.write(json.dumps(attempt) + "\n")
@@ -94,7 +94,7 @@ def count_lost_starts(folder: Path) -> bool:
     restart_count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     stop_reason = None
     for lost_start in range(len(read_attempts(folder)), restart_count):
-        logger.warning(f"attempt {lost_start} ended without a record: its node died, or SLURM killed the job script")
+        logger.warning(f"attempt {lost_start} ended without a record: its node failed, or SLURM killed the job script")
         stop_reason = find_stop_reason(record_attempt(folder, LOST_EXIT_CODE, str(lost_start)), max_failures_from_env())
     if stop_reason:
         write_verdict(folder, stop_reason)
@@ -109,9 +109,9 @@ def main(folder: Path, code: int) -> None:
         exit_code_path.unlink()
     attempts = record_attempt(folder, code, os.environ.get("SLURM_RESTART_COUNT", "0"))
     stop_reason = find_stop_reason(attempts, max_failures_from_env())
-    # A job that reached its time limit before it had saved is restarted too; a cancelled job is not.
+    # A job that reached its time limit before it had saved is restarted too; a canceled job is not.
     if stop_reason is None and (state := query_job_state(job_id)) not in ("RUNNING", "TIMEOUT"):
-        logger.info(f"job {job_id} is {state.lower()}: it was cancelled, or is already in the queue")
+        logger.info(f"job {job_id} is {state}: it was canceled, or is already in the queue")
         return
     if stop_reason is None:
         logger.info(f"job {job_id} ended with exit code {code} at step {attempts[-1]['step']}; it is requeued")

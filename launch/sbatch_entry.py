@@ -1,7 +1,7 @@
 """Train in a job submitted with sbatch (slurm/train.sbatch), with the same bookkeeping as a job of the launcher.
 
 `python -m launch.sbatch_entry CONFIG [KEY=VALUE]...` creates the job folder RUN/jobs/NNN-train and prints it.
-`python -m launch.sbatch_entry --run FOLDER` trains what the job folder describes; every process calls it.
+`python -m launch.sbatch_entry --job-folder FOLDER` trains what the job folder describes; every process calls it.
 """
 
 import os
@@ -15,38 +15,38 @@ from featgan.cli.click_helpers import CONTEXT_SETTINGS, PATH_TYPE, resume_option
 from featgan.config.loading import load_config
 from featgan.errors import UserError
 from featgan.run.paths import check_run_folder
+from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info
 from launch.jobs import EXIT_CODE_FILE, TrainJob, is_rank_zero
-from launch.snapshot import DONE_FILE, make_job_folder, read_job_info, write_job_info
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @click.argument("config", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @resume_options
-@click.option("--run", "job_folder", type=PATH_TYPE, help="Job folder to train; without it, the folder is created.")
+@click.option("--job-folder", type=PATH_TYPE, help="Job folder to train; without it, the folder is created.")
 def cli(
     config: str | None,
     overrides: tuple[str, ...],
-    resume_from: Path | None,
+    init_from: Path | None,
     reset_optimizer: bool,
     job_folder: Path | None,
 ) -> None:
     """Train in a job submitted with sbatch, with the same bookkeeping as a job of the launcher.
 
-    Without --run, the arguments are those of `featgan train`; the job folder is created and printed.
+    Without --job-folder, the arguments are those of `featgan train`; the job folder is created and printed.
     """
     if job_folder is not None:
         run_train_job(job_folder)
         return
     if config is None:
         raise UserError("sbatch_entry: no configuration; give a YAML file or the name of a preset")
-    folder = find_or_create_job_folder(config, overrides, resume_from, reset_optimizer)
+    folder = find_or_create_job_folder(config, overrides, init_from, reset_optimizer)
     (folder / EXIT_CODE_FILE).unlink(missing_ok=True)
     click.echo(folder)
 
 
 def find_or_create_job_folder(
-    config_name: str, overrides: tuple[str, ...] = (), resume_from: Path | None = None, reset_optimizer: bool = False
+    config_name: str, overrides: tuple[str, ...] = (), init_from: Path | None = None, reset_optimizer: bool = False
 ) -> Path:
     """Return the folder of this SLURM job. The first start of the job creates it and stores the configuration."""
     config = load_config(config_name, overrides)
@@ -56,7 +56,7 @@ def find_or_create_job_folder(
             return folder  # a restarted job uses the stored configuration, even if the file has changed
     check_run_folder(config)
     folder = make_job_folder(jobs_folder, "train")
-    checkpoint = str(resume_from.absolute()) if resume_from else None
+    checkpoint = str(init_from.absolute()) if init_from else None
     train_job = TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
     for file_name, text in train_job.files_to_write().items():
         (folder / file_name).write_text(text)
@@ -67,7 +67,7 @@ def find_or_create_job_folder(
         "name": "sbatch",
         "submitted": time.time(),
         "log": str(log_path),
-        "resume_from": checkpoint,
+        "init_from": checkpoint,
         "reset_optimizer": reset_optimizer,
         "cluster": {"executor": "slurm"},
         "command": sys.argv,
@@ -81,7 +81,7 @@ def run_train_job(folder: Path) -> None:
     os.environ["SUBMITIT_FOLDER"] = str(folder)
     job_info = read_job_info(folder)
     config = load_config(str(folder / "config.yaml")).model_dump(mode="json")
-    TrainJob(config, job_info.get("resume_from"), bool(job_info.get("reset_optimizer")))()
+    TrainJob(config, job_info.get("init_from"), bool(job_info.get("reset_optimizer")))()
     if is_rank_zero():
         (folder / DONE_FILE).touch()
 

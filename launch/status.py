@@ -10,12 +10,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from featgan.config.choices import SUITES
 from featgan.config.loading import read_yaml
 from featgan.errors import UserError
-from featgan.run.paths import SUITES, committed_steps, evaluated_steps
+from featgan.run.paths import checkpoint_steps, evaluated_steps
 from featgan.system.slurm import run_slurm_command
+from launch.job_folder import ATTEMPTS_FILE, DONE_FILE, read_attempts, read_job_info
 from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE
-from launch.snapshot import ATTEMPTS_FILE, DONE_FILE, read_attempts, read_job_info
 
 TAIL_BYTES = 1 << 18
 """Bytes that are read from the end of metrics.jsonl."""
@@ -52,12 +53,12 @@ class RunProgress:
         return (self.steps - self.step) * self.batch_size / self.images_per_second
 
 
-def read_progress(run: Path) -> RunProgress:
+def read_progress(run_dir: Path) -> RunProgress:
     """Read config.yaml and the last line of metrics.jsonl that holds the speed; evaluations write lines as well."""
     training: dict[str, Any] = {}
-    if (run / "config.yaml").is_file():
-        training = read_yaml(run / "config.yaml").get("training", {})
-    last_entry = last_entry_with_key(run / "metrics.jsonl", SPEED_KEY)
+    if (run_dir / "config.yaml").is_file():
+        training = read_yaml(run_dir / "config.yaml").get("training", {})
+    last_entry = last_entry_with_key(run_dir / "metrics.jsonl", SPEED_KEY)
     speed = last_entry.get(SPEED_KEY)
     return RunProgress(last_entry.get("step"), training.get("steps"), speed, training.get("batch_size"))
 
@@ -110,17 +111,17 @@ def finished_state(folder: Path, job_info: dict[str, Any], has_queue: bool) -> s
     if (folder / f"{job_info.get('id')}_0_result.pkl").is_file() or (folder / DONE_FILE).is_file():
         return "done"
     if (folder / ATTEMPTS_FILE).is_file():
-        return "failed or cancelled"
+        return "failed or canceled"
     if (folder / EXIT_CODE_FILE).is_file():
         # The job script, which reads this file, was killed, or the job has none (executor: local).
-        return "cancelled" if (folder / EXIT_CODE_FILE).read_text().strip() == str(EXIT_REQUEUE) else "failed"
+        return "canceled" if (folder / EXIT_CODE_FILE).read_text().strip() == str(EXIT_REQUEUE) else "failed"
     on_slurm = job_info.get("cluster", {}).get("executor") == "slurm"
     if not on_slurm and not is_process_alive(job_info.get("id")):
         return "failed or lost"
     has_queue = has_queue and on_slurm
     if any(folder.glob("*_log.out")):
-        return "cancelled, timed out or lost" if has_queue else "running or lost"
-    return "cancelled" if has_queue else "not started"
+        return "canceled, timed out or lost" if has_queue else "running or lost"
+    return "canceled" if has_queue else "not started"
 
 
 def is_process_alive(process_id: object) -> bool:
@@ -134,20 +135,20 @@ def is_process_alive(process_id: object) -> bool:
     return True
 
 
-def find_job_folders(run: Path) -> list[Path]:
+def find_job_folders(run_dir: Path) -> list[Path]:
     """Return the job folders of a run in the order of submission. Raises UserError if there are none."""
-    folders = sorted(path for path in (run / "jobs").glob("*-*") if (path / "job.json").is_file())
+    folders = sorted(path for path in (run_dir / "jobs").glob("*-*") if (path / "job.json").is_file())
     if not folders:
-        raise UserError(f"{run}: no jobs; submit one with `python -m launch train CONFIG run_dir={run}`")
+        raise UserError(f"{run_dir}: no jobs; submit one with `python -m launch train CONFIG run_dir={run_dir}`")
     return folders
 
 
-def status_table(run: Path) -> Table:
+def status_table(run_dir: Path) -> Table:
     """Return a table with one row per job of a run."""
-    job_infos = {folder: read_job_info(folder) for folder in find_job_folders(run)}
+    job_infos = {folder: read_job_info(folder) for folder in find_job_folders(run_dir)}
     queue_entries = query_queue([str(job_info.get("id")) for job_info in job_infos.values()])
     trainings = [folder for folder, job_info in job_infos.items() if job_info.get("kind") == "train"]
-    table = Table(title=str(run), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0))
+    table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0))
     for heading, min_width in COLUMN_WIDTHS.items():
         table.add_column(heading, overflow="fold", no_wrap=heading in ("job", "id"), min_width=min_width)
     for folder, job_info in job_infos.items():
@@ -156,16 +157,16 @@ def status_table(run: Path) -> Table:
         progress_cells = ("", "", "")
         if folder in trainings:  # metrics.jsonl describes the latest training job only
             progress_cells = (
-                format_progress(read_progress(run)) if folder == trainings[-1] else format_last_attempt(folder)
+                format_progress(read_progress(run_dir)) if folder == trainings[-1] else format_last_attempt(folder)
             )
         table.add_row(folder.name, str(job_info.get("id")), entry.state, entry.node, entry.time_left, *progress_cells)
     return table
 
 
-def status_lines(run: Path) -> list[str]:
+def status_lines(run_dir: Path) -> list[str]:
     """Return lines to print below the table: last checkpoint, last evaluations, verdicts and logs."""
-    folders, steps = find_job_folders(run), committed_steps(run)
-    evaluations = {suite: evaluated_steps(run, suite) for suite in SUITES}
+    folders, steps = find_job_folders(run_dir), checkpoint_steps(run_dir)
+    evaluations = {suite: evaluated_steps(run_dir, suite) for suite in SUITES}
     lines = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
     lines += [f"last {suite} evaluation: {max(done)}" for suite, done in evaluations.items() if done]
     lines += [path.read_text().strip() for folder in folders for path in folder.glob("verdict.txt")]

@@ -13,8 +13,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
 from launch.cluster import ClusterConfig, parse_minutes
+from launch.job_folder import copy_code, make_job_folder, write_job_info
 from launch.jobs import EXIT_CODE_FILE, Job
-from launch.snapshot import copy_code, make_job_folder, write_job_info
 
 RESTART_CHECK = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.requeue {folder} || exit'
 """Run first by a restarted job: check how its previous attempt ended."""

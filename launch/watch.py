@@ -1,4 +1,4 @@
-"""Scheduled evaluation: check all runs, claim and evaluate the checkpoints that are due, write the leaderboard."""
+"""The watch: check all runs, claim and evaluate the checkpoints that are due, and write the leaderboard."""
 
 import logging
 import subprocess
@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featgan.config.loading import parse_config, read_yaml
+from featgan.config.choices import SUITES
 from featgan.config.schema import Config
 from featgan.errors import UserError
 from featgan.run.evaluation_claims import EvaluationClaim
-from featgan.run.paths import SUITES, list_result_steps
-from featgan.run.schedule import due_evaluations
+from featgan.run.evaluation_schedule import due_evaluations
+from featgan.run.paths import list_result_steps, load_run_config
 from launch.leaderboard import write_leaderboard
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def find_runs(folder: Path) -> Iterator[tuple[Path, Config]]:
     for path in [folder, *sorted(folder.iterdir())]:
         try:
             if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
-                yield path, parse_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
+                yield path, load_run_config(path)
         except (UserError, OSError) as error:
             logger.warning(f"skipped: {error}")
 
@@ -45,15 +45,16 @@ def poll_once(folder: Path, start_evaluation: StartEvaluation, max_evaluations: 
         except OSError as error:
             logger.warning(f"{run}: skipped: {error}")
     write_leaderboard(folder, list(find_runs(folder)))
-    logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} evaluations started")
+    evaluations = "evaluation" if num_claimed == 1 else "evaluations"
+    logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} {evaluations} started")
     return num_claimed
 
 
-def release_dead_claims(run: Path) -> None:
+def release_dead_claims(run_dir: Path) -> None:
     """Release the claims whose owner has died, also for suites that are never due: a claim keeps its checkpoint."""
     for suite in SUITES:
-        for step in list_result_steps(run, suite, "claim"):
-            claim = EvaluationClaim(run, step, suite)
+        for step in list_result_steps(run_dir, suite, "claim"):
+            claim = EvaluationClaim(run_dir, step, suite)
             if claim.lease.remove_if_stale() and not claim.result_path.exists():
                 claim.record_failure("its process or job ended without a result")
 

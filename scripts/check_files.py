@@ -1,10 +1,14 @@
 """Check files before a commit: size, trailing whitespace and exactly one newline at the end.
 
-python scripts/check_files.py FILE...
+python scripts/check_files.py            # all files of the repository
+python scripts/check_files.py FILE...    # these files
 """
 
+import subprocess
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 MAX_BYTES = 1_000_000
 """Upper bound for the size of a file in the repository."""
@@ -23,9 +27,17 @@ def find_problems(path: Path) -> list[str]:
     return messages + [f"{path}:{number}: trailing whitespace" for number in trailing]
 
 
+def repository_files() -> list[Path]:
+    """Return the files that git tracks or would add, without deleted ones."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [ROOT / name for name in sorted(set(names)) if (ROOT / name).is_file()]
+
+
 def main(arguments: list[str]) -> int:
     """Print every problem and return the exit status."""
-    messages = [problem for argument in arguments for problem in find_problems(Path(argument))]
+    paths = [Path(argument) for argument in arguments] or repository_files()
+    messages = [problem for path in paths for problem in find_problems(path)]
     print("\n".join(messages) or "files: no problems")
     return int(bool(messages))
 

@@ -108,7 +108,9 @@ def option_default(option: click.Option) -> str:
     default = option.to_info_dict()["default"]
     if in_help := DEFAULT_IN_HELP.search(option.help or ""):
         default = in_help[1]
-    is_empty = default in (None, False, "", ()) or repr(default).startswith("Sentinel") or callable(default)
+    # `0 in (None, False)` is true, so a default of 0 is compared by identity.
+    is_empty = default is None or default is False or default in ("", ()) or callable(default)
+    is_empty = is_empty or repr(default).startswith("Sentinel")
     return "" if is_empty else f"`{default}`"
 
 
@@ -133,7 +135,7 @@ def first_sentence(command: click.Command) -> str:
 
 
 def table_cell(text: str | None) -> str:
-    """Return a text as one line that can stand in a Markdown table."""
+    """Return a text as one line that fits in a Markdown table."""
     return " ".join((text or "").split()).replace("|", "\\|")
 
 

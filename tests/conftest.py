@@ -29,13 +29,13 @@ torch.set_num_threads(1)
 class FakeLinearClassifier:
     """A fixed linear map of the image; its features change when the image is flipped horizontally."""
 
-    spec = "stand-in"
+    spec = "linear"
     layer = "hidden"
     sha256 = "1" * 64
     device = torch.device("cpu")
     feature_dim = 6
     output_dim = 8
-    output_kind = "expression"
+    task = "expression"
     class_names: tuple[str, ...] = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class World:
     def make_config(self, run_dir: Path, **sections: Mapping[str, Any]) -> Config:
         """Return the configuration of a run that trains for seconds on these data; `sections` override it."""
         sections_by_name: dict[str, Mapping[str, Any]] = {
-            "dataset": {"shards": str(self.shards.path), "feature_cache": "stand-in"},
+            "dataset": {"shards": str(self.shards.path), "feature_cache": "linear"},
             "generator": {"dim": 4, "num_blocks": 1},
             "discriminator": {"dim": 4, "num_layers": 3},
             "training": {
@@ -98,13 +98,13 @@ def log_messages() -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Pack 60 synthetic faces of 16 px; cache their features as `stand-in`, and 3 components as `stand-in-3`."""
+    """Pack 60 synthetic faces of 16 px; cache their features as `linear`, and 3 components as `linear-3`."""
     folder = tmp_path_factory.mktemp("world")
     synthesize_faces(folder / "faces", 60, 0, 32, workers=1)
     pack_shards("affectnet", folder / "faces", folder / "shards", image_size=16, images_per_shard=25, workers=1)
     shards, classifier = ShardSet.open(folder / "shards"), FakeLinearClassifier()
-    cache = write_features(shards, classifier, "stand-in")
-    write_features(shards, classifier, "stand-in-3", 3)
+    cache = write_features(shards, classifier, "linear")
+    write_features(shards, classifier, "linear-3", 3)
     return World(folder / "faces", shards, cache, classifier)
 
 

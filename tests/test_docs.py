@@ -21,6 +21,9 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 MAX_README_LINES = 120
 
+MAX_LINE_LENGTH = 120
+"""Outside tables and code blocks."""
+
 
 def relative_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
@@ -35,6 +38,15 @@ def heading_anchors(markdown: str) -> set[str]:
 @pytest.mark.parametrize("path", check_sentences.documentation_files(), ids=relative_name)
 def test_sentences_are_short(path: Path) -> None:
     assert check_sentences.main([str(path)]) == 0
+
+
+@pytest.mark.parametrize("path", PAGES, ids=relative_name)
+def test_lines_are_short(path: Path) -> None:
+    is_code = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        is_code ^= line.lstrip().startswith("```")
+        if not is_code and not line.startswith("|"):
+            assert len(line) <= MAX_LINE_LENGTH, f"{path}:{number}: {len(line)} characters"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=relative_name)

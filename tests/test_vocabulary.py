@@ -18,6 +18,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PACKAGES = ("featgan", "launch")
+OTHER_FOLDERS = ("tests", "scripts", "experiments")
+"""Folders with Python files that are not installed."""
+
+OTHER_FILES = ("README.md", "CONTRIBUTING.md", "experiments/README.md", "Makefile", ".ci/run", "mkdocs.yml", "slurm/*")
+"""Other files that are checked. CHANGELOG.md is not, because it lists the names of older releases."""
 
 MAX_ONE_WORD_SHARE = 0.08
 """Maximum share of module-level functions whose name is one word."""
@@ -67,6 +72,13 @@ BANNED_WORDS = (
     BannedWord("goes on", "resumes, or continues"),
     BannedWord("lies in", "is stored in"),
     BannedWord("is no", "is not a", allowed_after=r"there\s+", allowed_before=r"\s+longer\b"),
+    BannedWord("stand-in|stand-ins|stand in", "the name of the thing, or fake"),
+    BannedWord("made-up|made up", "synthetic, or fake"),
+    BannedWord("tint|tints", "uniform color shift", allowed_after="--"),  # a variable of the style sheets
+    BannedWord("vote|votes|voted", "agreement of all processes"),
+    BannedWord("finding|findings", "conclusion"),
+    BannedWord("wanted|asked", "target, requested, or expected"),
+    BannedWord("player|players|game|games", "network, trainable network, or objective"),
     BannedWord("grey", "gray"),
     BannedWord("licence|licences", "license"),
     BannedWord(r"\w*colour\w*", "color"),
@@ -86,6 +98,8 @@ NOT_BRITISH = re.compile(
 
 ALLOWED_FILES = {
     "featgan/config/renamed_keys.py": "names of release 0.1, which are rejected with the new name",
+    "tests/config/test_renamed_keys.py": "the same names",
+    "tests/test_vocabulary.py": "the banned words",
 }
 """File => why the strings of this file are not checked."""
 
@@ -175,8 +189,9 @@ def python_texts(path: Path) -> Iterator[Text]:
 
 
 def document_files() -> list[Path]:
-    """Return the documentation, the templates with their style sheets and scripts, and the configurations."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """Return the documentation, the templates with their style sheets and scripts, configurations and shell scripts."""
+    pages = [path for pattern in OTHER_FILES for path in sorted(ROOT.glob(pattern)) if path.is_file()]
+    pages += sorted((ROOT / "docs").rglob("*.md"))
     web_files = [
         path
         for package in PACKAGES
@@ -197,14 +212,15 @@ def module_functions() -> list[tuple[Path, str]]:
 
 
 def test_identifiers_have_no_banned_words() -> None:
-    texts = {Text(path, *name) for path in python_files(*PACKAGES, "tests") for name in defined_names(path)}
+    texts = {Text(path, *name) for path in python_files(*PACKAGES, *OTHER_FOLDERS) for name in defined_names(path)}
     ordered = sorted(texts, key=lambda text: (text.path, text.line, text.content))
     messages = [message for text in ordered for message in find_banned_words(text)]
     assert not messages, f"{len(messages)} banned words in identifiers:\n" + "\n".join(messages)
 
 
 def test_strings_and_comments_have_no_banned_words() -> None:
-    files = [path for path in python_files(*PACKAGES) if str(path.relative_to(ROOT)) not in ALLOWED_FILES]
+    paths = python_files(*PACKAGES, *OTHER_FOLDERS)
+    files = [path for path in paths if path.relative_to(ROOT).as_posix() not in ALLOWED_FILES]
     messages = [message for path in files for text in python_texts(path) for message in find_banned_words(text)]
     assert not messages, f"{len(messages)} banned words in strings and comments:\n" + "\n".join(messages)
 
@@ -226,7 +242,7 @@ def test_few_module_level_functions_have_one_word_names() -> None:
 def test_constants_have_no_banned_prefixes() -> None:
     messages = [
         f"{path.relative_to(ROOT)}:{line}: {name}; use MAX_, MIN_ or NUM_"
-        for path in python_files(*PACKAGES, "tests")
+        for path in python_files(*PACKAGES, *OTHER_FOLDERS)
         for line, name in defined_names(path)
         if name.startswith(BANNED_PREFIXES)
     ]
@@ -238,7 +254,7 @@ def test_constants_have_no_banned_prefixes() -> None:
     [
         "the box says", "open_box", "boxes", "HeadStart", "head_start", "deviations", "is no file", "so\n  many",
         "colours", "BoxIdentity", "labelled", "centred", "optimiser", "standardised",
-        "summarises", "the data analysed", "generalisation",
+        "summarises", "the data analysed", "generalisation", "stand-in", "STAND_IN", "tint", "findings", "wanted",
     ],
 )  # fmt: skip
 def test_banned_words_are_found(text: str) -> None:
@@ -251,7 +267,7 @@ def test_banned_words_are_found(text: str) -> None:
         "black box", "black-box", "blackbox", "a bounding\n    box", "face_box", "checkbox", "bbox", "Xbox", "toolbox",
         "box-sizing", "Table(box=SIMPLE)", "standard\n    deviations", "is no longer", "there is no file", "otherwise",
         "noise", "precise", "raised", "rising", "supervised", "elementwise", "comprises", "advertised", "for a moment",
-        "border-box", "denoised", "imprecise", "frame-ancestors",
+        "border-box", "denoised", "imprecise", "frame-ancestors", "var(--tint)",
     ],
 )  # fmt: skip
 def test_standard_words_are_allowed(text: str) -> None:

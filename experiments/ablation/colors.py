@@ -7,18 +7,18 @@ import click
 import numpy as np
 
 MIN_CHANNEL_RANGE = 8
-"""Mean range of a pixel's channels, of 255, above which an image counts as a color photograph."""
+"""Mean range of a pixel's channels, of 255, above which an image is a color photograph."""
 
 COLUMNS = (
     "class",
     "labeled",
-    "in color",
-    "brightness",
+    "in color, of labeled",
+    "brightness, of labeled",
     "recall, color",
     "recall, gray",
     "predicted",
-    "in color",
-    "brightness",
+    "in color, of predicted",
+    "brightness, of predicted",
 )
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +117,26 @@ def main(
         result_path.write_text(json.dumps(result | {"steps": num_steps}, indent=1) + "\n")
 
 
-def train_and_evaluate(preset: str, overrides: list[str], run: Path, second_classifier: str | None) -> dict[str, Any]:
+def train_and_evaluate(
+    preset: str, overrides: list[str], run_dir: Path, second_classifier: str | None
+) -> dict[str, Any]:
     """Train a run and evaluate every checkpoint.
 
-    Return the processor time, the metrics at each checkpoint, and the final metrics with their baselines.
+    Return the CPU time, the metrics at each checkpoint, and the final metrics with their baselines.
     """
     from featgan.config.loading import load_config
-    from featgan.run.paths import committed_steps
+    from featgan.run.paths import checkpoint_steps
     from featgan.training.train import train
 
-    start_seconds, time_file = sum(os.times()[:4]), run / "processor-seconds"
+    start_seconds, time_file = sum(os.times()[:4]), run_dir / "processor-seconds"
     train(load_config(preset, overrides))
     seconds = sum(os.times()[:4]) - start_seconds + (float(time_file.read_text()) if time_file.exists() else 0)
     time_file.write_text(str(seconds))  # A longer training that resumes this run adds to it.
     curve = []
-    for step in committed_steps(run):
-        metrics = evaluate(run, "quick", step)["metrics"]
+    for step in checkpoint_steps(run_dir):
+        metrics = evaluate(run_dir, "quick", step)["metrics"]
         curve.append({"step": step} | {name: metrics[name]["value"] for name in METRICS if metrics.get(name)})
-    document = evaluate(run, "standard", second_classifier=second_classifier)
+    document = evaluate(run_dir, "standard", second_classifier=second_classifier)
     names = [*METRICS, "label_agreement", *OTHER_METRICS]
     return {
         "processor_seconds": round(seconds),
@@ -198,7 +201,7 @@ def print_table() -> None:
         estimates = [[result["metrics"].get(name) for result in seeds] for seeds in results]
         values = [[estimate["value"] for estimate in column if estimate] for column in estimates]
         print(f"| {title} | " + " | ".join(mean_and_spread(column) for column in values) + " |")
-    for title, key, unit in (("steps", "steps", 1), ("processor minutes", "processor_seconds", 60)):
+    for title, key, unit in (("steps", "steps", 1), ("CPU minutes", "processor_seconds", 60)):
         means = [statistics.mean(result[key] / unit for result in seeds) if seeds else math.nan for seeds in results]
         print(f"| {title} | " + " | ".join(f"{mean:.0f}" for mean in means) + " |")
 
@@ -225,15 +228,15 @@ def plot_curves(path: Path) -> None:
                 axis.plot(times, means, color=color, linewidth=2, label=preset)
         if name in GOALS:
             axis.axhline(GOALS[name], color="gray", linestyle=":")
-        axis.set_title(METRICS[name])
+        axis.set_title(textwrap.fill(METRICS[name], 24))
         axis.set_yscale("log" if name == "frechet_distance" else "linear")
-        axis.set_xlabel("processor minutes")
+        axis.set_xlabel("CPU minutes")
     axes.flat[0].legend()
     figure.savefig(path, dpi=80)
 
 
 def minutes(result: dict[str, Any], point: dict[str, float]) -> float:
-    """Return the processor minutes at a checkpoint, if every step took the same time."""
+    """Return the CPU minutes at a checkpoint, if every step took the same time."""
     return float(result["processor_seconds"] / 60 * point["step"] / result["steps"])
 
 

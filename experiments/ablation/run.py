@@ -145,23 +145,25 @@ def main(
         result_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def train_and_evaluate(overrides: list[str], run: Path, second_classifier: str | None) -> dict[str, Any]:
+def train_and_evaluate(overrides: list[str], run_dir: Path, second_classifier: str | None) -> dict[str, Any]:
     """Train a run and return the metrics named in `METRICS` with their intervals."""
     from featgan.config.loading import load_config
     from featgan.training.train import train
 
     train(load_config("modern", overrides))
-    metrics = evaluate(run, suite="standard", second_classifier=second_classifier)["metrics"]
+    metrics = evaluate(run_dir, suite="standard", second_classifier=second_classifier)["metrics"]
     return {name: metrics.get(name) for name in METRICS}
 
 
-def evaluate(run: Path, suite: str, step: int | None = None, second_classifier: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run_dir: Path, suite: str, step: int | None = None, second_classifier: str | None = None
+) -> dict[str, Any]:
     """Evaluate a checkpoint (the newest by default) and return its evaluation document as plain values."""
     from featgan.evaluation.evaluate import evaluate_run
-    from featgan.run.paths import committed_steps, evaluation_path
+    from featgan.run.paths import checkpoint_steps, evaluation_path
 
-    evaluate_run(run, step, suite, second_classifier=second_classifier)
-    path = evaluation_path(run, committed_steps(run)[-1] if step is None else step, suite)
+    evaluate_run(run_dir, step, suite, second_classifier=second_classifier)
+    path = evaluation_path(run_dir, checkpoint_steps(run_dir)[-1] if step is None else step, suite)
     document: dict[str, Any] = json.loads(path.read_text())
     return document
 

@@ -1,4 +1,4 @@
-"""Benchmarks of the optimized code on this machine, against naive implementations and upper bounds.
+"""Benchmarks of the optimized code on this machine, against reference implementations and upper bounds.
 
 Each `featgan bench` command calls `run_benchmark` of its module, which returns `results.BenchmarkResults`: rows with
 goals, tables and notes. Variants are timed in turn (A B A B) by `timing.time_interleaved`, in this process or in one

@@ -30,7 +30,8 @@ dim_option = click.option(
 def bench() -> None:
     """Benchmark featgan on this machine.
 
-    Each benchmark compares featgan's code with a naive implementation, an upper bound of the machine, or both.
+    Each benchmark compares featgan's code with a simple reference implementation, the maximum speed of this machine, or
+    both.
     """
 
 
@@ -158,7 +159,8 @@ def data(
 def start(num_images: int, feature_dim: int, repeats: int, out: Path | None, markdown: bool) -> None:
     """Benchmark start-up.
 
-    Compares the time from a new process to the first batch with reading text files.
+    Measures the time from the start of the process to the first batch, and compares it with reading the same data from
+    text files.
     """
     from featgan.bench.startup import run_benchmark
 

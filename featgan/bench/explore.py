@@ -22,7 +22,7 @@ def run_benchmark(image_size: int, dim: int, repeats: int) -> BenchmarkResults:
     return BenchmarkResults("explore", [row], {"image_size": image_size, "dim": dim})
 
 
-def measure_slider_step(session: ExploreSession, run: Path, repeats: int) -> BenchmarkRow:
+def measure_slider_step(session: ExploreSession, run_dir: Path, repeats: int) -> BenchmarkRow:
     """Measure the time from a new component value to the response: image, difference map and prediction."""
     image_id = session.image_store.sample(1)[0].id
     edit_requests = [
@@ -36,7 +36,7 @@ def measure_slider_step(session: ExploreSession, run: Path, repeats: int) -> Ben
     samples = time_interleaved(
         {
             "fast": partial(drag_slider, session, edit_requests),
-            "upper bound": recorder.prepare_replay(run, UNTRAINED_CLASSIFIER),
+            "upper bound": recorder.prepare_replay(run_dir, UNTRAINED_CLASSIFIER),
         },
         repeats,
     )

@@ -103,12 +103,15 @@ def run_forward_passes(blackbox: BlackBox, batch: Tensor, sizes: list[int]) -> N
     synchronize_device(blackbox.device)
 
 
-def measure_evaluation(run: Path, spec: str, num_pairs: int, repeats: int) -> BenchmarkRow:
+def measure_evaluation(run_dir: Path, spec: str, num_pairs: int, repeats: int) -> BenchmarkRow:
     """Measure an evaluation against its forward passes alone, which a first evaluation counts."""
-    evaluate, recorder = partial(evaluate_run, run, None, "quick", max_pairs=num_pairs), ForwardPassRecorder()
+    evaluate, recorder = partial(evaluate_run, run_dir, None, "quick", max_pairs=num_pairs), ForwardPassRecorder()
     with recorder.record_passes():
         evaluate()
-    variants: dict[str, Callable[[], object]] = {"fast": evaluate, "upper bound": recorder.prepare_replay(run, spec)}
+    variants: dict[str, Callable[[], object]] = {
+        "fast": evaluate,
+        "upper bound": recorder.prepare_replay(run_dir, spec),
+    }
     samples = time_interleaved(variants, min(repeats, MAX_EVALUATION_REPEATS), warmups=0)
     return BenchmarkRow(
         f"evaluate: {num_pairs} pairs, edited, classified and measured",

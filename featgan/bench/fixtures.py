@@ -88,7 +88,7 @@ class FakeClassifier:
     """The description of a classifier that does not exist."""
 
     spec, layer, sha256 = "synthetic", "hidden", "0" * 64
-    output_dim, output_kind, class_names = 8, "expression", EXPRESSIONS
+    output_dim, task, class_names = 8, "expression", EXPRESSIONS
     head: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, feature_dim: int) -> None:

@@ -67,10 +67,10 @@ class ForwardPassRecorder:
         ):
             yield
 
-    def prepare_replay(self, run: Path, spec: str) -> Callable[[], None]:
+    def prepare_replay(self, run_dir: Path, spec: str) -> Callable[[], None]:
         """Return a function that repeats the recorded passes on random tensors."""
         device = choose_device(None)
-        model, blackbox = load_model(run, None, device), load_blackbox(spec, device=device)
+        model, blackbox = load_model(run_dir, None, device), load_blackbox(spec, device=device)
         max_size = max((*self.call_sizes["edit"], *self.call_sizes["blackbox"]))
         images = torch.rand(max_size, 3, model.metadata.image_size, model.metadata.image_size, device=device) * 2 - 1
         zeros = torch.zeros(max_size, model.metadata.condition_dim, device=device)

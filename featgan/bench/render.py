@@ -43,17 +43,19 @@ def run_benchmark(image_size: int, num_images: int, num_components: int, dim: in
     return BenchmarkResults("render", [row], settings, [table])
 
 
-def measure_report(run: Path, num_images: int, num_components: int, repeats: int) -> tuple[BenchmarkRow, ResultTable]:
+def measure_report(
+    run_dir: Path, num_images: int, num_components: int, repeats: int
+) -> tuple[BenchmarkRow, ResultTable]:
     """Time the stages of a report; a first report counts the forward passes."""
     render_report = partial(
-        rendering.render_run, run, directions=("quantiles",), num_images=num_images, num_components=num_components
+        rendering.render_run, run_dir, directions=("quantiles",), num_images=num_images, num_components=num_components
     )
     recorder, seconds = ForwardPassRecorder(), dict[str, float]()
     with recorder.record_passes():
         render_report()
     variants: dict[str, Callable[[], object]] = {
         "fast": render_report,
-        "upper bound": recorder.prepare_replay(run, UNTRAINED_CLASSIFIER),
+        "upper bound": recorder.prepare_replay(run_dir, UNTRAINED_CLASSIFIER),
     }
     replacements = {(rendering, name): time_calls(getattr(rendering, name), seconds, name) for name in STAGES}
     num_repeats = min(repeats, MAX_REPEATS)

@@ -45,7 +45,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """Costs of one task: featgan's code, the naive implementation it replaces, and the upper bound of this machine."""
+    """Costs of one task: featgan's code, the reference implementation (`naive`), and the upper bound of the machine."""
 
     name: str
     fast: CostSamples
@@ -169,7 +169,7 @@ class BenchmarkResults:
 
 
 COLUMNS = ("name", "naive", "fast", "speedup", "upper bound", "efficiency")
-"""Columns of the terminal table; `fast` is featgan's code."""
+"""Columns of the terminal table; `naive` is the reference implementation and `fast` is featgan's code."""
 
 
 def print_results(results: BenchmarkResults, load: float, console: Console) -> None:

@@ -128,7 +128,7 @@ def start_fast(folder: str) -> list[float]:
 def alternate_starts(
     naive: Callable[[], ResourceUsage], fast: Callable[[], ResourceUsage], repeats: int
 ) -> tuple[list[ResourceUsage], list[ResourceUsage]]:
-    """Run both variants in turn; the naive one only MAX_NAIVE_REPEATS times."""
+    """Run both variants in turn; the reference implementation only MAX_NAIVE_REPEATS times."""
     pairs = [(naive(), fast()) for _ in range(min(repeats, MAX_NAIVE_REPEATS))]
     extra_fast = [fast() for _ in range(repeats - len(pairs))]
     return [naive_usage for naive_usage, _ in pairs], [fast_usage for _, fast_usage in pairs] + extra_fast

@@ -18,14 +18,15 @@ from featgan.config.loading import parse_config
 from featgan.config.schema import ConditionConfig, Config
 from featgan.data.conditions import Condition, ConditionLayout
 from featgan.data.loader import Batch
-from featgan.distributed.context import DistributedContext, has_fast_bf16
+from featgan.distributed.context import DistributedContext
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.ema import EMA
 from featgan.networks.generator import Generator
+from featgan.system.device import has_fast_bf16
 from featgan.system.memory import keep_freed_memory
 from featgan.system.profiling import profiler_activities, top_operations
 from featgan.training import reference_step
-from featgan.training.objective import compute_d_losses, compute_g_losses, generate_fake, split_microbatches
+from featgan.training.objective import d_loss_closures, g_loss_closures, generate_fake, split_microbatches
 from featgan.training.state import TrainState
 
 N_CRITIC = 5
@@ -74,7 +75,7 @@ class StepSizes:
 def run_benchmark(
     image_size: int, dim: int, batch_size: int, conditioning: str, repeats: int, scaling: bool = False
 ) -> BenchmarkResults:
-    """Time rounds of the naive step, the step in training, and the operation that gives the upper bound, in turn."""
+    """Time rounds of the reference step, the step in training, and the operation of the upper bound, in turn."""
     sizes = StepSizes(image_size, dim, batch_size, conditioning=conditioning)
     device = DistributedContext("fp32", sizes.build_config("fp32").distributed).device
     precisions = ["fp32", "bf16"] if has_fast_bf16(device) else ["fp32"]
@@ -153,9 +154,9 @@ def prepare_fast_round(sizes: StepSizes, variant: str) -> Workload:
             microbatches = split_microbatches(state, batch)
             update_generator = step + 1 == N_CRITIC
             x_fake = generate_fake(state, microbatches[0]) if update_generator and len(microbatches) == 1 else None
-            state.discriminator.step(compute_d_losses(state, step, microbatches, x_fake), LEARNING_RATE)
+            state.discriminator.step(d_loss_closures(state, step, microbatches, x_fake), LEARNING_RATE)
         with state.discriminator.frozen():
-            state.generator.step(compute_g_losses(state, microbatches, x_fake), LEARNING_RATE)
+            state.generator.step(g_loss_closures(state, microbatches, x_fake), LEARNING_RATE)
 
     return run_round
 

@@ -1,1 +1,1 @@
-"""The classifier under study: load it from any source, fit one, and cache its features and predictions."""
+"""The classifier to explain: load it from any source, train one, and cache its features and predictions."""

@@ -44,13 +44,13 @@ def extract_features(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    output_kind: str | None = None,
+    task: str | None = None,
 ) -> FeatureCache:
     """Fill the feature cache SHARDS/features/CACHE_NAME for all splits and return it.
 
     Shards that were already extracted are kept; corrupted files are extracted again. `num_components` K is the number
     of whitened principal components that form the condition; None uses all features. `preprocessing` and
-    `output_kind` are those of `load_blackbox`.
+    `task` are those of `load_blackbox`.
 
     Raises UserError if the shards changed since they were packed, if the SPEC or the layer cannot be used, or if a
     cache of that name has another content.
@@ -58,7 +58,7 @@ def extract_features(
     keep_freed_memory()
     shard_set = ShardSet.open(shards)
     shard_set.verify()
-    blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, output_kind)
+    blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, task)
     existing = find_existing_cache(shard_set, cache_name, blackbox)
     if existing is not None and existing.num_components == num_components:
         logger.info(f"{existing.path}: already extracted")
@@ -90,7 +90,7 @@ def warn_constant_prediction(cache: FeatureCache) -> None:
 
     Its features then carry little information, which is better known before hours of training.
     """
-    if cache.output_kind != "expression":
+    if cache.task != "expression":
         return
     num_images = len(cache.arrays["train", "outputs"])
     rows = np.unique(np.linspace(0, num_images - 1, min(num_images, MAX_CHECKED_IMAGES)).astype(np.int64))
@@ -105,7 +105,7 @@ def warn_constant_prediction(cache: FeatureCache) -> None:
         share = prediction_counts[most_frequent] / len(rows)
         logger.warning(
             f"{cache.path}: the classifier predicts {name!r} for {share:.0%} of the images, so its features may carry "
-            "little information; check its preprocessing or fit it for longer"
+            "little information; check its preprocessing or train it for longer"
         )
 
 
@@ -119,7 +119,7 @@ def find_existing_cache(shards: ShardSet, name: str, blackbox: BlackBox) -> Feat
     except UserError:  # the writer rejects another cache and repairs a corrupted one
         return None
     same_blackbox = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (blackbox.sha256, blackbox.layer)
-    same_outputs = (cache.output_kind, cache.class_names) == (blackbox.output_kind, blackbox.class_names)
+    same_outputs = (cache.task, cache.class_names) == (blackbox.task, blackbox.class_names)
     return cache if same_blackbox and same_outputs else None
 
 

@@ -22,13 +22,9 @@ from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
 from featgan.blackbox.fitting.model_folder import open_fitted_classifier
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import OUTPUT_OPTIONS, BlackBoxSpec, parse_spec
+from featgan.config.choices import EXTERNAL_TASKS
+from featgan.data.readers.records import EXPRESSIONS
 from featgan.errors import UserError
-
-EXPRESSION_NAMES = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
-"""Default class names, in this order, of an external classifier with 7 or 8 outputs and output kind `expression`."""
-
-EXTERNAL_OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
-"""Output kinds that the user can give for an external classifier."""
 
 PROBE_IMAGE_SIZE = 112
 """Width and height in pixels of the probe images if the network does not define its input size."""
@@ -55,7 +51,7 @@ class BlackBox:
         network: NetworkAdapter,
         layer: str | None,
         device: torch.device,
-        output_kind: str,
+        task: str,
         class_names: tuple[str, ...],
     ) -> None:
         """Raises UserError if the layer does not exist or gives no feature vectors, or if the network does not run."""
@@ -65,7 +61,7 @@ class BlackBox:
         self.preprocessing = network.preprocessing.with_options(spec.preprocessing, spec.name)
         self.image_size = self.preprocessing.image_size
         self.sha256 = hash_byte_chunks([network.sha256.encode(), self.preprocessing.model_dump_json().encode()])
-        self.output_kind = output_kind
+        self.task = task
         probe = make_probe_images(self.preprocessing, device)
         default_layer = network.default_layer(self.preprocessing(probe))
         if layer is None and default_layer is None:
@@ -76,7 +72,7 @@ class BlackBox:
         features, outputs = self.run_probe(spec, probe)
         self.head = find_linear_head(features, outputs, network.last_linear())
         self.feature_dim, self.output_dim = features.shape[1], outputs.shape[1]
-        self.class_names = resolve_class_names(spec, output_kind, class_names, self.output_dim)
+        self.class_names = resolve_class_names(spec, task, class_names, self.output_dim)
 
     def run_probe(self, spec: BlackBoxSpec, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [n, F] and outputs [n, O] of the probe images.
@@ -109,7 +105,7 @@ def load_blackbox(
     layer: str | None = None,
     device: str | torch.device = "cpu",
     preprocessing: Mapping[str, Any] | None = None,
-    output_kind: str | None = None,
+    task: str | None = None,
 ) -> BlackBox:
     """Load the network that SPEC names; features come from `layer` (by default the input of the last linear layer).
 
@@ -118,8 +114,8 @@ def load_blackbox(
 
     Raises UserError with a one-line message if the SPEC cannot be used.
     """
-    parsed, network, parsed_output_kind, class_names = open_network(spec, device, preprocessing, output_kind)
-    return BlackBox(parsed, network, layer, torch.device(device), parsed_output_kind, class_names)
+    parsed, network, parsed_task, class_names = open_network(spec, device, preprocessing, task)
+    return BlackBox(parsed, network, layer, torch.device(device), parsed_task, class_names)
 
 
 def list_layers(
@@ -135,35 +131,38 @@ def open_network(
     spec_text: str,
     device: str | torch.device,
     preprocessing: Mapping[str, Any] | None = None,
-    output_kind: str | None = None,
+    task: str | None = None,
 ) -> tuple[BlackBoxSpec, NetworkAdapter, str, tuple[str, ...]]:
-    """Return the parsed SPEC, its network, the output kind, and the output names if they are known."""
-    spec = parse_spec(spec_text, **(preprocessing or {}), output_kind=output_kind)
+    """Return the parsed SPEC, its network, the task, and the output names if they are known."""
+    spec = parse_spec(spec_text, **(preprocessing or {}), task=task)
     if spec.kind == "fitted":
         for name in OUTPUT_OPTIONS:
             if name in spec.options:
-                raise UserError(f"{spec.name}: a fitted classifier defines its own outputs; remove {name}")
+                raise UserError(
+                    f"{spec.name}: a classifier of `featgan blackbox fit` defines its own outputs; "
+                    f"remove the option {name}"
+                )
         network, metadata = open_fitted_classifier(spec, torch.device(device))
         return spec, network, metadata.task, metadata.class_names
-    kind = spec.options.get("output_kind", "other")
-    if kind not in EXTERNAL_OUTPUT_KINDS:
-        raise UserError(f"{spec.name}: unknown output_kind {kind!r}; use one of {', '.join(EXTERNAL_OUTPUT_KINDS)}")
+    external_task = spec.options.get("task", "other")
+    if external_task not in EXTERNAL_TASKS:
+        raise UserError(f"{spec.name}: unknown task {external_task!r}; use one of {', '.join(EXTERNAL_TASKS)}")
     class_names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
-    return spec, ADAPTER_OPENERS[spec.kind](spec, torch.device(device)), kind, class_names
+    return spec, ADAPTER_OPENERS[spec.kind](spec, torch.device(device)), external_task, class_names
 
 
 def resolve_class_names(
-    spec: BlackBoxSpec, output_kind: str, class_names: tuple[str, ...], output_dim: int
+    spec: BlackBoxSpec, task: str, class_names: tuple[str, ...], output_dim: int
 ) -> tuple[str, ...]:
-    """Return the given output names, or the default names of the output kind.
+    """Return the given output names, or the default names of the task.
 
     Raises UserError if the number of names differs from the number of outputs.
     """
-    if output_kind == "valence_arousal":
+    if task == "valence_arousal":
         class_names = class_names or ("valence", "arousal")
-    if not class_names and output_kind == "expression":
-        class_names = EXPRESSION_NAMES[:output_dim] if output_dim >= 7 else ()
-    if len(class_names) != output_dim and (class_names or output_kind != "other"):
+    if not class_names and task == "expression":
+        class_names = EXPRESSIONS[:output_dim] if output_dim >= 7 else ()
+    if len(class_names) != output_dim and (class_names or task != "other"):
         mismatch = f"{len(class_names) or 'no'} names for {output_dim} outputs"
         raise UserError(f"{spec.name}: {mismatch}; list the names in order: SPEC?classes=neutral,happy,...")
     return class_names

@@ -46,12 +46,14 @@ class Preprocessing(BaseModel):
     @model_validator(mode="after")
     def check_channel_counts(self) -> "Preprocessing":
         """Reject a mean or std whose length differs from the number of channels, and a std of 0."""
-        num_channels, needed = (1, "1 is") if self.channels == "gray" else (3, "1 or 3 are")
+        num_channels, needed = (1, "1 is needed") if self.channels == "gray" else (3, "1 or 3 are needed")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, num_channels):
-                raise ValueError(f"{name} has {len(values)} numbers, but {needed} needed")
+                raise ValueError(
+                    f"{name}: {len(values)} numbers, but {needed} for channels={self.channels}; write {name}=NUMBER"
+                )
         if 0 in self.std:
-            raise ValueError("std must not be 0")
+            raise ValueError("std: must not be 0; use std=1 for no scaling")
         return self
 
     def with_options(self, options: Mapping[str, Any], spec: str) -> "Preprocessing":
@@ -60,8 +62,11 @@ class Preprocessing(BaseModel):
             return Preprocessing.model_validate({**self.model_dump(), **options})
         except ValidationError as error:
             first_error = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first_error["loc"][:1]) or "preprocessing"
-            raise UserError(f"{spec}: {key}: {first_error['msg'].removeprefix('Value error, ').lower()}") from error
+            message = first_error["msg"]
+            if first_error["type"] == "value_error":  # from check_channel_counts, which names the key
+                raise UserError(f"{spec}: {message.removeprefix('Value error, ')}") from error
+            problem = f"{message[0].lower()}{message[1:]}"
+            raise UserError(f"{spec}: {first_error['loc'][0]}: {problem}; see docs/blackbox.md") from error
 
     @cached_property
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:

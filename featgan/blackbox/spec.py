@@ -16,13 +16,13 @@ from urllib.parse import parse_qsl, urlencode
 from featgan.errors import UserError
 
 SPEC_FORMS = (
-    "a fitted classifier's folder, torchvision:NAME[:weights], timm:NAME[:weights], a TorchScript file (.pt, .ts), "
-    "an ONNX file (.onnx) or package.module:callable"
+    "a folder written by `featgan blackbox fit`, torchvision:NAME[:weights], timm:NAME[:weights], "
+    "a TorchScript file (.pt, .ts), an ONNX file (.onnx) or package.module:callable"
 )
 KIND_BY_SUFFIX = {".pt": "torchscript", ".ts": "torchscript", ".torchscript": "torchscript", ".onnx": "onnx"}
 WEIGHT_SUFFIXES = (".pth", ".safetensors", ".bin", ".ckpt", ".h5", ".pkl")
 PREPROCESSING_OPTIONS = ("image_size", "mean", "std", "range", "layout", "channels")
-OUTPUT_OPTIONS = ("output_kind", "classes")
+OUTPUT_OPTIONS = ("task", "classes")
 
 MAX_LISTED_NAMES = 12
 """Maximum number of names that a message lists."""
@@ -86,7 +86,7 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
         return BlackBoxSpec("fitted", str(path), None, options)
     if path.suffix in KIND_BY_SUFFIX:
         if not path.is_file():
-            raise UserError(f"{location}: no such file; a black box is {SPEC_FORMS}")
+            raise UserError(f"{location}: no such file; SPEC must be {SPEC_FORMS}")
         return BlackBoxSpec(KIND_BY_SUFFIX[path.suffix], str(path), None, options)
     if path.suffix in WEIGHT_SUFFIXES:
         raise UserError(
@@ -95,7 +95,7 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", location):
         return BlackBoxSpec("callable", location, None, options)
     problem = "neither a folder nor a file of a known kind" if location and path.exists() else "no such folder or file"
-    raise UserError(f"{location or 'empty SPEC'}: {problem}; a black box is {SPEC_FORMS}")
+    raise UserError(f"{location or 'empty SPEC'}: {problem}; SPEC must be {SPEC_FORMS}")
 
 
 def parse_options(text: str, query: str) -> dict[str, str]:

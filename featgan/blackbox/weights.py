@@ -23,7 +23,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises UserError if the file is missing or corrupted, or contains anything except tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file; check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -53,8 +53,11 @@ def extract_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     return state_dict
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load all weights into `model`; raises UserError that lists the tensors that do not fit."""
+def load_state_dict(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load all weights into `model`; raises UserError that lists the tensors that do not match.
+
+    `path` is the file that the weights were read from.
+    """
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.keys())
     unknown = sorted(weights.keys() - expected.keys())
@@ -64,7 +67,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     for problem, names in (("missing", missing), ("unexpected", unknown), ("wrong shape", mismatched)):
         if names:
             listed_names = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(f"{path}: not the weights of this {type(model).__name__}; {problem}: {listed_names}")
+            raise UserError(
+                f"{path}: not the weights of this {type(model).__name__} ({problem}: {listed_names}); "
+                "use the weights of the same network"
+            )
     model.load_state_dict(dict(weights))
 
 

@@ -9,11 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from featgan.cli.log_handler import install_log_handler
+from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
-
-SUITES = ("quick", "standard", "full")
-
-OUTPUT_KINDS = ("expression", "valence_arousal", "attributes", "other")
 
 PATH_TYPE = click.Path(path_type=Path)
 
@@ -42,7 +39,9 @@ def option_group(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 resume_options = option_group(
     click.option(
-        "--resume-from", type=PATH_TYPE, help="Checkpoint folder of another run to initialize a new run from."
+        "--init-from",
+        type=PATH_TYPE,
+        help="Checkpoint folder of another run to initialize a new run from; the step count continues.",
     ),
     click.option(
         "--reset-optimizer",
@@ -61,15 +60,15 @@ evaluator_options = option_group(
         default="standard",
         show_default=True,
         type=click.Choice(SUITES),
-        help="Evaluation suite: a fast estimate, the default set of metrics, or everything.",
+        help="Number of images to evaluate: quick 2,000 pairs, standard 10,000 pairs, full all validation images.",
     ),
     click.option(
         "--classifier",
         "classifiers",
         multiple=True,
         metavar="SPEC",
-        help="SPEC of the classifier, if it has moved; for label-conditioned runs the evaluation classifier, given"
-        " once per data set.",
+        help="New SPEC of the classifier, if its file has moved. For a label-conditioned run: SPEC of the evaluation"
+        " classifier; repeat the option for a second data set.",
     ),
     click.option(
         "--factor-probe",
@@ -95,7 +94,7 @@ metric_options = option_group(
     click.option(
         "--max-pairs",
         type=click.IntRange(2),
-        help="Maximum number of image pairs to evaluate; an eighth as many images are used for the sweeps.",
+        help="Maximum number of image pairs to evaluate; the sweeps use at most one eighth of this number of images.",
     ),
     num_components_option,
 )
@@ -124,7 +123,7 @@ render_options = option_group(
         "component_names",
         multiple=True,
         metavar="NUMBER=NAME",
-        help="Name of a component; may be repeated. Names are stored in RUN_DIR/names.yaml.",
+        help="Name of a component; may be repeated. Names are stored in RUN/names.yaml.",
     ),
     click.option(
         "--video",
@@ -150,9 +149,8 @@ extract_options = option_group(
     ),
     click.option(
         "--task",
-        "output_kind",
-        type=click.Choice(OUTPUT_KINDS),
-        help="What the classifier predicts; required only if its SPEC does not define it.",
+        type=click.Choice(EXTERNAL_TASKS),
+        help="What the classifier predicts, if its SPEC does not define it; `other` by default.",
     ),
     click.option(
         "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Number of images per forward pass."
@@ -203,7 +201,7 @@ def run_command(command: click.Command, name: str, arguments: list[str]) -> None
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("featgan: stopped; run the same command again to resume", err=True)
+        click.echo(f"{name}: stopped; run the same command again", err=True)
         sys.exit(130)
     except TrainingInterrupted as interruption:
         click.echo(f"featgan: {interruption}", err=True)

@@ -1,14 +1,17 @@
 """`featgan demo`: the whole pipeline on synthetic faces. Each step is skipped if it is complete, and resumed if not."""
 
+import logging
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from featgan.config.loading import load_config
 from featgan.evaluation.console import print_evaluation
 from featgan.evaluation.evaluate import evaluate_run, find_evaluation
-from featgan.system.progress import console
 from featgan.system.signals import StopSignal
+
+logger = logging.getLogger(__name__)
 
 NUM_FACES, FACE_SIZE, IMAGE_SIZE, SEED = 4000, 80, 40, 0
 NUM_COMPONENTS, NUM_EPOCHS = 8, 8
@@ -33,48 +36,47 @@ def run_demo(run_dir: Path) -> None:
     from featgan.report.render import render_run
     from featgan.training.train import train
 
-    print_step(4, "extract the classifier's features of every image and of its horizontal flip")
+    log_step(4, "extract the classifier's features of every image and of its horizontal flip")
     extract_features(config.dataset.shards, str(blackbox), config.dataset.feature_cache, num_components=NUM_COMPONENTS)
-    print_step(5, "train the generator to edit images toward target features")
+    log_step(5, "train the generator to edit images toward target features")
     with StopSignal() as stop_signal:
         train(config, stop_signal=stop_signal)
-    print_step(6, "evaluate the edits with the classifier and the factor probe")
+    log_step(6, "evaluate the edits with the classifier and the factor probe")
     document = find_evaluation(run_dir, config.training.steps, SUITE, MAX_PAIRS)
     report_path = run_dir / "report.html"
     if document is None or not report_path.exists():
         document = evaluate_run(
             run_dir, suite=SUITE, factor_probe=str(factor_probe), num_components=NUM_COMPONENTS, max_pairs=MAX_PAIRS
         )
-        print_step(7, "render images, animations and the report")
+        log_step(7, "render images, animations and the report")
         render_run(run_dir, num_components=NUM_COMPONENTS)
-    stdout = Console()
-    print_evaluation(document, stdout)
-    stdout.print(f"\nReport: [bold]{report_path}[/]  (open it in a browser)", soft_wrap=True)
+    print_evaluation(document, Console())
+    click.echo(f"\nReport: {report_path} (open it in a browser)")
 
 
 def prepare_data(data_dir: Path) -> None:
-    """Generate synthetic faces in AffectNet's layout and pack them into shards."""
+    """Generate synthetic faces in the layout `affectnet` and pack them into shards."""
     from featgan.data.packing.pack import pack_shards
     from featgan.data.synthetic.dataset import synthesize_faces
 
-    print_step(1, "generate synthetic faces with known factors")
+    log_step(1, "generate synthetic faces with known factors")
     synthesize_faces(data_dir / "faces", NUM_FACES, SEED, FACE_SIZE)
-    print_step(2, "pack them into shards")
+    log_step(2, "pack them into shards")
     pack_shards("affectnet", data_dir / "faces", data_dir / "shards", image_size=IMAGE_SIZE)
 
 
 def fit_classifiers(shards: Path, blackbox: Path, factor_probe: Path) -> None:
-    """Train the classifier to study and the factor probe.
+    """Train the classifier to explain and the factor probe.
 
     The classifier predicts expressions. The factor probe predicts true factors and is not used to train the GAN.
     """
     from featgan.blackbox.fitting.fit import fit_blackbox
 
-    print_step(3, "train the classifier to study, and a factor probe that checks the edits")
+    log_step(3, "train the classifier to explain, and a factor probe that checks the edits")
     fit_blackbox(shards, "expression", blackbox, epochs=NUM_EPOCHS)
     fit_blackbox(shards, "factors", factor_probe, epochs=NUM_EPOCHS, seed=1)
 
 
-def print_step(number: int, title: str) -> None:
-    """Print the number and the title of a step."""
-    console.print(f"[bold]{number}/7[/] {title}", highlight=False)
+def log_step(number: int, title: str) -> None:
+    """Log the number and the title of a step."""
+    logger.info(f"{number}/7 {title}")

@@ -7,14 +7,13 @@ from rich.table import Table
 
 from featgan.blackbox.fitting.model_folder import METADATA_FILE, WEIGHTS_FILE, read_classifier_metadata
 from featgan.blackbox.fitting.scores import format_headline_scores
-from featgan.config.loading import parse_config, read_yaml
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import RECIPE_FILE
 from featgan.errors import UserError
 from featgan.run.checkpoint import find_corruption, read_json
-from featgan.run.model_card import read_model_metadata
-from featgan.run.paths import committed_steps
+from featgan.run.model_metadata import read_model_metadata
+from featgan.run.paths import checkpoint_steps, load_run_config
 
 Facts = dict[str, object]
 
@@ -44,7 +43,7 @@ def describe_cache(path: Path) -> tuple[str, Facts]:
         "classifier": cache.blackbox["spec"],
         "layer": cache.blackbox["layer"],
         "features": f"{cache.feature_dim}, of which {int(space.live.sum())} are not constant",
-        "outputs": f"{cache.output_dim} ({cache.output_kind})",
+        "outputs": f"{cache.output_dim} ({cache.task})",
         "components": cache.num_components or "all",
         "SD of the first components": ", ".join(f"{scale:.2f}" for scale in space.scales[:8].tolist()),
     }
@@ -74,12 +73,12 @@ def describe_synthetic(path: Path) -> tuple[str, Facts]:
     recipe = read_json(path / RECIPE_FILE)
     facts: Facts = {"faces": recipe.get("count"), "image size": f"{recipe.get('image_size')} px"}
     facts |= {"seed": recipe.get("seed"), "next": f"featgan pack affectnet {path} --out SHARDS"}
-    return "synthetic faces in AffectNet's layout", facts
+    return "synthetic faces in the layout affectnet", facts
 
 
 def describe_run(path: Path) -> tuple[str, Facts]:
-    config = parse_config(read_yaml(path / "config.yaml"), str(path / "config.yaml"))
-    steps = committed_steps(path)
+    config = load_run_config(path)
+    steps = checkpoint_steps(path)
     facts: Facts = {
         "shards": config.dataset.shards,
         "condition": config.dataset.condition.kind,
@@ -120,12 +119,17 @@ PATH_KINDS: list[tuple[Callable[[Path], bool], Callable[[Path], tuple[str, Facts
 def describe_path(path: Path) -> Table:
     """Return a table that describes the path. Raises UserError if it is not a folder of featgan."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder; check the path")
     for is_kind, describe_kind in PATH_KINDS:
         if is_kind(path):
             title, facts = describe_kind(path)
             table = Table(title=f"{path}: {title}", title_justify="left", show_header=False)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")  # by default, the end of a long path would be cut off
             for name, value in facts.items():
                 table.add_row(name, str(value))
             return table
-    raise UserError(f"{path}: not a shard folder, feature cache, classifier, run or checkpoint of featgan")
+    raise UserError(
+        f"{path}: not a shard folder, feature cache, classifier, run or checkpoint of featgan; "
+        "give the path of one of these folders"
+    )

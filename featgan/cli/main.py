@@ -22,13 +22,13 @@ from featgan.cli.click_helpers import (
     run_command,
     split_names,
 )
+from featgan.config.choices import FITTED_TASKS
 from featgan.errors import UserError
+from featgan.run.evaluation_options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
 LAYOUT_NAMES = ("affectnet-lists", "affectnet-csv", "affectnet", "affectnet-plus", "celeba", "folder", "csv")
-
-TASKS = ("expression", "valence_arousal", "attributes", "factors")
 
 step_option = click.option(
     "--step", default="latest", show_default=True, help="Training step of the checkpoint to use, or `latest`."
@@ -41,7 +41,7 @@ image_size_help = "Width and height of the images in pixels."
 @click.version_option(__version__, prog_name="featgan")
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def cli(debug: bool) -> None:
-    """Explain an image classifier: edit images until its features or predictions change.
+    """Show what an image classifier responds to, by editing images toward target features.
 
     `featgan demo` runs the whole pipeline on synthetic faces.
     """
@@ -63,7 +63,7 @@ def cli(debug: bool) -> None:
 def synthesize(out: Path, num_images: int, seed: int, image_size: int) -> None:
     """Generate synthetic faces with known factors.
 
-    The images are written in AffectNet's 8-class layout, and their factors to factors.csv.
+    The images are written in the layout `affectnet` (see `featgan pack`). Their factors are written to factors.csv.
     """
     from featgan.data.synthetic.dataset import synthesize_faces
 
@@ -144,7 +144,7 @@ def pack(
         workers=workers,
         fail_on_unreadable=fail_on_unreadable,
         max_images=max_images,
-        **parse_layout_options(layout_options),
+        layout_options=parse_layout_options(layout_options),
     )
     print_summary(summary)
 
@@ -160,7 +160,7 @@ def parse_layout_options(options: tuple[str, ...]) -> dict[str, str]:
 
 @cli.group(cls=OrderedGroup)
 def blackbox() -> None:
-    """Train a black-box classifier to study."""
+    """Train a classifier that featgan can then explain."""
 
 
 @blackbox.command("fit")
@@ -169,7 +169,7 @@ def blackbox() -> None:
     "--task",
     default="expression",
     show_default=True,
-    type=click.Choice(TASKS),
+    type=click.Choice(FITTED_TASKS),
     help="What the classifier predicts; `factors` is available for synthetic faces only.",
 )
 @click.option("--out", required=True, type=PATH_TYPE, help="Folder to write the classifier to.")
@@ -201,8 +201,8 @@ def fit(
 ) -> None:
     """Train a classifier on packed images.
 
-    Its last hidden layer has 64 features, and its batches are class-balanced. The validation accuracy or CCC is
-    printed.
+    The last hidden layer has 64 features. Rare classes have a larger weight in the loss. The scores on the validation
+    images are printed.
     """
     from rich.console import Console
 
@@ -216,7 +216,11 @@ def fit(
 @cli.command()
 @click.option("--shards", type=PATH_TYPE, help=shards_help)
 @click.option(
-    "--blackbox", "spec", required=True, metavar="SPEC", help="SPEC of the classifier to study (see docs/blackbox.md)."
+    "--blackbox",
+    "spec",
+    required=True,
+    metavar="SPEC",
+    help="SPEC of the classifier to explain (see docs/blackbox.md).",
 )
 @extract_options
 @click.option("--list-layers", is_flag=True, help="List the available layers and exit.")
@@ -226,7 +230,7 @@ def extract(
     layer: str | None,
     cache_name: str,
     num_components: int | None,
-    output_kind: str | None,
+    task: str | None,
     batch_size: int,
     list_layers: bool,
 ) -> None:
@@ -251,7 +255,7 @@ def extract(
         layer=layer,
         num_components=num_components,
         batch_size=batch_size,
-        output_kind=output_kind,
+        task=task,
     )
     components_note = f", {cache.num_components} components" if cache.num_components else ""
     click.echo(f"{cache.path}: {cache.feature_dim} features of layer {cache.blackbox['layer']}{components_note}")
@@ -274,7 +278,7 @@ def extract(
 def train(
     config: str,
     overrides: tuple[str, ...],
-    resume_from: Path | None,
+    init_from: Path | None,
     reset_optimizer: bool,
     dry_run: bool,
     profile: bool,
@@ -295,7 +299,7 @@ def train(
     from featgan.training.train import train as train_run
 
     with StopSignal() as stop_signal:
-        run_dir = train_run(loaded_config, resume_from, stop_signal, reset_optimizer, profile)
+        run_dir = train_run(loaded_config, init_from, stop_signal, reset_optimizer, profile)
     if os.environ.get("RANK", "0") == "0":
         click.echo(run_dir)
         logger.info(f"next: featgan evaluate {run_dir}")
@@ -326,24 +330,17 @@ def evaluate(
     from rich.console import Console
 
     from featgan.evaluation.console import print_evaluation
-    from featgan.evaluation.evaluate import evaluate_run
+    from featgan.evaluation.evaluate import evaluate_with_defaults
     from featgan.run.checkpoint import newest_step
     from featgan.run.evaluation_claims import claim_checkpoint
-    from featgan.run.schedule import with_default_evaluators
 
-    options = {
-        "classifiers": classifiers,
-        "factor_probe": factor_probe,
-        "second_classifier": second_classifier,
-        "inception": inception,
-        "lpips": lpips,
-        "max_pairs": max_pairs,
-        "num_components": num_components,
-    }
+    options = EvaluationOptions(
+        classifiers, factor_probe, second_classifier, inception, lpips, max_pairs, num_components
+    )
     requested_step = parse_step(step)
     checkpoint_step = newest_step(run) if requested_step is None else requested_step
     with claim_checkpoint(run, checkpoint_step, suite) as claimed_step:
-        document = evaluate_run(run, claimed_step, suite, **with_default_evaluators(run, options))
+        document = evaluate_with_defaults(run, claimed_step, suite, options)
     print_evaluation(document, Console())
     click.echo(document.path)
     logger.info(f"next: featgan render {run}")
@@ -403,8 +400,8 @@ def render(
     "classifiers",
     multiple=True,
     metavar="SPEC",
-    help="SPEC of the classifier, if it has moved, or the evaluation classifier of a label-conditioned run. If given"
-    " twice, the second value applies to SECOND_RUN.",
+    help="New SPEC of the classifier, if its file has moved. For a label-conditioned run: SPEC of the evaluation"
+    " classifier. If given twice, the second value applies to SECOND_RUN.",
 )
 @click.option(
     "--host",
@@ -433,9 +430,9 @@ def explore(
 ) -> None:
     """Open an interactive page to edit images with sliders.
 
-    RUN is the output folder of `featgan train`. Change a component of an image and watch the edit and the classifier's
-    prediction change. If SECOND_RUN is given, both runs are shown side by side. By default, the page is served on this
-    machine only. Press Ctrl-C to stop.
+    RUN is the output folder of `featgan train`. Move the slider of a component; the page shows the edited image and the
+    classifier's prediction for it. If SECOND_RUN is given, both runs are shown side by side. By default, the page is
+    served on this machine only. Press Ctrl-C to stop.
     """
     from featgan.explore.serve import explore_runs
 

@@ -1,16 +1,32 @@
 """Base class of the configuration sections, and what a field declares about itself."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
-RESUMABLE = Field(json_schema_extra={"resumable": True})
-"""Marks a field that may change when a run resumes, because it does not change the results beyond rounding."""
+Value = TypeVar("Value")
 
-RESUMABLE_WITHOUT_LR_DECAY = Field(json_schema_extra={"resumable": "without_lr_decay"})
-"""Marks a field that may change when a run resumes, unless the learning rates decay toward the end of the run."""
+
+def fixed(default: Value) -> Value:
+    """Return a field that must not change when a run resumes, because it changes the results."""
+    return declare_field(default, False)
+
+
+def resumable(default: Value) -> Value:
+    """Return a field that may change when a run resumes, because it does not change the results beyond rounding."""
+    return declare_field(default, True)
+
+
+def resumable_without_lr_decay(default: Value) -> Value:
+    """Return a field that may change when a run resumes, unless the learning rates decay toward the end of the run."""
+    return declare_field(default, "without_lr_decay")
+
+
+def declare_field(default: Value, is_resumable: bool | str) -> Value:
+    """Return a field with the declaration that `resumable_keys` reads."""
+    return Field(default=default, json_schema_extra={"resumable": is_resumable})
 
 
 class ConfigModel(BaseModel):
@@ -39,7 +55,7 @@ def list_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def resumable_keys(model: type[BaseModel], prefix: str = "") -> dict[str, bool | str]:
-    """Return the value of `resumable` for every key that declares it."""
+    """Return the declaration of every key that has one: True, False or "without_lr_decay"."""
     keys: dict[str, bool | str] = {}
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra

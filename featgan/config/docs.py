@@ -68,7 +68,7 @@ def section_lines(model: type[ConfigModel], prefix: str) -> list[str]:
         description = (field.description or "") + (" *Resumable.*" if resumable.get(name) is True else "")
         if nested_model is None:
             values = describe_type(field.annotation, field.metadata)
-            lines.append(format_row(name, values, format_default(field.default), description))
+            lines.append(format_row(name, values, format_yaml_value(field.default), description))
         elif name == "second_dataset":
             lines.append(format_row(name, "as `dataset`, or `null`", "null", description))
         else:
@@ -108,8 +108,8 @@ def describe_bounds(metadata: list[Any]) -> list[str]:
     return descriptions
 
 
-def format_default(value: Any) -> str:
-    """Return a default as it is written in YAML."""
+def format_yaml_value(value: Any) -> str:
+    """Return a value as it is written in YAML."""
     if value is None:
         return "null"
     if isinstance(value, tuple):

@@ -28,11 +28,12 @@ source. *c* is the target: the features of another validation image. *x' = G(x, 
 *c' = f(x')* are its features. Features are standardized with the training mean and standard deviation (SD). Features
 that never vary on the training set are left out. A *pair* is one source with one target. A seed fixes the pairs.
 
-**Intervals.** Every metric has a `value`, a 95 % bootstrap interval from `low` to `high`, and a `count`. The interval
-comes from 200 resamples of the images. It shows how much the value depends on the choice of images. It does not show
-how much the value depends on the training run. The generator and the baselines use the same resamples, so their
-intervals are comparable. `count` is the number of images in the metric. A value of `null` means that no image could be
-measured, for example because no pair has a different target class.
+**Intervals.** A metric has a `value`, a 95 % bootstrap interval from `low` to `high`, and a `count`. The interval comes
+from 200 resamples of the images. Frechet distances of more than 256 features are the exception: they use 20 resamples
+for the generator and none for the baselines, because they are slow to compute. The interval shows how much the value
+depends on the choice of images. It does not show how much the value depends on the training run. The generator and the
+baselines use the same resamples, so their intervals are comparable. `count` is the number of images in the metric. A
+value of `null` means that no image could be measured, for example because no pair has a different target class.
 
 **Suites.** A suite limits the number of validation images.
 
@@ -46,8 +47,8 @@ measured, for example because no pair has a different target class.
 One pair takes about ten edits, and one swept image takes five edits per component. Some metrics depend on the number of
 images, such as the Frechet distance and retrieval. Compare evaluations with equal numbers and equal data only.
 
-**Optional models.** The classifier is always used. The following models are used if you give them. None of them is
-used in training.
+**Optional models.** A feature-conditioned run always uses its classifier. The following models are used if you give
+them. None of them is used in training.
 
 | option | model | metrics |
 |---|---|---|
@@ -64,7 +65,7 @@ its predictions for real images are read from this feature cache. Weights are re
 **Label-conditioned runs.** The targets are labels, and evaluation classifiers take the place of *f*. Give one with
 `--classifier SPEC` for each data set. An evaluation classifier is trained on the same labels and is not used in
 training the GAN, so no second classifier is needed. Metrics of a second data set have the prefix `second_dataset_`.
-Without an evaluation classifier, only preservation and diversity are measured.
+Without an evaluation classifier, only preservation and diversity are measured, and realism if you give `--inception`.
 
 **Conclusions.** Every evaluation ends with sentences. Each sentence *supports* the edits as explanations of the
 classifier, *limits* them, or states what is *unknown*. The rules are in `featgan/evaluation/conclusions.py`. For
@@ -76,11 +77,12 @@ example, target progress supports the edits only if its interval is above the in
 |---|---|
 | high faithfulness, poor realism or preservation | the generator changes the prediction with a texture; the edits explain nothing |
 | perfect preservation and realism, progress near 0 | the generator copies its source |
-| faithfulness equal to `shuffled_target` or `training_mean` | the generator ignores the target |
+| faithfulness equal to `shuffled_target` or `training_mean` | the edits do not depend on the target |
 | faithfulness between the baselines and the upper bounds, realism near that of real images, coarse edits | the edits are reliable, to the extent of the progress |
 
-A generator can always improve a metric that uses its own classifier by deceiving this classifier. Compare such a metric
-with others that do not use it: pixels, a second classifier with another architecture, and your own impression.
+A generator can always improve a metric that uses its classifier, with edits that change only the prediction of this
+classifier. Compare such a metric with others that do not use it: pixels, a second classifier with another architecture,
+and your own impression.
 
 **Selection of checkpoints.** `evaluation.selection_metric` can be any metric with *yes* in the column `selects`, also
 with the prefix `second_dataset_`. The default depends on the condition kind:
@@ -103,12 +105,13 @@ counterfactual literature.
 Pearson correlation ignores scale and offset, and CCC does not. A large difference between them means that the edits
 are too weak or have an offset.""",
     "sufficiency": """\
-These metrics set only the first components to their target and keep the rest of the source. If `sufficiency_at_2` is
-nearly equal to `validity`, two components are enough to change the prediction.""",
+For these metrics, only the first components are set to their target; the rest of the source is kept. If
+`sufficiency_at_2` is nearly equal to `validity`, two components are enough to change the prediction.""",
     "second_classifier": """\
-A generator can always deceive the classifier that it was trained with. The second classifier was not used in training.
-It should have another architecture, and ideally other training data, because similar classifiers have similar
-weaknesses. The metrics use the pairs whose target class differs from the source's class. Classes are matched by name.
+A generator can learn edits that change only the prediction of the classifier that it was trained with. The second
+classifier was not used in training. It should have another architecture, and ideally other training data, because
+similar classifiers have similar weaknesses. The metrics use the pairs whose target class differs from the source class.
+Classes are matched by name.
 
 The baseline `target_real` has the predictions of both classifiers for the real target image. It is an upper bound.
 `copy_source` has the predictions before the edit. Features are in standard deviations of the real source images.
@@ -138,19 +141,19 @@ and an edit back. The size of an edit has no ideal value: 0 is a copy, and a lar
 adversarial pattern.
 
 The cosines of the second classifier show whether the identity of a person is preserved only if the second classifier
-recognizes persons. Use a face recognition model for this. Two different persons have about the value of
-`target_real`.""",
+recognizes persons. Use a face recognition model for this. The value of `target_real` is about that of two different
+persons.""",
     "realism": """\
 The Frechet distance compares Gaussians with the mean *m* and the covariance *S* of real and of edited images: ‖m -
 m'‖² + tr(S + S' - 2 (S^½ S' S^½)^½). Its unit depends on the feature space, so distances in two spaces are not
 comparable. It is biased upward for few images: two sets of N images from the same Gaussian of F uncorrelated features
 are about F²/2N + 2F/N apart. For 64 features and 2,000 images this is 1.1. Compare it for equal N only, and with the
 distance between two sets of real images. Its interval is the value ± 1.96 SD of the resamples, because resampling
-itself raises the distance. Above 256 features, there are 20 resamples.
+itself raises the distance. Above 256 features, there are 20 resamples for the generator and none for the baselines.
 
 The kernel distance (KID) is the squared maximum mean discrepancy with the kernel (⟨x, y⟩ / F + 1)³. It is unbiased:
-the expected value for two sets from the same source is 0 for any number of images. It can be negative, and values for
-different N are comparable. At most 4,000 images of each set are used.
+the expected value for two sets from the same distribution is 0 for any number of images. It can be negative, and values
+for different N are comparable. At most 4,000 images of each set are used.
 
 All distances compare the first half of the sources with the edits of the second half. Distances of real images compare
 the first half with the second half itself. Features of classifiers are standardized; Inception features are not.""",
@@ -174,13 +177,13 @@ Averages hide failures for rare targets. The pairs are split by their target and
 | `octant` | 1 to 8 | the target's valence and arousal are in this 45° octant |
 | `component K` | a range | the target of component K is between two training quantiles: 0, 10, 50, 90 and 100 % |
 
-Classes and octants also have `target_progress_pooled`, `centered_cosine`, `retrieval_top1`, `validity`, `edit_l1`,
-`edit_low_frequency_share` and `second_classifier_agreement`, as defined in their families. Components have
-`component_progress`, `target_mean` and `measured_mean` only. CCC is left out: targets of a subgroup hardly vary, which
-alone lowers the CCC.
+Octant 1 has the angles from 0° at valence 1 to 45°, toward arousal 1. Classes and octants also have
+`target_progress_pooled`, `centered_cosine`, `retrieval_top1`, `validity`, `edit_l1`, `edit_low_frequency_share` and
+`second_classifier_agreement`, as defined in their families. Components have `component_progress`, `target_mean` and
+`measured_mean` only. CCC is left out: targets of a subgroup hardly vary, which alone lowers the CCC.
 
-`color_shift` reveals a classifier that responds to color. If all edits toward a class shift the color, but real images
-with these features (`nearest_real`) do not, the classifier responds to the color instead of the expression.
+`color_shift` shows edits that use color. If all edits toward a class shift the color, but real images with these
+features (`nearest_real`) do not, the classifier may respond to color, or the generator shifts the color without need.
 
 Subgroups are not in `metrics`, TensorBoard or `metrics.jsonl`, because hundreds of curves would hide the others.""",
 }
@@ -194,7 +197,7 @@ LIMITATIONS: dict[Family, str] = {
     "sufficiency": ("whether the remaining components have an effect of their own."),
     "second_classifier": (
         "whether a person sees the change. A second classifier with a similar architecture can respond to the same "
-        "texture as the first one, so look at realism and at the images, too. A progress below 1 is not always a "
+        "texture as the first one, so look at realism and at the images, too. Progress below 1 is not always a "
         "fault: the target image differs from the source in more than the first classifier's features."
     ),
     "traversal": (
@@ -206,10 +209,9 @@ LIMITATIONS: dict[Family, str] = {
         "whether the edit is good. A generator can hide the source in the edit and recover it for the cycle."
     ),
     "realism": (
-        "the quality of single images, or anything that the features do not represent. In the features of the "
-        "training classifier, the distance is part of the objective, and without another feature space it proves "
-        "nothing. The KID of features with heavy tails has a wide interval, because a few images dominate the third"
-        " power."
+        "the quality of single images, or anything that the features do not represent. The GAN is trained to match the "
+        "features of the training classifier. A small distance in these features alone proves nothing. "
+        "The KID of features with heavy tails has a wide interval, because a few images dominate the third power."
     ),
     "diversity": (
         "how much the edits of one source can vary, because *G* has one output for a source and a target. A copy "
@@ -239,13 +241,13 @@ FOOTER = """## The file
 An evaluation is stored in `RUN/evaluations/step-XXXXXXXX-SUITE.json`. If `--max-pairs` limits it, the name is
 `step-XXXXXXXX-SUITE-PAIRS.json`, and the schedule does not count it as the complete suite. The metrics are also written
 to TensorBoard and as a line of `metrics.jsonl`. The schema is `EvaluationDocument` in
-`featgan/evaluation/document.py`. Any part may be missing, and readers must accept that.
+`featgan/run/evaluation_document.py`. Any part may be missing, and programs that read the file must accept this.
 
 | key | content |
 |---|---|
 | `step`, `suite`, `blackbox` | the checkpoint, the suite, and the classifier (null for label-conditioned runs) |
 | `pairs`, `swept_images` | numbers of images |
-| `second_classifier` | `spec`, `layer`, `sha256`, and `features`: the feature cache of its predictions; null without one |
+| `second_classifier` | `spec`, `layer`, `sha256`, and `feature_cache`: the cache that its predictions for real images were read from; null without one |
 | `weights` | `file` and `sha256` of the weights for `inception` and `lpips` |
 | `arguments` | options of `featgan evaluate` that repeat the evaluation |
 | `metrics` | metric: `value`, `low`, `high`, `count` |

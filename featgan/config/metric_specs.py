@@ -1,7 +1,9 @@
 """The metric registry: name, label, description, direction, range and places of display of every metric.
 
-The terminal, TensorBoard, the report, the leaderboard and docs/metrics.md take all metric texts from here.
-To add a metric, compute it in `featgan.metrics` and add one entry to `METRICS`.
+The terminal, TensorBoard, the report, the leaderboard and docs/metrics.md take all metric texts from here. The registry
+is here and not in `featgan.metrics`, because the configuration and the command line need it without torch.
+
+To add a metric, compute it in `featgan.metrics`, call the function in `featgan.evaluation`, and add one entry here.
 """
 
 import re
@@ -34,6 +36,13 @@ METRIC_FAMILIES: dict[Family, str] = {
     "subgroups": "Subgroups: for which targets do the edits fail?",
 }
 """Family => title, in the order shown. The metrics of `subgroups` exist in subgroup tables only."""
+
+SUBGROUP_TITLES = {
+    "class": "By target class",
+    "octant": "By octant of target valence, arousal (octant 1: angles from 0° at valence 1 to 45°, toward arousal 1)",
+    "component": "By range of each component's target value, between training quantiles",
+}
+"""Kind of subgroup => title of its table."""
 
 TERMINAL_TABLES: dict[TerminalTable, str] = {
     "target": "target",
@@ -84,6 +93,8 @@ class BaselineSpec:
     """A simple replacement for the generator, which the same functions measure."""
 
     name: str
+    short_label: str
+    """At most 16 characters, for the rows of the terminal tables."""
     label: str
     """A noun phrase that describes the replacement."""
     purpose: str
@@ -94,37 +105,37 @@ BASELINES = {
     spec.name: spec
     for spec in (
         BaselineSpec(
-            "copy_source", "the unchanged source image",
+            "copy_source", "unchanged source", "the unchanged source image",
             "The score of a generator that does nothing: perfect preservation and diversity, no progress and no slope. "
             "Its Frechet distance and KID are the noise floor.",
         ),
         BaselineSpec(
-            "shuffled_target", "the edit to another pair's target",
+            "shuffled_target", "shuffled target", "the edit to another pair's target",
             "The score of any plausible edit. The generator must score higher.",
         ),
         BaselineSpec(
-            "training_mean", "the mean features of the training set",
+            "training_mean", "training mean", "the mean features of the training set",
             "The score of a constant prediction.",
         ),
         BaselineSpec(
-            "nearest_real", "the nearest real image",
+            "nearest_real", "nearest real", "the nearest real image",
             "The training image (out of at most 50,000) whose features are nearest to the target. "
             "It shows what the data can reach: it is real and faithful, but it keeps nothing of the source.",
         ),
         BaselineSpec(
-            "target_jpeg", "the target image after JPEG compression",
+            "target_jpeg", "target as JPEG", "the target image after JPEG compression",
             "The noise of the classifier: the score of the target image itself after JPEG at quality 75.",
         ),
         BaselineSpec(
-            "source_jpeg", "the source image after JPEG compression",
+            "source_jpeg", "source as JPEG", "the source image after JPEG compression",
             "The size of a barely visible change in pixels: JPEG at quality 75.",
         ),
         BaselineSpec(
-            "target_flipped", "the target image, horizontally flipped",
+            "target_flipped", "flipped target", "the target image, horizontally flipped",
             "The noise of the classifier for a change that leaves the meaning of the image unchanged.",
         ),
         BaselineSpec(
-            "target_real", "the real target image",
+            "target_real", "real target", "the real target image",
             "The upper bound that the classifier's own errors allow: "
             "its predictions for real images with the target's features or label.",
         ),
@@ -175,7 +186,7 @@ METRICS: dict[str, MetricSpec] = {
         ),
         MetricSpec(
             "r2", "faithfulness", "R²",
-            "Share of the target features' variance that the edited images' features explain.",
+            "Share of the variance of the target features that is explained by the features of the edited images.",
             True, "≤ 1", "1", "1 - Σ(c - c')² / Σ(c - mean c)² over all dimensions; 0 is as good as the mean",
             selects_checkpoints=True,
         ),
@@ -240,12 +251,12 @@ METRICS: dict[str, MetricSpec] = {
         ),
         MetricSpec(
             "attributes_kept", "faithfulness", "attributes kept",
-            "Share of attributes with equal source and target that keep their prediction.",
+            "Of the attributes that are equal in source and target, the share whose prediction stays equal.",
             True, "0 to 1", "1", selects_checkpoints=True,
         ),
         MetricSpec(
             "validity", "faithfulness", "validity",
-            "Label agreement for pairs whose target class differs from the source.",
+            "Label agreement for pairs whose target class differs from the source class.",
             True, "0 to 1", "1",
             "for attributes: share of the attributes to change that change; a copy scores 0", "validity",
             headline=True, terminal_table="target", baseline_chart=True, leaderboard=True, selects_checkpoints=True,
@@ -321,12 +332,12 @@ METRICS: dict[str, MetricSpec] = {
         ),
         MetricSpec(
             "change_agreement", "second_classifier", "change agreement",
-            "Share of pairs with a changed first prediction whose second prediction changes to the same class.",
+            "Of the pairs whose first prediction changes, the share whose second prediction changes to the same class.",
             True, "0 to 1", "1", "without pairs for which the second classifier predicts that class before the edit",
         ),
         MetricSpec(
             "change_cosine", "second_classifier", "change cosine",
-            "Cosine of the changes of both classifiers' probabilities for the shared classes.",
+            "Cosine between the probability changes of the two classifiers, for the classes that both have.",
             True, "-1 to 1", "1", "mean over pairs; 0 if one of them does not change",
         ),
         MetricSpec(
@@ -618,7 +629,7 @@ METRIC_PATTERNS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "valence_arousal_rmse_octant_{octant}", "faithfulness", "valence and arousal: RMSE, octant {octant}",
         "Root mean squared distance of target and predicted points over targets in this 45° octant.",
-        False, "≥ 0", "0", "octant 1 starts at valence 1 and turns toward arousal 1",
+        False, "≥ 0", "0", "octant 1: angles from 0° at valence 1 to 45°, toward arousal 1",
     ),
     MetricSpec(
         "component_{component}_ccc", "faithfulness", "component {component}: CCC",
@@ -643,7 +654,8 @@ METRIC_PATTERNS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "projection_{count}_distance", "traversal", "{count} components: distance",
         "Feature distance to a target that keeps the first {count} components of the source, in SD.",
-        False, "≥ 0", "0", "mean over images of √(mean over dimensions of (c - c')²); other components at their mean",
+        False, "≥ 0", "0",
+        "mean over images of √(mean over dimensions of (c - c')²); other components at their mean",
     ),
     MetricSpec(
         "projection_{count}_ccc", "traversal", "{count} components: CCC",
@@ -679,6 +691,14 @@ METRIC_PATTERNS: tuple[MetricSpec, ...] = (
     ),
 )  # fmt: skip
 """Metrics whose name has a variable part; the first pattern that matches counts."""
+
+COMPONENT_PREFIX = "component_{component}_"
+"""Prefix of the metrics of a single component."""
+
+COMPONENT_METRICS = tuple(
+    spec.name.removeprefix(COMPONENT_PREFIX) for spec in METRIC_PATTERNS if spec.name.startswith(COMPONENT_PREFIX)
+)
+"""Metrics of single components, without the prefix."""
 
 PLACEHOLDERS = {
     "class_name": ".+",
@@ -720,7 +740,7 @@ def find_metric(name: str) -> MetricSpec | None:
 
 
 def prefixed_spec(base: MetricSpec, name: str, label: str) -> MetricSpec:
-    """The specification of a metric with a prefix; it is in none of the short tables."""
+    """Return the specification of a metric with a prefix; it is in none of the short tables."""
     return MetricSpec(
         name, base.family, f"{base.label} ({label})", base.description, base.higher_is_better, base.value_range,
         base.ideal, base.formula, base.heading,
@@ -728,7 +748,7 @@ def prefixed_spec(base: MetricSpec, name: str, label: str) -> MetricSpec:
 
 
 def match_pattern(pattern: MetricSpec, name: str) -> MetricSpec | None:
-    """The specification of a name that has the pattern's form, with the placeholders filled; None otherwise."""
+    """Return the specification of a name that has the form of the pattern, with its values; None otherwise."""
     parts = re.split(r"{(\w+)}", pattern.name)
     expression = "".join(
         f"(?P<{part}>{PLACEHOLDERS[part]})" if index % 2 else re.escape(part) for index, part in enumerate(parts)
@@ -742,6 +762,16 @@ def match_pattern(pattern: MetricSpec, name: str) -> MetricSpec | None:
     )
 
 
+def component_metric_name(component: int, metric: str) -> str:
+    """Return the name of one of `COMPONENT_METRICS` for a component, whose number starts at 1."""
+    return f"{COMPONENT_PREFIX.format(component=f'{component:02d}')}{metric}"
+
+
+def is_component_metric(name: str) -> bool:
+    """Return whether a metric is that of a single component."""
+    return any(match_pattern(spec, name) for spec in METRIC_PATTERNS if spec.name.startswith(COMPONENT_PREFIX))
+
+
 def metric_label(name: object) -> str:
     """Return the label of a metric; the name itself with spaces if it has no specification."""
     spec = find_metric(str(name))
@@ -749,7 +779,10 @@ def metric_label(name: object) -> str:
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether the largest value of a selection metric is the best. Raises KeyError if the metric has no direction."""
+    """Return whether the largest value of a selection metric is the best.
+
+    Raises KeyError if the metric has no direction.
+    """
     spec = find_metric(name)
     if spec is None or spec.higher_is_better is None:
         raise KeyError(name)

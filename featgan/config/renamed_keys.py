@@ -8,7 +8,7 @@ RENAMED_SECTIONS = {"distribution": "distributed"}
 DATASET_KEYS = {
     "features": "feature_cache",
     "mirror": "horizontal_flip",
-    "condition.objective": "condition.targets",
+    "condition.objective": "condition.loss_on",
     "condition.regression": "condition.regression_loss",
     "condition.reduction": "condition.ccc_reduction",
 }
@@ -68,8 +68,8 @@ SELECTION_METRIC_VALUES = {
 }
 
 RENAMED_VALUES = {
-    "dataset.condition.targets": TARGET_VALUES,
-    "second_dataset.condition.targets": TARGET_VALUES,
+    "dataset.condition.loss_on": TARGET_VALUES,
+    "second_dataset.condition.loss_on": TARGET_VALUES,
     "generator.condition_input": {"change": "target_and_difference"},
     "generator.conditioning": {"modulation": "adain"},
     "generator.output": {"blend": "masked_blend"},

@@ -1,7 +1,8 @@
 """Configuration schema: every section of a run; `featgan.config.loading` reads it from YAML and the command line.
 
-The models are frozen and strict. An unknown key, a wrong type or a contradiction between two fields is an error.
-Each field declares whether it may change when a run resumes (`RESUMABLE`).
+The models are frozen and strict: unknown keys and wrong types are errors, and some contradictions between fields are
+errors.
+Each field declares whether it may change when a run resumes: `fixed`, `resumable` or `resumable_without_lr_decay`.
 """
 
 from difflib import get_close_matches
@@ -10,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from featgan.config.base import RESUMABLE, RESUMABLE_WITHOUT_LR_DECAY, ConfigModel, PositiveInt
+from featgan.config.base import ConfigModel, PositiveInt, fixed, resumable, resumable_without_lr_decay
+from featgan.config.choices import Suite
 from featgan.config.metric_specs import DEFAULT_SELECTION_METRICS, SECOND_DATASET_PREFIX, SELECTION_METRICS
 from featgan.errors import UserError
 
@@ -18,26 +20,25 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
-Suite = Literal["quick", "standard", "full"]
-
 
 class ConditionConfig(ConfigModel):
     """The condition of the GAN, and the loss between it and the discriminator's estimate."""
 
-    kind: Literal["features", "expression", "valence_arousal", "attributes"] = "features"
-    """`features` of a classifier (cached by `featgan extract`), or labels that are stored in the shards."""
-    encoding: Literal["raw", "standardized", "components"] = "raw"
+    kind: Literal["features", "expression", "valence_arousal", "attributes"] = fixed("features")
+    """`features` of a classifier (cached by `featgan extract`), or labels that are stored in the shards. `expression`:
+    the class label (any classes; the name is historical)."""
+    encoding: Literal["raw", "standardized", "components"] = fixed("raw")
     """Features only: raw features, features standardized over the non-constant ones, or whitened principal components
     (`featgan extract --num-components`)."""
-    targets: Literal["features", "outputs", "both"] = "features"
-    """Features only: the discriminator's estimate is compared with the features, with the classifier outputs that a
-    linear layer computes from them, or with both."""
-    regression_loss: Literal["ccc", "mse"] = "ccc"
+    loss_on: Literal["features", "outputs", "both"] = fixed("features")
+    """What is compared: the estimated features, the classifier outputs that a linear layer computes from this estimate,
+    or both. Features only."""
+    regression_loss: Literal["ccc", "mse"] = fixed("ccc")
     """Loss of real-valued conditions: 1 - CCC (concordance correlation coefficient), or mean squared error."""
-    ccc_reduction: Literal["sum", "mean"] = "sum"
+    ccc_reduction: Literal["sum", "mean"] = fixed("sum")
     """Reduction of the CCC loss over the condition's dimensions. The sum follows the original implementation; the mean
     does not grow with the number of dimensions."""
-    attributes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = fixed(())
     """Attribute names in the order of the condition, for `kind: attributes`."""
 
     @model_validator(mode="after")
@@ -50,11 +51,11 @@ class ConditionConfig(ConfigModel):
 class DatasetConfig(ConfigModel):
     """Packed shards, the feature cache that is stored with them, and the condition."""
 
-    shards: Path = Path("shards")
+    shards: Path = fixed(Path("shards"))
     """Folder written by `featgan pack`."""
-    feature_cache: str = "blackbox"
+    feature_cache: str = fixed("blackbox")
     """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
-    horizontal_flip: bool = True
+    horizontal_flip: bool = fixed(True)
     """Flip each image horizontally with probability 0.5. A flipped image is paired with the features of the flipped
     image."""
     condition: ConditionConfig = ConditionConfig()
@@ -64,19 +65,19 @@ class DatasetConfig(ConfigModel):
 class GeneratorConfig(ConfigModel):
     """The generator G(x, c), which edits image x toward condition c."""
 
-    dim: PositiveInt = 64
+    dim: PositiveInt = fixed(64)
     """Number of channels of the first convolution; each of the two downsampling layers doubles it."""
-    num_blocks: PositiveInt = 6
+    num_blocks: PositiveInt = fixed(6)
     """Number of residual blocks, which run at a quarter of the image resolution."""
-    condition_input: Literal["target", "target_and_difference"] = "target"
+    condition_input: Literal["target", "target_and_difference"] = fixed("target")
     """Condition given to G: the target, or the target and its difference from the source condition (features only,
     since the source condition must be known)."""
-    conditioning: Literal["concat", "tile", "adain"] = "concat"
+    conditioning: Literal["concat", "tile", "adain"] = fixed("concat")
     """How the condition enters G: one constant plane per dimension (`concat`), one plane filled with the repeated
     vector (`tile`), or scale and shift of the normalized activations (`adain`)."""
-    output: Literal["image", "masked_blend"] = "image"
+    output: Literal["image", "masked_blend"] = fixed("image")
     """Output of G: a new image, or new pixels that a predicted mask blends with the source image."""
-    upsampling: Literal["transposed", "nearest"] = "transposed"
+    upsampling: Literal["transposed", "nearest"] = fixed("transposed")
     """Transposed convolutions, or nearest-neighbor upsampling followed by a convolution, which avoids checkerboard
     artifacts."""
 
@@ -89,13 +90,13 @@ class GeneratorConfig(ConfigModel):
 class DiscriminatorConfig(ConfigModel):
     """The discriminator D(x), which rates the realism of patches and estimates the condition."""
 
-    dim: PositiveInt = 64
+    dim: PositiveInt = fixed(64)
     """Number of channels of the first convolution; each layer doubles it."""
-    max_dim: PositiveInt = 8192
+    max_dim: PositiveInt = fixed(8192)
     """Maximum number of channels."""
-    num_layers: PositiveInt = 6
+    num_layers: PositiveInt = fixed(6)
     """Number of stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
-    projection: bool = False
+    projection: bool = fixed(False)
     """Add the inner product of the pooled activations and the embedded condition to the patch logits (projection
     discriminator, Miyato & Koyama 2018)."""
 
@@ -103,73 +104,73 @@ class DiscriminatorConfig(ConfigModel):
 class LossConfig(ConfigModel):
     """The loss terms and their weights."""
 
-    adversarial: Literal["wgan_gp", "non_saturating"] = "wgan_gp"
+    adversarial: Literal["wgan_gp", "non_saturating"] = fixed("wgan_gp")
     """Wasserstein loss with gradient penalty, or non-saturating logistic loss with lazy R1 regularization."""
-    gp_weight: NonNegativeFloat = 10.0
+    gp_weight: NonNegativeFloat = fixed(10.0)
     """Weight of the gradient penalty, for `adversarial: wgan_gp`."""
-    r1_gamma: NonNegativeFloat = 20.0
+    r1_gamma: NonNegativeFloat = fixed(20.0)
     """R1 regularization weight gamma, for `adversarial: non_saturating`; the penalty is multiplied by gamma / 2."""
-    r1_interval: PositiveInt = 16
+    r1_interval: PositiveInt = fixed(16)
     """R1 is computed every N discriminator steps and multiplied by N (lazy regularization)."""
-    cycle_weight: NonNegativeFloat = 10.0
+    cycle_weight: NonNegativeFloat = fixed(10.0)
     """Weight of the cycle loss: L1 between the source image and G(G(x, c_target), c_source)."""
-    identity_weight: NonNegativeFloat = 0.0
+    identity_weight: NonNegativeFloat = fixed(0.0)
     """Weight of the identity loss: L1 between the source image and G(x, c_source)."""
-    identity_margin: NonNegativeFloat = 0.0
-    """Margin: the identity loss is zero while an image's L1 error is below this value, so that G is not discouraged
-    from small edits."""
-    condition_weight: NonNegativeFloat = 1.0
+    identity_margin: NonNegativeFloat = fixed(0.0)
+    """Margin: the identity loss is zero while an image's L1 error is below this value, so that small edits are not
+    penalized."""
+    condition_weight: NonNegativeFloat = fixed(1.0)
     """Weight of the condition loss: the error of the discriminator's estimate of the condition."""
-    output_weight: NonNegativeFloat = 1.0
-    """Weight of the loss on the classifier outputs that are computed from that estimate, for `condition.targets:
+    output_weight: NonNegativeFloat = fixed(1.0)
+    """Weight of the loss on the classifier outputs that are computed from that estimate, for `condition.loss_on:
     outputs` or `both`."""
 
 
 class OptimizerConfig(ConfigModel):
     """Adam, for both networks. The learning rate is constant, then decays linearly to zero over `lr_decay_steps`."""
 
-    generator_lr: LearningRate = 1e-4
+    generator_lr: LearningRate = fixed(1e-4)
     """Learning rate of G."""
-    discriminator_lr: LearningRate = 1e-4
+    discriminator_lr: LearningRate = fixed(1e-4)
     """Learning rate of D."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta1: Annotated[float, Field(ge=0, lt=1)] = fixed(0.5)
     """Decay rate of Adam's average of the gradient."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = fixed(0.999)
     """Decay rate of Adam's average of the squared gradient."""
-    lr_decay_steps: NonNegativeInt = 0
+    lr_decay_steps: NonNegativeInt = fixed(0)
     """Number of steps at the end of the run in which the learning rate decays to zero; 0 disables the decay."""
-    max_grad_norm: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = fixed(0.0)
     """Maximum gradient norm of each network (gradient clipping); 0 disables clipping."""
 
 
 class TrainingConfig(ConfigModel):
     """The training loop: number of steps, batch size, precision and logging intervals."""
 
-    steps: Annotated[PositiveInt, RESUMABLE_WITHOUT_LR_DECAY] = 200_000
+    steps: PositiveInt = resumable_without_lr_decay(200_000)
     """Number of discriminator steps of the run."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = fixed(16)
     """Number of images per step, summed over all processes."""
-    n_critic: PositiveInt = 5
+    n_critic: PositiveInt = fixed(5)
     """The generator is updated once every n_critic discriminator steps."""
-    discriminator_warmup_steps: NonNegativeInt = 0
-    """Number of steps at the start that train only D, on the condition of real images."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    discriminator_warmup_steps: NonNegativeInt = fixed(0)
+    """Number of steps at the start that train only D, with the condition loss on real images."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = fixed(0)
     """Random seed for the initial weights, the data order, the targets and the gradient penalty."""
-    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    precision: Literal["fp32", "bf16", "auto"] = fixed("auto")
     """`bf16` runs the networks under autocast and computes losses and penalties in fp32; `auto` uses bf16 if the
     device computes it fast, and fp32 otherwise."""
-    ema_half_life_images: NonNegativeInt = 0
+    ema_half_life_images: NonNegativeInt = fixed(0)
     """Half-life, in images, of the exponential moving average (EMA) of G's weights, which is used for evaluation and
     rendering; 0 disables the EMA."""
-    num_workers: Annotated[int, Field(ge=0, le=64), RESUMABLE] = 1
+    num_workers: Annotated[int, Field(ge=0, le=64)] = resumable(1)
     """Number of data loading processes per training process."""
-    log_every: Annotated[PositiveInt, RESUMABLE] = 100
+    log_every: PositiveInt = resumable(100)
     """Number of steps between two entries in metrics.jsonl and TensorBoard."""
-    sample_every: Annotated[PositiveInt, RESUMABLE] = 1000
+    sample_every: PositiveInt = resumable(1000)
     """Number of steps between two grids of sample edits."""
-    checkpoint_every: Annotated[PositiveInt, RESUMABLE] = 1000
+    checkpoint_every: PositiveInt = resumable(1000)
     """Number of steps between two checkpoints."""
-    max_checkpoints: Annotated[PositiveInt, RESUMABLE] = 3
+    max_checkpoints: PositiveInt = resumable(3)
     """Number of newest checkpoints to keep."""
 
     @model_validator(mode="before")
@@ -177,26 +178,26 @@ class TrainingConfig(ConfigModel):
     def reject_unsupported(cls, values: Any) -> Any:
         """Reject unsupported settings with an explanation."""
         if isinstance(values, dict) and values.get("precision") == "fp16":
-            raise ValueError("precision: fp16 needs loss scaling through the penalty's second derivative; use bf16")
+            raise ValueError("precision: fp16 needs a loss scale, for the gradient penalty too; use bf16")
         return values
 
 
 class DistributedConfig(ConfigModel):
     """How processes share the work of a step. These settings change the results by rounding only."""
 
-    strategy: Annotated[Literal["ddp", "deepspeed"], RESUMABLE] = "ddp"
+    strategy: Literal["ddp", "deepspeed"] = resumable("ddp")
     """`ddp` keeps a full copy of the networks and optimizer states in every process; `deepspeed` shards the optimizer
     states (requires `pip install 'featgan[deepspeed]'`)."""
-    zero_stage: Annotated[Literal[0, 1, 2], RESUMABLE] = 1
+    zero_stage: Literal[0, 1, 2] = resumable(1)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 shards the optimizer states, 2 also shards the gradients."""
-    gradient_accumulation_steps: Annotated[PositiveInt, RESUMABLE] = 1
-    """Number of micro-batches into which each process splits its share of the batch, to save memory. The step is that
-    of the complete batch."""
-    activation_checkpointing: Annotated[bool, RESUMABLE] = False
+    gradient_accumulation_steps: PositiveInt = resumable(1)
+    """Number of microbatches into which each process splits its share of the batch, to save memory. The result of a
+    step is the same as without accumulation, also for the CCC loss."""
+    activation_checkpointing: bool = resumable(False)
     """Recompute G's activations in the backward pass instead of storing them: less memory, more time."""
-    hang_timeout: Annotated[NonNegativeFloat, RESUMABLE] = 1800.0
+    hang_timeout: NonNegativeFloat = resumable(1800.0)
     """Seconds without a completed step after which every process prints its stack traces and exits; 0 disables the
-    timeout."""
+    timeout. The time before the first step counts too: loading, hashing the shards and preparing the networks."""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,36 +205,45 @@ class DistributedConfig(ConfigModel):
         """Reject unsupported settings with an explanation."""
         raw_values = values if isinstance(values, dict) else {}
         if raw_values.get("strategy") in ("fsdp", "fsdp2"):
-            raise ValueError("strategy: FSDP frees weights that the penalty's second derivative needs; use ddp")
+            raise ValueError(
+                "strategy: FSDP frees weights that the gradient penalty reads outside of `forward`; use ddp"
+            )
         if raw_values.get("zero_stage") == 3:
-            raise ValueError("zero_stage: 3 frees weights that the penalty's second derivative needs; use 0, 1 or 2")
+            raise ValueError(
+                "zero_stage: 3 frees weights that the gradient penalty reads outside of `forward`; use 0, 1 or 2"
+            )
         if "static_graph" in raw_values:
             raise ValueError("static_graph: DDP would then reduce the penalty's gradients incorrectly; remove this key")
         return values
 
 
 class EvaluationConfig(ConfigModel):
-    """Checkpoints that `python -m launch watch` evaluates, and checkpoints that are kept because of it."""
+    """Checkpoints that `python -m launch watch` evaluates, and which checkpoints are kept until they are evaluated."""
 
-    every: Annotated[NonNegativeInt, RESUMABLE] = 0
-    """Checkpoints at multiples of this step are saved and kept until they are evaluated; 0 evaluates the newest
-    checkpoint only."""
-    suite: Annotated[Suite, RESUMABLE] = "quick"
-    """Evaluation suite: a fast estimate, the default set of metrics, or everything."""
-    selection_metric: Annotated[str, RESUMABLE] = "ccc"
-    """Metric that selects the best checkpoint, which is kept (see docs/metrics.md). The default for labels is
-    `label_agreement`, `valence_ccc` or `attribute_agreement`."""
-    best_suite: Annotated[Suite | None, RESUMABLE] = None
-    """Suite for an additional evaluation of the best checkpoint so far."""
-    classifiers: Annotated[tuple[str, ...], RESUMABLE] = ()
-    """SPEC of the classifier, if it has moved; for label-conditioned runs the evaluation classifiers, without which no
-    agreement is measured."""
-    factor_probe: Annotated[str | None, RESUMABLE] = None
-    """SPEC of a classifier trained to predict the true factors of synthetic faces."""
-    second_classifier: Annotated[str | None, RESUMABLE] = None
-    """SPEC of a second classifier that was not used in training, to check that it also responds to the edits."""
-    max_pending: Annotated[PositiveInt, RESUMABLE] = 20
-    """Maximum number of checkpoints that are kept for a pending evaluation. Older ones are dropped with a warning."""
+    every: NonNegativeInt = resumable(0)
+    """Training saves a checkpoint at the multiples of this step, and keeps it until it is evaluated. The watch
+    evaluates these checkpoints and the newest one; with 0, the newest one only."""
+    suite: Suite = resumable("quick")
+    """Suite of the watch. Number of images to evaluate: quick 2,000 pairs, standard 10,000 pairs, full all validation
+    images."""
+    selection_metric: str = resumable("ccc")
+    """Metric that selects the best checkpoint (see docs/metrics.md). Training keeps this checkpoint, and the watch and
+    the leaderboard use it. The default for labels is `label_agreement`, `valence_ccc` or `attribute_agreement`."""
+    best_suite: Suite | None = resumable(None)
+    """Suite with which the watch also evaluates the best checkpoint so far."""
+    classifiers: tuple[str, ...] = resumable(())
+    """New SPEC of the classifier, if its file has moved. For a label-conditioned run: SPECs of the evaluation
+    classifiers, one per data set; without them, no agreement is measured. The watch uses this field, and `evaluate`
+    uses it if `--classifier` is not given."""
+    factor_probe: str | None = resumable(None)
+    """SPEC of a classifier trained to predict the true factors of synthetic faces. The watch uses this field, and
+    `evaluate` uses it if `--factor-probe` is not given."""
+    second_classifier: str | None = resumable(None)
+    """SPEC of a second classifier that was not used in training, to check that it also responds to the edits. The watch
+    uses this field, and `evaluate` uses it if `--second-classifier` is not given."""
+    max_pending: PositiveInt = resumable(20)
+    """Maximum number of checkpoints that training keeps for a pending evaluation. Older ones are removed with a
+    warning."""
 
     @field_validator("selection_metric")
     @classmethod
@@ -250,11 +260,11 @@ class EvaluationConfig(ConfigModel):
 class Config(ConfigModel):
     """One training run."""
 
-    run_dir: Annotated[Path, RESUMABLE] = Path("runs/default")
+    run_dir: Path = resumable(Path("runs/default"))
     """Output folder of the run."""
     dataset: DatasetConfig = DatasetConfig()
     """The images and their condition."""
-    second_dataset: DatasetConfig | None = None
+    second_dataset: DatasetConfig | None = fixed(None)
     """A second data set that is trained together with the first, with StarGAN's mask vector; labels only."""
     generator: GeneratorConfig = GeneratorConfig()
     """The generator."""
@@ -267,9 +277,9 @@ class Config(ConfigModel):
     training: TrainingConfig = TrainingConfig()
     """The training loop."""
     distributed: DistributedConfig = DistributedConfig()
-    """Several processes."""
+    """Training with several processes."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Evaluation on a schedule."""
+    """Evaluation by `python -m launch watch`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -286,7 +296,7 @@ class Config(ConfigModel):
         return values | {"evaluation": default | evaluation}
 
     def check_batch_split(self, num_processes: int) -> None:
-        """Raise UserError unless the batch can be split evenly between the processes and their micro-batches."""
+        """Raise UserError unless the batch can be split evenly between the processes and their microbatches."""
         batch_size, accumulation_steps = self.training.batch_size, self.distributed.gradient_accumulation_steps
         if batch_size % (num_processes * accumulation_steps):
             raise UserError(
@@ -305,9 +315,10 @@ class Config(ConfigModel):
             )
         warmup_steps = training.discriminator_warmup_steps
         if warmup_steps and warmup_steps // training.n_critic >= training.steps // training.n_critic:
+            min_steps = (warmup_steps // training.n_critic + 1) * training.n_critic
             raise ValueError(
-                f"training.steps: {training.steps} leaves no step to train the generator; raise it above"
-                f" training.discriminator_warmup_steps {warmup_steps} + training.n_critic {training.n_critic}"
+                f"training.steps: {training.steps} leaves no step to train the generator after"
+                f" training.discriminator_warmup_steps {warmup_steps}; set it to at least {min_steps}"
             )
         if training.batch_size % accumulation_steps:
             raise ValueError(

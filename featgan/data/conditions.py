@@ -1,4 +1,4 @@
-"""Conditions: the values of each condition kind, and the layout of the vector that the generator receives."""
+"""Conditions: the values of each condition kind, and how they become the condition input of the generator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Condition:
     values: ValueLookup
     outputs: ValueLookup | None = None
     output_dim: int = 0
-    output_kind: str = "other"
+    task: str = "other"
     space: FeatureSpace | None = None
     cache: FeatureCache | None = None
 
@@ -128,9 +128,7 @@ def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split)
     unknown = [name for name in names if name not in shards.attribute_names]
     if unknown:
         available = ", ".join(shards.attribute_names) or "none"
-        raise UserError(
-            f"{shards.path}: no attribute {unknown[0]!r} (condition.attributes); the shards contain {available}"
-        )
+        raise UserError(f"{shards.path}: no attribute {unknown[0]!r}; set condition.attributes to some of {available}")
     table = split.attributes[:, [list(shards.attribute_names).index(name) for name in names]]
     present = np.flatnonzero((table >= 0).all(1))
     return Condition(dataset.condition, names, present, LabelValues(table.astype(np.float32)))
@@ -150,7 +148,7 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
         )
     space = cache.space
     dim = space.condition_dim(config.encoding)
-    uses_outputs = config.targets != "features"
+    uses_outputs = config.loss_on != "features"
     return Condition(
         config,
         tuple(f"{config.encoding} {index + 1}" for index in range(dim)),
@@ -158,7 +156,7 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
         FeatureValues(cache, split.name, space, config.encoding),
         OutputValues(cache, split.name) if uses_outputs else None,
         cache.output_dim if uses_outputs else 0,
-        cache.output_kind,
+        cache.task,
         space,
         cache,
     )
@@ -166,21 +164,21 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
 
 @dataclass(frozen=True)
 class ConditionLayout:
-    """Layout of the vector that G receives: [c] for one data set, [c_1, c_2, mask] for two.
+    """Layout of the embedded condition: [c] for one data set, [c_1, c_2, mask] for two.
 
-    The mask vector is from StarGAN (Choi et al. 2018).
+    It has E values: the conditions of all data sets and, if there are two, the mask of StarGAN (Choi et al. 2018).
     """
 
     dims: tuple[int, ...]
 
     @property
-    def generator_dim(self) -> int:
-        """Width of the vector that G receives."""
+    def embedded_dim(self) -> int:
+        """E, the width of the condition of all data sets, with the mask."""
         return sum(self.dims) + (len(self.dims) if len(self.dims) > 1 else 0)
 
     @property
     def estimate_dim(self) -> int:
-        """Width of the vector that D estimates."""
+        """Width of the condition of all data sets, without the mask: D estimates it."""
         return sum(self.dims)
 
     def estimate_columns(self, dataset: int) -> slice:
@@ -189,24 +187,24 @@ class ConditionLayout:
         return slice(start, start + self.dims[dataset])
 
     def embed(self, condition: Tensor, dataset: int) -> Tensor:
-        """Map a data set's condition [..., C_i] to the vector that G receives.
+        """Embed the condition of one data set, [..., C] => [..., E].
 
         The values of other data sets are 0, and the mask is one-hot.
         """
         if len(self.dims) == 1:
             return condition
-        embedded = condition.new_zeros(*condition.shape[:-1], self.generator_dim)
+        embedded = condition.new_zeros(*condition.shape[:-1], self.embedded_dim)
         embedded[..., self.estimate_columns(dataset)] = condition
         embedded[..., self.estimate_dim + dataset] = 1
         return embedded
 
 
-def condition_input(mode: str, target: Tensor, source: Tensor | None) -> Tensor:
-    """Return the condition that G receives: `target` and `source` [..., C] => [..., C] or [..., 2 C].
+def build_condition_input(mode: str, target: Tensor, source: Tensor | None) -> Tensor:
+    """Return the condition input of G from embedded conditions: `target` and `source` [..., E] => [..., P].
 
-    With `target`, G receives the target only. With `target_and_difference`, this function concatenates target and
-    target - source, so that G need not infer from the image which values change. The difference vector is from STGAN
-    (Liu et al. 2019), which uses it alone.
+    `mode` is `generator.condition_input`. With `target`, G receives the target only, and P = E. With
+    `target_and_difference`, it receives target and target - source, so that it need not infer from the image which
+    values change, and P = 2 E. The difference vector is from STGAN (Liu et al. 2019), which uses it alone.
     """
     if mode == "target":
         return target
@@ -214,9 +212,9 @@ def condition_input(mode: str, target: Tensor, source: Tensor | None) -> Tensor:
     return torch.cat([target, target - source], -1)
 
 
-def condition_input_dim(mode: str, dim: int) -> int:
-    """Return the width of the condition that G receives, for a condition of `dim` values."""
-    return dim if mode == "target" else 2 * dim
+def condition_input_dim(mode: str, embedded_dim: int) -> int:
+    """Return P, the width of the condition input of G, for embedded conditions of E values."""
+    return embedded_dim if mode == "target" else 2 * embedded_dim
 
 
 def describe_conditions(conditions: Sequence[Condition]) -> str:

@@ -165,13 +165,13 @@ class BatchDataset(Dataset[Batch]):
 
 
 @contextmanager
-def open_loader(batches: BatchDataset, first_step: int, last_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
-    """Iterate over the batches of steps first_step .. last_step - 1; the workers stop when the block exits."""
-    batches.cache_decoded_images(last_step - first_step)
+def open_loader(batches: BatchDataset, first_step: int, end_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of the steps from `first_step` to `end_step`, exclusive; workers stop with the block."""
+    batches.cache_decoded_images(end_step - first_step)
     loader: DataLoader[Batch] = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(first_step, last_step),  # type: ignore[arg-type]
+        sampler=range(first_step, end_step),  # type: ignore[arg-type]
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=init_worker,

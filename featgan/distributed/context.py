@@ -18,6 +18,7 @@ from featgan.distributed.deepspeed import DeepSpeedNetwork
 from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
 from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import UserError
+from featgan.system.device import has_fast_bf16, uses_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class DistributedContext:
         check_launcher_env()
         init_env_from_slurm()
         self.distributed_config = distributed_config
-        # No mixed precision in the accelerator: it would also patch the forward pass that the penalty uses.
+        # No mixed precision in the accelerator: it would patch `forward`, but autocast contexts are set in the step.
         timeout = (
             timedelta(seconds=distributed_config.hang_timeout + TIMEOUT_MARGIN)
             if distributed_config.hang_timeout
@@ -166,15 +167,3 @@ class DistributedContext:
     def barrier(self) -> None:
         """Wait until every process calls this."""
         self.accelerator.wait_for_everyone()
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Return whether the networks run in bf16, for a device and a value of `training.precision`."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device supports bf16 in hardware; emulated bf16 is slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

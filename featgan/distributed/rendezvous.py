@@ -11,10 +11,10 @@ MIN_PORT, NUM_PORTS = 20_000, 12_000
 
 UNSUPPORTED_LAUNCHER_SETTINGS = {
     "ACCELERATE_USE_DEEPSPEED": "set distributed.strategy=deepspeed instead",
-    "ACCELERATE_USE_FSDP": "FSDP frees weights that the second derivative of the penalty needs",
+    "ACCELERATE_USE_FSDP": "FSDP frees weights that the gradient penalty reads outside of `forward`",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM supports transformers only",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "each process holds the complete networks",
-    "ACCELERATE_DYNAMO_BACKEND": "compiled networks do not support the second derivative of the penalty",
+    "ACCELERATE_DYNAMO_BACKEND": "a compiled network would hide the DDP wrapper that the training step uses",
 }
 """Settings of `accelerate launch` that featgan rejects, and the reason."""
 

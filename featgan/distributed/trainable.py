@@ -17,8 +17,8 @@ class TrainableNetwork:
     """A network with its optimizer.
 
     `wrapped` is the network wrapped for distributed training; use it when this network is updated. `module` is the
-    unwrapped network. Use it when the other network is updated, and for the gradient penalty, since wrappers add hooks
-    to inner derivatives.
+    unwrapped network. Use it when the other network is updated, and for the gradient penalty, which does not call
+    `forward`.
     """
 
     def __init__(
@@ -76,7 +76,10 @@ class TrainableNetwork:
         return flatten_optimizer_state(self.optimizer)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor] | None) -> None:
-        """Use the weights that were loaded into `module`, and load the optimizer state unless it is None."""
+        """Load the optimizer state, unless it is None.
+
+        Call this after the weights of `module` were loaded: DeepSpeed then refreshes its copies.
+        """
         if state is not None:
             unflatten_optimizer_state(self.optimizer, state)
 

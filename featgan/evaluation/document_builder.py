@@ -3,30 +3,44 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from featgan.config.metric_specs import METRIC_FAMILIES, METRICS
+from featgan.config.metric_specs import METRIC_FAMILIES, METRICS, SUBGROUP_TITLES, is_component_metric
 from featgan.evaluation.conclusions import draw_conclusions
-from featgan.evaluation.document import EstimateRecord, EvaluationDocument, HeadlineEntry, SubgroupRecord, TableRecord
 from featgan.evaluation.evaluator import MetricTable
 from featgan.evaluation.results import EvaluationResults
 from featgan.evaluation.subgroups import SubgroupMetrics
 from featgan.metrics.bootstrap import Estimate
-
-SUBGROUP_TITLES = {
-    "class": "By target class",
-    "octant": "By octant of target valence and arousal (1 starts at valence 1 and turns toward arousal 1)",
-    "component": "By range of each component's target value, between training quantiles",
-}
+from featgan.run.evaluation_document import (
+    EstimateRecord,
+    EvaluationDocument,
+    HeadlineEntry,
+    SubgroupRecord,
+    TableRecord,
+)
 
 
 def build_document(
-    results: EvaluationResults, step: int, suite: str, blackbox: Mapping[str, str] | None
+    results: EvaluationResults,
+    *,
+    step: int,
+    suite: str,
+    blackbox: Mapping[str, str] | None,
+    second_classifier: Mapping[str, str | None] | None,
+    weights: Mapping[str, Mapping[str, str | None]],
+    arguments: Sequence[str],
+    path: Path,
 ) -> EvaluationDocument:
     """Return the document that the report, the leaderboard and other programs read."""
     return EvaluationDocument(
         step=step,
         suite=suite,
         blackbox=None if blackbox is None else dict(blackbox),
+        pairs=results.num_pairs,
+        swept_images=results.num_swept_images,
+        second_classifier=None if second_classifier is None else dict(second_classifier),
+        weights={name: dict(weight_file) for name, weight_file in weights.items()},
+        arguments=tuple(arguments),
         headline=tuple(headline_entries(results.generator_metrics)),
         conclusions=tuple(draw_conclusions(results)),
         tables=(*family_tables(results), *subgroup_tables(results), *factor_tables(results)),
@@ -35,7 +49,7 @@ def build_document(
         metrics=estimate_records(results.generator_metrics),
         baselines={column: estimate_records(results.baseline_metrics(column)) for column in results.baselines},
         subgroups=tuple(subgroup_record(subgroup) for subgroup in results.subgroups),
-        **results.metadata,
+        path=path,
     )
 
 
@@ -76,7 +90,7 @@ def family_tables(results: EvaluationResults) -> list[TableRecord]:
     for name, title in METRIC_FAMILIES.items():
         family = results.families.get(name, {})
         baselines = [column for column in family if column != "generator"]
-        metric_names = [metric for metric in family.get("generator", {}) if not metric.startswith("component_")]
+        metric_names = [metric for metric in family.get("generator", {}) if not is_component_metric(metric)]
         rows = [(metric, *row_with_baselines(family, metric, baselines)) for metric in metric_names]
         if rows:
             columns = ("metric", "generator", "95 %", "images", *baselines)
@@ -113,7 +127,7 @@ def row_with_baselines(family: Mapping[str, MetricTable], metric: str, baselines
     estimate = family["generator"][metric]
     return [
         format_estimate(estimate),
-        format_interval(estimate),
+        format_interval(estimate.low, estimate.high),
         estimate.count,
         *(format_estimate(family[column].get(metric)) for column in baselines),
     ]
@@ -137,5 +151,8 @@ def format_estimate(estimate: Estimate | None) -> str:
     return "-" if estimate is None or not math.isfinite(estimate.value) else f"{estimate.value:.3f}"
 
 
-def format_interval(estimate: Estimate) -> str:
-    return f"{estimate.low:.3f} to {estimate.high:.3f}" if math.isfinite(estimate.low) else "-"
+def format_interval(low: float | None, high: float | None) -> str:
+    """Format both bounds, or a dash if there is no interval."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return "-"
+    return f"{low:.3f} to {high:.3f}"

@@ -16,9 +16,11 @@ INCEPTION_COLUMNS = ("generator", "copy_source", "nearest_real")
 
 def measure_decisions(evaluator: Evaluator, edits: EditResults) -> MetricsByColumn:
     """Measure how often the predictions for the edited images are the targets."""
-    kind, names = evaluator.output_kind, evaluator.class_names
+    kind, names = evaluator.task, evaluator.class_names
     return {
-        column: decisions.decision_metrics(kind, evaluator.source, evaluator.target, predictions, names)
+        column: decisions.decision_metrics(
+            kind, evaluator.source_predictions, evaluator.target_predictions, predictions, names
+        )
         for column, predictions in edits.predictions.items()
     }
 
@@ -45,11 +47,11 @@ def measure_realism(evaluator: Evaluator, edits: EditResults) -> MetricsByColumn
     """Measure distances of edited images to real images in the classifier's features."""
     if not edits.predictions:
         return {}
-    half = realism.second_half(len(evaluator.source))
+    half = realism.second_half(len(evaluator.source_predictions))
     features_by_column = {
         column: evaluator.standardize(predictions)[half] for column, predictions in edits.predictions.items()
     }
-    return realism.realism_metrics(evaluator.standardize(evaluator.source), features_by_column)
+    return realism.realism_metrics(evaluator.standardize(evaluator.source_predictions), features_by_column)
 
 
 def measure_inception(inception: Inception | None, edits: EditResults) -> MetricsByColumn:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: load the models, run the list of measurements, and write the document and TensorBoard."""
+"""Evaluate a checkpoint: load the models, run the measurements, and write the document and the scalars."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,11 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from featgan.blackbox.loading import load_blackbox
-from featgan.config.loading import parse_config, read_yaml
 from featgan.config.metric_specs import SECOND_DATASET_PREFIX, Family
 from featgan.config.schema import Config
 from featgan.data.conditions import ConditionLayout, build_condition
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.evaluation.document import EvaluationDocument, read_evaluation, write_evaluation
 from featgan.evaluation.document_builder import build_document
 from featgan.evaluation.edit_metrics import (
     measure_decisions,
@@ -33,8 +31,8 @@ from featgan.evaluation.evaluator import (
     edit_pairs,
     edit_to_same_target,
 )
-from featgan.evaluation.feature_models import FeatureEvaluator, measure_feature_agreement
-from featgan.evaluation.label_models import LabelEvaluator, assign_evaluation_classifiers
+from featgan.evaluation.feature_evaluator import FeatureEvaluator, measure_feature_agreement
+from featgan.evaluation.label_evaluator import LabelEvaluator, assign_evaluation_classifiers
 from featgan.evaluation.optional_models import OptionalModels, describe_weights, load_optional_models
 from featgan.evaluation.results import EvaluationResults
 from featgan.evaluation.second_classifier import (
@@ -58,8 +56,11 @@ from featgan.evaluation.true_factors import SharedFactors, factor_response, find
 from featgan.inference.editor import ImageEditor
 from featgan.inference.model import EditingModel, load_model, open_cache, open_shards
 from featgan.inference.training_data import open_blackbox
-from featgan.run.metrics_log import append_metrics_line
-from featgan.run.paths import evaluation_path
+from featgan.run.evaluation_document import EvaluationDocument, read_evaluation, write_evaluation
+from featgan.run.evaluation_options import EvaluationOptions
+from featgan.run.evaluation_schedule import with_default_classifiers
+from featgan.run.metrics_log import EVALUATION_TAG, append_metrics_line
+from featgan.run.paths import evaluation_path, load_run_config
 
 UNLIMITED = 1 << 30
 
@@ -74,7 +75,7 @@ Measurement = tuple[Family, Callable[[], MetricsByColumn]]
 
 
 def evaluate_run(
-    run: Path,
+    run_dir: Path,
     step: int | None = None,
     suite: str = "standard",
     classifiers: Sequence[str] = (),
@@ -95,7 +96,7 @@ def evaluate_run(
     Raises UserError if the data or a model is missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(run, step, device)
+    model = load_model(run_dir, step, device)
     options = {
         "classifier": classifiers,
         "factor-probe": factor_probe,
@@ -120,20 +121,41 @@ def evaluate_run(
         spec = classifiers[0] if classifiers else None
         results = evaluate_feature_model(model, shards, num_pairs, num_swept, spec, models, num_components)
     else:
-        config = parse_config(read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+        config = load_run_config(run_dir)
         results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models)
-    results.metadata |= {
-        "pairs": min(num_pairs, len(shards.get_split("validation"))),
-        "second_classifier": models.second_classifier.to_metadata() if models.second_classifier else None,
-        "weights": describe_weights(inception, lpips),
-        "arguments": arguments,
-        "path": result_path(run, model.metadata.step, suite, max_pairs),
-    }
-    document = build_document(results, model.metadata.step, suite, model.metadata.blackbox)
-    assert document.path is not None
-    write_evaluation(document.path, document)
-    log_to_tensorboard(run, results, model.metadata.step)
+    path = result_path(run_dir, model.metadata.step, suite, max_pairs)
+    document = build_document(
+        results,
+        step=model.metadata.step,
+        suite=suite,
+        blackbox=model.metadata.blackbox,
+        second_classifier=models.second_classifier.to_metadata() if models.second_classifier else None,
+        weights=describe_weights(inception, lpips),
+        arguments=arguments,
+        path=path,
+    )
+    write_evaluation(path, document)
+    log_metrics(run_dir, results, model.metadata.step)
     return document
+
+
+def evaluate_with_defaults(
+    run_dir: Path, step: int | None, suite: str, options: EvaluationOptions
+) -> EvaluationDocument:
+    """Evaluate a checkpoint; classifiers that are not given are taken from the configuration of the run."""
+    options = with_default_classifiers(run_dir, options)
+    return evaluate_run(
+        run_dir,
+        step,
+        suite,
+        classifiers=options.classifiers,
+        factor_probe=options.factor_probe,
+        num_components=options.num_components,
+        second_classifier=options.second_classifier,
+        inception=options.inception,
+        lpips=options.lpips,
+        max_pairs=options.max_pairs,
+    )
 
 
 def to_cli_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -153,15 +175,15 @@ def suite_size(suite: str, max_pairs: int | None) -> tuple[int, int]:
     return min(num_pairs, max_pairs), min(num_swept, max(1, max_pairs // PAIRS_PER_SWEPT_IMAGE))
 
 
-def result_path(run: Path, step: int, suite: str, max_pairs: int | None) -> Path:
+def result_path(run_dir: Path, step: int, suite: str, max_pairs: int | None) -> Path:
     """Return the path of an evaluation; a `max_pairs` that limits nothing has the path of the complete suite."""
     is_limited = max_pairs is not None and max_pairs < SUITE_SIZES[suite][0]
-    return evaluation_path(run, step, suite, max_pairs if is_limited else None)
+    return evaluation_path(run_dir, step, suite, max_pairs if is_limited else None)
 
 
-def find_evaluation(run: Path, step: int, suite: str, max_pairs: int | None = None) -> EvaluationDocument | None:
+def find_evaluation(run_dir: Path, step: int, suite: str, max_pairs: int | None = None) -> EvaluationDocument | None:
     """Return the evaluation of a step, if it exists."""
-    return read_evaluation(result_path(run, step, suite, max_pairs))
+    return read_evaluation(result_path(run_dir, step, suite, max_pairs))
 
 
 def evaluate_feature_model(
@@ -173,7 +195,12 @@ def evaluate_feature_model(
     models: OptionalModels,
     num_components: int,
 ) -> EvaluationResults:
-    """Measure all families of a feature-conditioned model."""
+    """Measure all families of a feature-conditioned model.
+
+    This and `evaluate_label_model` are two functions, because only a feature-conditioned model has sweeps, true factors
+    and a second classifier, and only a label-conditioned model has an evaluator for each data set. The measurements of
+    the edits are the same (`shared_measurements`).
+    """
     probe, second_classifier = models.factor_probe, models.second_classifier
     # Check the probe first, before anything is measured.
     shared_factors = find_shared_factors(shards, probe) if probe else None
@@ -189,7 +216,7 @@ def evaluate_feature_model(
     second = predict_second_classifier(evaluator, edits, second_classifier) if second_classifier else None
     sweeps = sweep_components(evaluator, rows, num_components, probe)
 
-    results = EvaluationResults()
+    results = EvaluationResults(num_pairs=len(evaluator.pairs.source_rows), num_swept_images=len(rows))
     add_measurements(
         results,
         [
@@ -211,7 +238,6 @@ def evaluate_feature_model(
     if shared_factors is not None:
         results.factor_names = list(shared_factors.names.all_names)
         results.factor_response = factor_response(evaluator, shared_factors, sweeps).tolist()
-    results.metadata["swept_images"] = len(rows)
     return results
 
 
@@ -223,7 +249,9 @@ def evaluate_label_model(
     classifier_specs: Sequence[str],
     models: OptionalModels,
 ) -> EvaluationResults:
-    """Measure a label-conditioned model: preservation and diversity, and all else if there is a classifier.
+    """Measure a label-conditioned model: preservation, diversity, and realism in Inception features if they are given.
+
+    With a classifier of the labels, faithfulness and realism in its features are measured, too.
 
     Metrics of a second data set have the prefix `second_dataset_`; subgroups are those of the first data set
     whose targets have any.
@@ -248,13 +276,14 @@ def evaluate_label_model(
         measurements = shared_measurements(evaluator, edits, same_target_edits, models)
         add_measurements(results, measurements, prefix=SECOND_DATASET_PREFIX if index else "")
         results.subgroups = results.subgroups or measure_subgroups(evaluator, edits)
+        results.num_pairs = results.num_pairs or len(evaluator.pairs.source_rows)
     return results
 
 
 def shared_measurements(
     evaluator: Evaluator, edits: EditResults, same_target_edits: SameTargetEdits, models: OptionalModels
 ) -> list[Measurement]:
-    """The measurements of every model."""
+    """Return the measurements of every model."""
     return [
         ("faithfulness", partial(measure_decisions, evaluator, edits)),
         ("preservation", partial(measure_preservation, evaluator, edits, models.lpips)),
@@ -270,7 +299,7 @@ def second_classifier_measurements(
     same_target_edits: SameTargetEdits,
     second: SecondPredictions | None,
 ) -> list[Measurement]:
-    """The measurements of a second classifier, if there is one."""
+    """Return the measurements of a second classifier, if there is one."""
     if second is None:
         return []
     return [
@@ -284,7 +313,7 @@ def second_classifier_measurements(
 def factor_measurements(
     evaluator: FeatureEvaluator, models: OptionalModels, shared_factors: SharedFactors | None, sweeps: SweepResults
 ) -> list[Measurement]:
-    """The measurement of true factors, if there is a factor probe."""
+    """Return the measurement of true factors, if there is a factor probe."""
     if models.factor_probe is None or shared_factors is None:
         return []
     return [("factors", partial(measure_factors, evaluator, models.factor_probe, shared_factors, sweeps))]
@@ -296,14 +325,14 @@ def add_measurements(results: EvaluationResults, measurements: Sequence[Measurem
         results.add_metrics(family, measure(), prefix)
 
 
-def log_to_tensorboard(run: Path, results: EvaluationResults, step: int) -> None:
-    """Write every finite metric to TensorBoard, and all of them as one line of metrics.jsonl."""
+def log_metrics(run_dir: Path, results: EvaluationResults, step: int) -> None:
+    """Write the generator's finite metrics as one line of metrics.jsonl and to TensorBoard."""
     scalars = {
-        f"evaluation/{name}": estimate.value
+        f"{EVALUATION_TAG}/{name}": estimate.value
         for name, estimate in results.generator_metrics.items()
         if math.isfinite(estimate.value)
     }
-    append_metrics_line(run, step, scalars)
-    with SummaryWriter(str(run / "tensorboard" / "evaluation")) as writer:
+    append_metrics_line(run_dir, step, scalars)
+    with SummaryWriter(str(run_dir / "tensorboard" / EVALUATION_TAG)) as writer:
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)

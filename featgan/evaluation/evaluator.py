@@ -41,7 +41,11 @@ class EvaluationPairs:
 
     @classmethod
     def sample(cls, num_images: int, max_pairs: int, seed: int = 0) -> "EvaluationPairs":
-        """Sample at most `max_pairs` pairs of `num_images` images, fixed by a seed; no image is its own target."""
+        """Sample at most `max_pairs` pairs of `num_images` images, fixed by a seed; no image is its own target.
+
+        For feature-conditioned models: every image has features, and the images after those of the pairs fill the
+        gallery of the retrieval metrics.
+        """
         order = np.random.default_rng([seed, num_images]).permutation(num_images)
         source = order[:max_pairs]
         gallery = order[max_pairs : max_pairs + GALLERY_FILLERS]
@@ -49,7 +53,11 @@ class EvaluationPairs:
 
     @classmethod
     def sample_rows(cls, rows: Integers, max_pairs: int, seed: int = 0) -> "EvaluationPairs":
-        """Sample at most `max_pairs` pairs of the images in `rows`, without a gallery."""
+        """Sample at most `max_pairs` pairs of the images in `rows`, without a gallery.
+
+        For label-conditioned models: `rows` are the images that have a label, and there is no retrieval. The order of
+        the images differs from that of `sample`. It is kept so that results stay comparable.
+        """
         source = np.random.default_rng(seed).permutation(rows)[:max_pairs]
         return cls(source, baselines.random_derangement(len(source), seed), source[:0])
 
@@ -57,8 +65,7 @@ class EvaluationPairs:
 class Evaluator(Protocol):
     """A model with its evaluation pairs and the classifier that predicts its condition.
 
-    The metrics use a model through this protocol only, so that feature-conditioned and label-conditioned models share
-    one pipeline. A condition is a row [C] of features or labels.
+    The metrics shared by both kinds of models use this protocol. A condition is a row [C] of features or labels.
     """
 
     editor: ImageEditor
@@ -69,7 +76,7 @@ class Evaluator(Protocol):
         """Sources and targets."""
 
     @property
-    def output_kind(self) -> str:
+    def task(self) -> str:
         """Kind of the outputs and targets: `expression`, `valence_arousal`, `attributes` or other."""
 
     @property
@@ -85,11 +92,11 @@ class Evaluator(Protocol):
         """The conditions of the source images [N, C]."""
 
     @property
-    def source(self) -> Predictions:
+    def source_predictions(self) -> Predictions:
         """The classifier's predictions for the source images."""
 
     @property
-    def target(self) -> Predictions:
+    def target_predictions(self) -> Predictions:
         """The target of each pair, in the form of predictions."""
 
     @property

@@ -52,7 +52,7 @@ class SecondClassifier:
             "spec": self.classifier.spec,
             "layer": self.classifier.layer,
             "sha256": self.classifier.sha256,
-            "features": self.cache.name if self.cache else None,
+            "feature_cache": self.cache.name if self.cache else None,
         }
 
 

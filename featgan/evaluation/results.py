@@ -3,15 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from featgan.config.metric_specs import METRIC_FAMILIES, Family
-from featgan.evaluation.document import ComponentRecord
+from featgan.config.metric_specs import COMPONENT_METRICS, METRIC_FAMILIES, Family, component_metric_name
 from featgan.evaluation.evaluator import MetricsByColumn, MetricTable, prefix_names
 from featgan.evaluation.subgroups import SubgroupMetrics
-
-COMPONENT_METRICS = ("slope", "monotonicity", "linearity", "ccc", "nuisance_ratio")
-"""Metrics in a component's record, if they were measured."""
+from featgan.run.evaluation_document import ComponentRecord
 
 
 @dataclass
@@ -23,7 +19,10 @@ class EvaluationResults:
     crosstalk: list[list[float]] = field(default_factory=list)
     factor_names: list[str] = field(default_factory=list)
     factor_response: list[list[float]] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)  # of the document: what was measured, and with which models
+    num_pairs: int = 0
+    """Number of pairs; those of the first data set if there are two."""
+    num_swept_images: int | None = None
+    """Number of images whose components were swept; None for label-conditioned models."""
 
     def add_metrics(self, family: Family, metrics_by_column: MetricsByColumn, prefix: str = "") -> None:
         """Add metrics to a family; the prefix is put before the name of each metric."""
@@ -63,7 +62,7 @@ class EvaluationResults:
         for index, row in enumerate(self.crosstalk):
             total = sum(map(abs, row))
             dominance = abs(row[index]) / total if total else 0.0
-            values = {name: finite_value(table, f"component_{index + 1:02d}_{name}") for name in COMPONENT_METRICS}
+            values = {name: finite_value(table, component_metric_name(index + 1, name)) for name in COMPONENT_METRICS}
             components.append(ComponentRecord(index=index, dominance=dominance, **values))
         return components
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from featgan.config.metric_specs import SECOND_CLASSIFIER_PREFIX
 from featgan.evaluation.edit_metrics import diversity_by_column
 from featgan.evaluation.evaluator import EditResults, MetricsByColumn, MetricTable, SameTargetEdits, prefix_names
-from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.evaluation.feature_evaluator import FeatureEvaluator
 from featgan.evaluation.optional_models import SecondClassifier
 from featgan.metrics import realism
 from featgan.metrics.bootstrap import Floats, bootstrap_mean
@@ -29,8 +29,8 @@ class SecondPredictions:
     reconstructed: Predictions
 
     @property
-    def output_kind(self) -> str:
-        return self.classifier.classifier.output_kind
+    def task(self) -> str:
+        return self.classifier.classifier.task
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -79,9 +79,9 @@ def second_classifier_decisions(
 
     Empty if the outputs of the two classifiers cannot be compared.
     """
-    kind, names, target = evaluator.output_kind, evaluator.class_names, evaluator.target
+    kind, names, target = evaluator.task, evaluator.class_names, evaluator.target_predictions
     first_edited, second_edited = edits.predictions.get(column, target), second.by_column[column]
-    first_source_outputs, first_edited_outputs = evaluator.source.outputs, first_edited.outputs
+    first_source_outputs, first_edited_outputs = evaluator.source_predictions.outputs, first_edited.outputs
     second_source_outputs, second_edited_outputs = second.source.outputs, second_edited.outputs
     if (
         first_source_outputs is None
@@ -91,12 +91,12 @@ def second_classifier_decisions(
         or second_edited_outputs is None
     ):
         return {}
-    if kind == second.output_kind == "expression":
+    if kind == second.task == "expression":
         assert evaluator.target_differs is not None
         before_after = BeforeAfter(first_source_outputs, first_edited_outputs, names)
         second_before_after = BeforeAfter(second_source_outputs, second_edited_outputs, second.class_names)
         return classifier_agreement_metrics(before_after, second_before_after, target.outputs, evaluator.target_differs)
-    if kind == second.output_kind and tuple(names) == second.class_names:
+    if kind == second.task and tuple(names) == second.class_names:
         table = decision_metrics(kind, second.source, target, second_edited, names)
         return prefix_names({column: table}, SECOND_CLASSIFIER_PREFIX)[column]
     return {}
@@ -140,8 +140,8 @@ def second_classifier_agrees(evaluator: FeatureEvaluator, second: SecondPredicti
 
     Empty if one of the classifiers does not predict classes.
     """
-    target_differs, target_outputs = evaluator.target_differs, evaluator.target.outputs
-    if not evaluator.output_kind == second.output_kind == "expression" or target_differs is None:
+    target_differs, target_outputs = evaluator.target_differs, evaluator.target_predictions.outputs
+    if not evaluator.task == second.task == "expression" or target_differs is None:
         return {}
     assert target_outputs is not None
     return {

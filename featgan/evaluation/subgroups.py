@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featgan.evaluation.evaluator import EditResults, Evaluator, MetricsByColumn
-from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.evaluation.feature_evaluator import FeatureEvaluator
 from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.metrics.decisions import bootstrap_rmse, counterfactual_validity
 from featgan.metrics.predictions import Predictions, project_features
@@ -45,7 +45,7 @@ def measure_subgroups(
     scores: Scores = {
         column: {
             **evaluator.progress_scores(predictions),
-            **decision_scores(evaluator.output_kind, evaluator.source, evaluator.target, predictions),
+            **decision_scores(evaluator.task, evaluator.source_predictions, evaluator.target_predictions, predictions),
         }
         for column, predictions in edits.predictions.items()
     }
@@ -107,7 +107,7 @@ def measure_component_subgroups(
     def project(predictions: Predictions) -> Floats:
         return project_features(space, predictions.features)[:, :num_components]
 
-    source, target = project(evaluator.source), project(evaluator.target)
+    source, target = project(evaluator.source_predictions), project(evaluator.target_predictions)
     measured_by_column = {column: project(predictions) for column, predictions in edits.predictions.items()}
     subgroups = []
     for subgroup in component_subgroups(target, edges):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
 from featgan.evaluation.evaluator import MetricsByColumn
-from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.evaluation.feature_evaluator import FeatureEvaluator
 from featgan.features.directions import component_sweep, leading_component_projections
 from featgan.inference.editor import predict
 from featgan.metrics import decisions, traversal
@@ -127,13 +127,15 @@ def measure_sufficiency(evaluator: FeatureEvaluator) -> MetricsByColumn:
 
     Empty if the classifier does not predict classes.
     """
-    if evaluator.output_kind != "expression":
+    if evaluator.task != "expression":
         return {}
-    source_outputs, target_outputs = evaluator.source.outputs, evaluator.target.outputs
+    source_outputs, target_outputs = evaluator.source_predictions.outputs, evaluator.target_predictions.outputs
     training_outputs = evaluator.training_predictions.outputs
     assert source_outputs is not None and target_outputs is not None and training_outputs is not None
     space = evaluator.space
-    source, target = (torch.from_numpy(item.features).float() for item in (evaluator.source, evaluator.target))
+    source, target = (
+        torch.from_numpy(item.features).float() for item in (evaluator.source_predictions, evaluator.target_predictions)
+    )
     source_labels, target_labels = source_outputs.argmax(1), target_outputs.argmax(1)
     counts = [count for count in SUFFICIENCY_COUNTS if count <= space.num_components]
     predicted: dict[str, dict[int, Integers]] = {"generator": {}, "copy_source": {}, "nearest_real": {}}

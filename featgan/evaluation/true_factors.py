@@ -7,7 +7,7 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import EXPRESSION_FACTORS, NUISANCE_FACTORS
 from featgan.errors import UserError
 from featgan.evaluation.evaluator import MetricsByColumn
-from featgan.evaluation.feature_models import FeatureEvaluator
+from featgan.evaluation.feature_evaluator import FeatureEvaluator
 from featgan.evaluation.sweeps import SWEEP_VALUES, SweepResults, predict_outputs
 from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.metrics.factors import FactorNames, factor_metrics, mean_factor_slopes

@@ -17,6 +17,16 @@ MAX_VALUES = 4096
 MAX_STANDARD_DEVIATIONS = 50.0
 """Bound of component values: far outside the training images, and small enough that the networks do not overflow."""
 
+EDIT_PHRASES = {
+    "target_image": "{percent:.0f} % of the way to another image",
+    "class": "factor {amount} toward the mean of {name}",
+    "head": "{amount} SD along the weights of {name}",
+    "component": "{name} at {value} SD",
+    "label": "{name} {value}",
+    "none": "no change",
+}
+"""Part of an edit => its description in the title of an exported image."""
+
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")]
 ValueIndex = Annotated[int, Field(ge=0, lt=MAX_VALUES)]
 StandardDeviations = Annotated[
@@ -90,23 +100,23 @@ def describe_edit(edit_request: EditRequest, display_names: DisplayNames) -> str
     """Describe an edit in words, for the title of an exported image."""
     phrases = []
     if edit_request.target_image is not None:
-        phrases.append(f"{100 * edit_request.amount:.0f} % of the way to another image")
+        phrases.append(EDIT_PHRASES["target_image"].format(percent=100 * edit_request.amount))
     if edit_request.class_step is not None:
         phrases.append(describe_class_step(edit_request.class_step, display_names))
     for component, value in sorted(edit_request.component_values.items()):
         name = display_names.components.get(component, f"component {component + 1}")
-        phrases.append(f"{name} at {format_signed(value)}")
+        phrases.append(EDIT_PHRASES["component"].format(name=name, value=format_signed(value)))
     for index, value in enumerate(edit_request.labels or ()):
-        phrases += [f"{name_or_number(display_names.labels, index)} {format_signed(value)}"] if value else []
-    return ", ".join(phrases) or "no change"
+        name = name_or_number(display_names.labels, index)
+        phrases += [EDIT_PHRASES["label"].format(name=name, value=format_signed(value))] if value else []
+    return ", ".join(phrases) or EDIT_PHRASES["none"]
 
 
 def describe_class_step(class_step: ClassStep, display_names: DisplayNames) -> str:
-    """Describe a class step, such as `+2.00 toward the mean of happy`."""
-    amount = format_signed(class_step.amount)
-    if class_step.kind == "class":
-        return f"{amount} toward the mean of {name_or_number(display_names.classes, class_step.index)}"
-    return f"{amount} along the weights of {name_or_number(display_names.outputs, class_step.index)}"
+    """Describe a class step, such as `factor +2.00 toward the mean of happy`."""
+    names = display_names.classes if class_step.kind == "class" else display_names.outputs
+    name = name_or_number(names, class_step.index)
+    return EDIT_PHRASES[class_step.kind].format(amount=format_signed(class_step.amount), name=name)
 
 
 def name_or_number(names: Sequence[str], index: int) -> str:

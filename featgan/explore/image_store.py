@@ -18,7 +18,7 @@ from torch import Tensor
 from featgan.data.packing.crop import DECODER_ERRORS
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.report.edits.sources import label_names, read_image, sample_rows
+from featgan.report.edits.sources import label_names, read_square_image, sample_rows
 from featgan.report.figures.grids import to_pil_image
 
 MAX_UPLOAD_BYTES = 16 << 20
@@ -139,7 +139,7 @@ def decode_upload(content: bytes, sizes: Sequence[int]) -> dict[int, Tensor]:
         path = Path(file.name)
         try:
             check_pixel_count(path)
-            return {size: read_image(path, size) for size in sizes}
+            return {size: read_square_image(path, size) for size in sizes}
         except UserError as error:
             raise UserError(str(error).removeprefix(f"{path}: ")) from None
         except (*DECODER_ERRORS, zlib.error, MemoryError):

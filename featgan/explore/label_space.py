@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featgan.config.loading import parse_config, read_yaml
 from featgan.data.conditions import ConditionLayout
 from featgan.errors import UserError
 from featgan.inference.model import EditingModel
 from featgan.inference.training_data import label_layout
+from featgan.run.paths import load_run_config
 
 DEFAULT_EXPRESSION = "neutral"
 """Default class of an image with an unknown expression, if the data set has a class with this name."""
@@ -47,14 +47,13 @@ class LabelSpace:
         return self.layout.embed(values, self.dataset)
 
 
-def load_label_spaces(run: Path, model: EditingModel) -> tuple[LabelSpace, ...]:
+def load_label_spaces(run_dir: Path, model: EditingModel) -> tuple[LabelSpace, ...]:
     """Return the label space of each data set of a run; config.yaml names the kind of the second one."""
     layout = label_layout(model)
     first_dim = layout.dims[0]
     spaces = [LabelSpace(model.metadata.condition_kind, model.metadata.names[:first_dim], 0, layout)]
     if len(layout.dims) > 1:
-        config_path = run / "config.yaml"
-        second_dataset = parse_config(read_yaml(config_path), str(config_path)).second_dataset
+        second_dataset = load_run_config(run_dir).second_dataset
         if second_dataset is not None:
             spaces.append(LabelSpace(second_dataset.condition.kind, model.metadata.names[first_dim:], 1, layout))
     return tuple(spaces)

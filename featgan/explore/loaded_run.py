@@ -136,7 +136,7 @@ class LoadedRun:
         """Kind and names of the classifier's outputs."""
         if self.blackbox is None:
             return OutputSpec("other", self.training_data.output_names)
-        return OutputSpec(self.blackbox.output_kind, output_names(self.blackbox))
+        return OutputSpec(self.blackbox.task, output_names(self.blackbox))
 
     def prepare_image(self, stored_image: StoredImage) -> PreparedImage:
         """Compute, or take from the cache, the condition, prediction and reconstruction of a source image.
@@ -313,7 +313,7 @@ def load_run(path: Path, step: int | None = None, spec: str | None = None) -> Lo
 def load_run_blackbox(model: EditingModel, spec: str | None, notices: list[str]) -> BlackBox | None:
     """Load the classifier of a run, or the evaluation classifier of a label-conditioned run.
 
-    Returns None and adds a notice if the run's own classifier cannot be loaded. Raises UserError if `spec` cannot be.
+    Returns None and adds a notice if the run's classifier cannot be loaded. Raises UserError if `spec` cannot be.
     """
     if model.metadata.condition_kind != "features":
         if spec is None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from featgan.evaluation.document import best_evaluation
 from featgan.explore.image_store import StoredImage
 from featgan.explore.label_space import LabelSpace
 from featgan.explore.loaded_run import LoadedRun
@@ -18,6 +17,7 @@ from featgan.metrics.bootstrap import Floats
 from featgan.report.analysis.component_facts import ComponentFacts
 from featgan.report.analysis.predictions import most_affected_outputs
 from featgan.report.html import page as report_page
+from featgan.run.evaluation_document import best_evaluation
 
 MARKED_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Training quantiles marked on a slider."""
@@ -29,6 +29,14 @@ MAX_CLASSES = 24
 """Maximum number of class directions of each kind."""
 MIN_SLIDER_LIMIT = 3.0
 """Minimum range of a slider, in standard deviations on each side of 0."""
+
+EFFECT_NOTES = {
+    "raised and lowered": "Higher values raise {raised} and lower {lowered}.",
+    "raised": "Higher values raise {raised}.",
+    "lowered": "Higher values lower {lowered}.",
+    "": "",
+}
+"""Kinds of outputs that a component affects => its note."""
 
 STATIC = Path(__file__).parent / "static"
 
@@ -62,6 +70,7 @@ class ClassDirections:
     title: str
     note: str
     names: tuple[str, ...]
+    amount_label: str  # with the unit
     max_amount: float
     initial_amount: float
 
@@ -99,8 +108,8 @@ def build_component_sliders(run: LoadedRun) -> list[ComponentSlider]:
 def describe_output_effects(output_effects: Floats, names: Sequence[str]) -> str:
     """Describe the outputs [O] that increase and decrease most, through the last layer, as a component increases."""
     raised, lowered = most_affected_outputs(output_effects[: len(names)], names, 1)
-    phrases = [f"raise {name}" for name in raised] + [f"lower {name}" for name in lowered]
-    return f"Higher values {' and '.join(phrases)}." if phrases else ""
+    outputs = {"raised": ", ".join(raised), "lowered": ", ".join(lowered)}
+    return EFFECT_NOTES[" and ".join(kind for kind, names in outputs.items() if names)].format(**outputs)
 
 
 def build_class_directions(run: LoadedRun) -> list[ClassDirections]:
@@ -109,11 +118,15 @@ def build_class_directions(run: LoadedRun) -> list[ClassDirections]:
     if run.class_means is not None:
         note = "Adds a multiple of the difference between the class's mean features and the mean over all classes."
         class_names = run.model.metadata.class_names[:MAX_CLASSES]
-        class_directions.append(ClassDirections("class", "Toward the mean of a class", note, class_names, 3, 1))
+        class_directions.append(
+            ClassDirections("class", "Toward the mean of a class", note, class_names, "Factor", 3, 1)
+        )
     if run.head_weight is not None:
         note = "Moves the features along the weights of the classifier's last layer, in standard deviations."
         names = run.output_spec.names[: min(MAX_CLASSES, len(run.head_weight))]
-        class_directions.append(ClassDirections("head", "Along the weights of an output", note, names, 5, 2))
+        class_directions.append(
+            ClassDirections("head", "Along the weights of an output", note, names, "Amount (SD)", 5, 2)
+        )
     return class_directions
 
 
@@ -132,7 +145,7 @@ def images_to_json(images: Sequence[StoredImage]) -> list[dict[str, str]]:
     return [{"id": image.id, "name": image.name} for image in images]
 
 
-def build_page(session: ExploreSession) -> str:
+def build_explore_page(session: ExploreSession) -> str:
     """Return the page as HTML."""
     run = session.first_run
     context: dict[str, Any] = {

@@ -11,13 +11,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from featgan.errors import UserError
-from featgan.explore import edit_request, image_store
 from featgan.explore.access_control import AccessMiddleware, AccessPolicy
-from featgan.explore.edit_request import EditRequest, parse_edit_request
+from featgan.explore.edit_request import MAX_REQUEST_BYTES, EditRequest, parse_edit_request
 from featgan.explore.export import export_gif, export_png
-from featgan.explore.image_store import ImageNotFoundError
+from featgan.explore.image_store import MAX_UPLOAD_BYTES, ImageNotFoundError
 from featgan.explore.latest_request_queue import LatestRequestQueue, QueueFullError, SupersededError
-from featgan.explore.page import NUM_IMAGES, build_page, images_to_json, load_static_files
+from featgan.explore.page import NUM_IMAGES, build_explore_page, images_to_json, load_static_files
 from featgan.explore.session import ExploreSession, encode_png
 
 BODY_TIMEOUT_SECONDS = 30
@@ -63,7 +62,7 @@ class ExploreServer:
         self.request_queue = LatestRequestQueue()
         self.num_uploads = 0
         self.static_files = load_static_files()
-        self.page_html = build_page(session)
+        self.page_html = build_explore_page(session)
 
     async def get_page(self, request: Request) -> Response:
         """Return the page."""
@@ -96,7 +95,7 @@ class ExploreServer:
             raise HttpError(429, f"{MAX_CONCURRENT_UPLOADS} uploads are in progress; try again")
         self.num_uploads += 1
         try:
-            content = await read_body(request, image_store.MAX_UPLOAD_BYTES)
+            content = await read_body(request, MAX_UPLOAD_BYTES)
             name = request.query_params.get("name", "")
             stored_image = await asyncio.to_thread(self.session.image_store.add_upload, content, name)
         finally:
@@ -131,7 +130,7 @@ class ExploreServer:
         """Parse the edit request in the body; it must be JSON, which an HTML form of another site cannot send."""
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise HttpError(415, "Content-Type: an edit request must be application/json")
-        return parse_edit_request(await read_body(request, edit_request.MAX_REQUEST_BYTES))
+        return parse_edit_request(await read_body(request, MAX_REQUEST_BYTES))
 
 
 def text_response(status: int, message: str) -> Response:

@@ -99,7 +99,10 @@ def open_listener(host: str, port: int) -> socket.socket:
             ) from None
         if error.errno == errno.EACCES:
             raise UserError(f"--port {port}: permission denied; choose a port above 1023") from None
-        raise UserError(f"--host {host}: cannot listen on it: {(error.strerror or str(error)).lower()}") from None
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"--host {host}: cannot listen on it ({reason}); use 127.0.0.1 to listen on this machine only"
+        ) from None
     return listener
 
 

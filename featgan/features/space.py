@@ -13,22 +13,18 @@ MIN_RELATIVE_VARIANCE = 1e-8
 """Minimum variance of a component, relative to the first; smaller values are rounding noise of float32 features."""
 
 
-ENCODINGS = ("raw", "standardized", "components")
-"""How features become a condition."""
-
-
 @dataclass(frozen=True)
 class FeatureSpace:
     """Mean, standard deviation and principal components of the training features.
 
-    F is the number of features, L the number of live features, K the number of components. A feature that is constant
-    on the training set (a dead unit) has std 1 and is excluded from the components.
+    F is the number of features, L the number of features that are not constant on the training set, and K the number of
+    components. A constant feature has std 1 and is excluded from the components.
     """
 
     mean: Tensor  # [F]
-    std: Tensor  # [F], 1 if dead
-    live: Tensor  # [F] bool
-    components: Tensor  # [K, F], orthonormal rows over the standardized live features, 0 if dead
+    std: Tensor  # [F], 1 for constant features
+    live: Tensor  # [F] bool, false for constant features
+    components: Tensor  # [K, F], orthonormal rows over the standardized features, 0 for constant features
     scales: Tensor  # [K], standard deviation along each component, descending
     quantiles: Tensor  # [K, len(QUANTILE_LEVELS)], of the whitened components
 
@@ -68,7 +64,7 @@ class FeatureSpace:
         return len(self.components)
 
     def standardize(self, features: Tensor) -> Tensor:
-        """Standardize features, [..., F] => [..., F]: mean 0 and SD 1 on the training set; dead features are 0."""
+        """Standardize features, [..., F] => [..., F]: mean 0 and SD 1 on the training set, 0 if constant."""
         return (features - self.mean) / self.std * self.live
 
     def project(self, features: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class ImageEditor:
         self.progress_bar = None
 
     def edit_uint8(self, images: Tensor, condition: Tensor) -> Tensor:
-        """Compute G(x, c): uint8 [N, 3, S, S], conditions [N, C] => uint8 [N, 3, S, S].
+        """Compute G(x, c): uint8 [N, 3, S, S], condition inputs [N, P] => uint8 [N, 3, S, S].
 
         Edits are rounded to 256 levels, so that metrics are computed on the images that would be saved.
         """

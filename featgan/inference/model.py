@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featgan.data.conditions import condition_input, condition_input_dim
+from featgan.data.conditions import build_condition_input, condition_input_dim
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.networks.generator import Generator
 from featgan.run.checkpoint import find_checkpoint, read_tensors
-from featgan.run.model_card import ModelMetadata, read_model_metadata
+from featgan.run.model_metadata import ModelMetadata, read_model_metadata
 from featgan.system.memory import keep_freed_memory
 
 BATCH_SIZE = 64
@@ -34,12 +34,12 @@ class EditingModel:
         return self.space.encode(features, self.metadata.encoding)
 
     def condition_input(self, target: Tensor, source: Tensor | None) -> Tensor:
-        """Build the condition input of G from the target and the source condition, both [..., C]."""
-        return condition_input(self.metadata.generator.condition_input, target, source)
+        """Build the condition input of G from the embedded target and source, both [..., E] => [..., P]."""
+        return build_condition_input(self.metadata.generator.condition_input, target, source)
 
     @torch.inference_mode()
     def edit_images(self, images: Tensor, condition: Tensor) -> Tensor:
-        """Edit images [N, 3, S, S] in [-1, 1] with the outputs of `condition_input`; edits are clamped to [-1, 1]."""
+        """Edit images [N, 3, S, S] in [-1, 1]; `condition` [N, P] is from `condition_input`; clamps to [-1, 1]."""
         batches = [
             self.generator(batch.to(self.device), condition_batch.to(self.device)).clamp(-1, 1).cpu()
             for batch, condition_batch in zip(images.split(BATCH_SIZE), condition.split(BATCH_SIZE), strict=True)
@@ -73,13 +73,13 @@ def open_cache(model: EditingModel, shards: ShardSet) -> FeatureCache:
     return cache
 
 
-def load_model(run: Path, step: int | None = None, device: torch.device | str = "cpu") -> EditingModel:
+def load_model(run_dir: Path, step: int | None = None, device: torch.device | str = "cpu") -> EditingModel:
     """Load the EMA generator of a checkpoint, by default the newest.
 
     Raises UserError if the checkpoint is missing or corrupted.
     """
     keep_freed_memory()
-    folder = find_checkpoint(run, step)
+    folder = find_checkpoint(run_dir, step)
     metadata = read_model_metadata(folder / "model.json")
     input_dim = condition_input_dim(metadata.generator.condition_input, metadata.condition_dim)
     generator = Generator(metadata.image_size, input_dim, **metadata.generator.architecture)

@@ -38,7 +38,7 @@ class TrainingData:
 
 def output_names(owner: FeatureCache | BlackBox) -> tuple[str, ...]:
     """Return the output names of a classifier or a feature cache, or numbered names if it has none."""
-    if owner.output_kind == "valence_arousal":
+    if owner.task == "valence_arousal":
         return ("valence", "arousal")
     numbered = tuple(f"output {index + 1}" for index in range(owner.output_dim))
     return owner.class_names if len(owner.class_names) == owner.output_dim else numbered
@@ -73,7 +73,7 @@ def rows_with_condition(model: EditingModel, shards: ShardSet, split: Split) -> 
 
 def predicts_label_classes(cache: FeatureCache, shards: ShardSet) -> bool:
     """Whether the classifier's outputs are the classes of the shards' labels."""
-    return cache.output_kind == "expression" and output_names(cache) == tuple(shards.classes)
+    return cache.task == "expression" and output_names(cache) == tuple(shards.classes)
 
 
 def correctly_classified_rows(training_data: TrainingData, split: Split) -> np.ndarray:
@@ -113,7 +113,7 @@ def source_conditions(model: EditingModel, training_data: TrainingData, split: S
 
 
 def label_layout(model: EditingModel) -> ConditionLayout:
-    """Return the layout of the label conditions of one or two data sets in the condition of G."""
+    """Return the layout of the embedded condition, for the labels of one or two data sets."""
     kind_dims = {
         "expression": len(model.metadata.class_names),
         "attributes": len(model.metadata.attribute_names),
@@ -126,7 +126,7 @@ def label_layout(model: EditingModel) -> ConditionLayout:
 
 
 def encode_values(model: EditingModel, values: Tensor, source: Tensor | None) -> Tensor:
-    """Build the condition input of G from target features or labels [M, ...] and, if known, the source features."""
+    """Build the condition input of G [N, P] from target features or labels and, if known, the source features."""
     if model.metadata.condition_kind == "features":
         return model.condition_input(model.encode(values), None if source is None else model.encode(source))
     return label_layout(model).embed(values, 0)
@@ -155,7 +155,7 @@ def mean_features_by_prediction(training_data: TrainingData) -> dict[str, Tensor
     predict classes.
     """
     cache, shards = training_data.cache, training_data.shards
-    if cache is None or shards is None or cache.output_kind != "expression":
+    if cache is None or shards is None or cache.task != "expression":
         return {}
     predicted = np.asarray(cache.outputs("train", np.arange(len(shards.get_split("train"))))).argmax(1)
     means = {}

@@ -3,8 +3,6 @@
 Each baseline replaces c', the features of the edited image, so that the same functions compute its metrics.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +21,6 @@ MAX_DISTANCES = 1 << 24
 
 LinearHead = tuple[Tensor, Tensor]
 """The classifier's last layer: weight [O, F], bias [O]."""
-
-Classifier = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""A classifier: float images in [-1, 1] => features [N, F], outputs [N, O]."""
 
 
 def jpeg_round_trip(images: Tensor, quality: int = JPEG_QUALITY) -> Tensor:
@@ -68,12 +63,3 @@ def training_mean_predictions(space: FeatureSpace, count: int, head: LinearHead 
     """Return the training mean for every pair; outputs are computed by the classifier's last layer if it is given."""
     features = np.tile(to_float64(space.mean), (count, 1))
     return Predictions(features, None if head is None else features @ to_float64(head[0]).T + to_float64(head[1]))
-
-
-def predict_in_batches(images: Tensor, classifier: Classifier, batch_size: int = 64) -> Predictions:
-    """Run the classifier on uint8 or float images [N, 3, H, W] in batches."""
-    batches = torch.split(images, batch_size)
-    predictions = [classifier(batch if batch.is_floating_point() else to_float(batch)) for batch in batches]
-    return Predictions.from_values(
-        torch.cat([features for features, _ in predictions]), torch.cat([outputs for _, outputs in predictions])
-    )

@@ -5,9 +5,8 @@ A statistic is a function of weights [D, N], D weightings of N images at once, w
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,10 +32,6 @@ class Estimate:
     low: float
     high: float
     count: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """Return the fields by name; NaN and infinity become None, because JSON cannot represent them."""
-        return {name: field if isfinite(field) else None for name, field in asdict(self).items()}
 
 
 NO_DATA = Estimate(float("nan"), float("nan"), float("nan"), 0)

@@ -17,7 +17,7 @@ from featgan.metrics.faithfulness import weighted_concordance, weighted_covarian
 from featgan.metrics.predictions import Predictions
 
 NUM_OCTANTS = 8
-"""Number of 45-degree sectors of the valence-arousal circle; the first goes from valence 1 toward arousal 1."""
+"""Number of sectors of the valence-arousal circle; octant 1: angles from 0° at valence 1 to 45°, toward arousal 1."""
 
 
 def macro_f1(target: Integers, predicted: Integers, seed: int = 0) -> Estimate:
@@ -149,28 +149,28 @@ def attribute_metrics(
 
 
 def decision_metrics(
-    output_kind: str,
+    task: str,
     source: Predictions,
     target: Predictions,
     measured: Predictions,
     names: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Compute the decision metrics for an output kind: `expression`, `valence_arousal`, `attributes` or `factors`.
+    """Compute the decision metrics for a task: `expression`, `valence_arousal`, `attributes` or `factors`.
 
     `target` has the classifier's outputs for the images whose features are the targets. `names` are the names of the
-    classes, attributes or factors. The result is empty for other output kinds and if outputs are unknown.
+    classes, attributes or factors. The result is empty for other tasks and if outputs are unknown.
     """
     if source.outputs is None or target.outputs is None or measured.outputs is None:
         return {}
-    if output_kind == "expression":
+    if task == "expression":
         labels = [item.outputs.argmax(1) for item in (source, target, measured) if item.outputs is not None]
         return label_metrics(labels[0], labels[1], labels[2], names, seed)
-    if output_kind == "valence_arousal":
+    if task == "valence_arousal":
         return valence_arousal_metrics(target.outputs, measured.outputs, seed)
-    if output_kind == "attributes":
+    if task == "attributes":
         return attribute_metrics(source.outputs > 0, target.outputs > 0, measured.outputs > 0, names, seed)
-    if output_kind == "factors":
+    if task == "factors":
         return regression_metrics(names, target.outputs, measured.outputs, seed)
     return {}
 

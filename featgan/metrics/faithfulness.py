@@ -1,7 +1,7 @@
 """Faithfulness metrics: does the edit reach the target in the classifier's feature space?
 
 x is the source image, c0 = f(x) its features, c the target features, and c' = f(G(x, c)) the measured features. All are
-standardized with the training mean and standard deviation, without features that are dead on the training set.
+standardized with the training mean and standard deviation, without features that are constant on the training set.
 """
 
 import numpy as np
@@ -64,12 +64,6 @@ def weighted_concordance(weights: Floats, target: Floats, measured: Floats) -> F
     """
     mean_difference, variance_target, variance_measured, covariance = weighted_covariances(weights, target, measured)
     return safe_divide(2 * covariance, variance_target + variance_measured + mean_difference**2)
-
-
-def concordance_correlation(target: Floats, measured: Floats) -> Floats:
-    """Compute the CCC of each dimension over all rows: two [N, L] => [L] in [-1, 1]."""
-    uniform_weights = np.full((1, len(target)), 1 / len(target))
-    return np.ravel(weighted_concordance(uniform_weights, target, measured))
 
 
 def weighted_r2(weights: Floats, target: Floats, measured: Floats) -> Floats:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import Inception3
 
-from featgan.blackbox.weights import load_weights, read_weights
+from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.errors import UserError
 from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.system.images import to_float
@@ -41,7 +41,7 @@ class Inception:
             )
         has_second_head = any(name.startswith("AuxLogits.") for name in weights)
         network = Inception3(len(head), aux_logits=has_second_head, init_weights=False)
-        load_weights(network, add_batch_counters(weights, network), path)
+        load_state_dict(network, add_batch_counters(weights, network), path)
         self.is_original = len(head) == ORIGINAL_CLASSES
         if self.is_original:
             use_original_pooling(network)

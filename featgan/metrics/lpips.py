@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from featgan.blackbox.weights import load_weights, read_weights
+from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.errors import UserError
 from featgan.metrics.bootstrap import Floats
 from featgan.metrics.preservation import compare_in_batches
@@ -46,7 +46,7 @@ class Lpips:
                 for number, layer in network_slice.named_children()
             }
         )
-        load_weights(backbone, weights, path)
+        load_state_dict(backbone, weights, path)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
         self.backbone_name = backbone_name

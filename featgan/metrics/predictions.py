@@ -31,7 +31,7 @@ class Predictions:
 
 
 def standardize_features(space: FeatureSpace, features: Floats) -> Floats:
-    """Standardize raw features, without dead ones: [N, F] => [N, L]."""
+    """Standardize raw features, without constant ones: [N, F] => [N, L]."""
     live = to_float64(space.live).astype(bool)
     offsets = features[:, live] - to_float64(space.mean)[live]
     return np.divide(offsets, to_float64(space.std)[live])

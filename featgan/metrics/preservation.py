@@ -96,7 +96,7 @@ class EditSizes:
 
     l1: Floats  # [N], mean |change|
     low_frequency_share: Floats  # [N], share of the energy below a quarter of Nyquist; NaN if nothing changed
-    uniform_share: Floats  # [N], share of the energy that is equal in every pixel (a tint)
+    uniform_share: Floats  # [N], share of the energy that is equal in every pixel (a color shift)
     color_change: Floats  # [N, 3], mean change of each channel
 
     @classmethod
@@ -139,7 +139,7 @@ def edit_size_metrics(sizes: EditSizes, target_differs: Booleans | None = None, 
     """Compute the size of the edits (mean |change|, 0 to 2) and the low-frequency share of their energy.
 
     If `target_differs` [N] selects the pairs whose decision should change, the metrics are also computed over those
-    pairs, with the share of energy that is uniform (a tint).
+    pairs, with the share of energy that is uniform (a color shift).
     """
     table = {
         "edit_l1": bootstrap_mean(sizes.l1, seed),
@@ -155,7 +155,7 @@ def edit_size_metrics(sizes: EditSizes, target_differs: Booleans | None = None, 
 def bootstrap_color_shift(color_change: Floats, stds: Floats, seed: int = 0) -> Estimate:
     """Estimate the length of the mean color change [N, 3], in SD [3] of the mean colors of real images; at least 0.
 
-    Opposite changes cancel, so the value measures a tint that is common to all edits. By chance it is about
+    Opposite changes cancel, so the value measures a color shift that is common to all edits. By chance it is about
     sqrt(3 / N) SD.
     """
     scaled = color_change / np.maximum(stds, 1e-9)

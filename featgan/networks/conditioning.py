@@ -1,4 +1,7 @@
-"""How the condition enters the generator: constant planes, one tiled plane, or AdaIN (adaptive instance norm)."""
+"""How the condition enters the generator: constant planes, one tiled plane, or AdaIN (adaptive instance norm).
+
+`condition` [N, P] is the condition input, and `condition_dim` is its width P (see featgan/data/conditions.py).
+"""
 
 import math
 
@@ -15,19 +18,19 @@ MIN_REPEATED_DIM = 16
 def concat_planes(images: Tensor, condition: Tensor) -> Tensor:
     """Append each condition value as a constant plane (StarGAN, Choi et al. 2018).
 
-    [N, 3, H, W], [N, C] => [N, 3 + C, H, W].
+    [N, 3, H, W], [N, P] => [N, 3 + P, H, W].
     """
     planes = condition[:, :, None, None].expand(-1, -1, *images.shape[2:])
     return torch.cat([images, planes.to(images.dtype)], 1)
 
 
 def concat_convolution(images: Tensor, condition: Tensor, weight: Tensor) -> Tensor:
-    """Convolve `concat_planes(images, condition)` with `weight` [D, 3 + C, k, k], zero-padded, without the planes.
+    """Convolve `concat_planes(images, condition)` with `weight` [D, 3 + P, k, k], zero-padded, without the planes.
 
     The convolution of a constant plane is constant except within k // 2 pixels of the border. So this function
     convolves k x k pixels and repeats the middle of the result. It also subtracts the value of the middle, one constant
     per map. The instance norm that follows removes such a constant anyway, but in bf16 digits of the image would be
-    lost with it. [N, 3, H, W], [N, C] => [N, D, H, W].
+    lost with it. [N, 3, H, W], [N, P] => [N, D, H, W].
     """
     kernel = weight.shape[-1]
     if min(images.shape[2:]) < kernel:
@@ -50,9 +53,9 @@ def repeat_middle(cells: Tensor, axis: int, size: int) -> Tensor:
 
 
 def tile_layout(condition_dim: int, image_size: int) -> Tensor:
-    """Return the index of the condition value at each pixel: [H, W] in 0..C, where C means zero (an unused cell).
+    """Return the index of the condition value at each pixel: [H, W] in 0..P, where P means zero (an unused cell).
 
-    The patch is the most nearly square grid with at least C cells. 64 values form an 8 x 8 patch that is repeated over
+    The patch is the most nearly square grid with at least P cells. 64 values form an 8 x 8 patch that is repeated over
     the image, and 2 values fill one half of the image each. The original implementation (2020) has these two layouts;
     this function generalizes them to any width and size.
     """
@@ -65,13 +68,13 @@ def tile_layout(condition_dim: int, image_size: int) -> Tensor:
 
 
 def tile_plane(images: Tensor, condition: Tensor, layout: Tensor) -> Tensor:
-    """Append one plane with all condition values, arranged by `tile_layout`: [N, 3, H, W], [N, C] => [N, 4, H, W]."""
+    """Append one plane with all condition values, arranged by `tile_layout`: [N, 3, H, W], [N, P] => [N, 4, H, W]."""
     plane = F.pad(condition, (0, 1))[:, layout.flatten()].view(-1, 1, *layout.shape)
     return torch.cat([images, plane.to(images.dtype)], 1)
 
 
 class MappingNetwork(nn.Module):
-    """Two-layer perceptron from the condition [N, C] to the style [N, S] used by all AdaIN layers."""
+    """Two-layer perceptron from the condition input [N, P] to the style [N, S] used by all AdaIN layers."""
 
     def __init__(self, condition_dim: int, style_dim: int) -> None:
         super().__init__()
@@ -88,10 +91,11 @@ class MappingNetwork(nn.Module):
 
 
 class AdaptiveInstanceNorm(nn.Module):
-    """Instance norm with learned scale and shift; with a style, followed by x (1 + gamma) + beta (AdaIN).
+    """Instance norm with learned scale and shift; if `style_dim` > 0, followed by x (1 + gamma) + beta (AdaIN).
 
     A linear layer computes gamma and beta from the style. Its weights are initialized to zero, so that training starts
-    from the unconditioned network.
+    from the unconditioned network. With `style_dim` 0, the layer is not adaptive and ignores the style: this is so in
+    the encoder, and in the complete network unless `conditioning` is `adain`.
     """
 
     def __init__(self, dim: int, style_dim: int = 0) -> None:

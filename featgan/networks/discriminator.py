@@ -1,4 +1,7 @@
-"""The discriminator D(x) of StarGAN (Choi et al. 2018): logits of image patches and an estimate of the condition."""
+"""The discriminator of StarGAN (Choi et al. 2018): logits of image patches and an estimate of the condition.
+
+It computes D(x), or D(x, c) with `projection`.
+"""
 
 from typing import NamedTuple
 
@@ -20,8 +23,8 @@ class DiscriminatorOutput(NamedTuple):
     """Outputs of the discriminator."""
 
     logits: Tensor  # [N, 1, h, w], real (high) or generated (low), for each patch; D_src in the paper
-    condition: Tensor  # [N, C], estimated condition; D_cls in the paper
-    outputs: Tensor | None  # [N, O], estimated classifier outputs, computed from the estimated condition
+    condition_estimate: Tensor  # [N, C], estimated condition of all data sets; D_cls in the paper
+    output_estimate: Tensor | None  # [N, O], estimated classifier outputs, computed from the estimated condition
 
 
 class DownsampleConv(nn.Conv2d):
@@ -41,7 +44,7 @@ class DownsampleConv(nn.Conv2d):
         patches = F.unfold(activations, 4, padding=1, stride=2).transpose(1, 2)
         return F.linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).unflatten(2, (height, width))
 
-    def input_gradient(self, gradient: Tensor, input_size: int) -> Tensor:
+    def backpropagate(self, gradient: Tensor, input_size: int) -> Tensor:
         """Backpropagate a gradient from the output of the layer to its input, [N, dim_in, size, size]."""
         output_size = gradient.shape[-1]
         if output_size > MAX_MATMUL_SIZE or gradient.device.type != "cpu":
@@ -55,8 +58,8 @@ class Discriminator(nn.Module):
 
     Takes images [N, 3, H, W] with H = W = `image_size`. The number of channels doubles in each layer, from `dim` up to
     `max_dim`. If `output_dim` > 0, a linear layer computes the classifier outputs from the estimated condition. If
-    `projection_dim` > 0, the inner product of the embedded condition [N, projection_dim] with the pooled activations
-    is added to the patch logits (projection discriminator, Miyato & Koyama 2018).
+    `projection_dim` > 0, the inner product of a linear map of the condition [N, projection_dim] with the pooled
+    activations is added to the patch logits (projection discriminator, Miyato & Koyama 2018).
 
     Raises ValueError if `image_size` is smaller than 2 ** `num_layers`.
     """
@@ -119,7 +122,7 @@ class Discriminator(nn.Module):
         sizes = [images.shape[-1], *(mask.shape[-1] for mask in active_masks[:-1])]
         convolutions = [layer for layer in self.trunk if isinstance(layer, DownsampleConv)]
         for convolution, is_active, size in reversed(list(zip(convolutions, active_masks, sizes, strict=True))):
-            gradient = convolution.input_gradient(torch.where(is_active, gradient, LEAKY_RELU_SLOPE * gradient), size)
+            gradient = convolution.backpropagate(torch.where(is_active, gradient, LEAKY_RELU_SLOPE * gradient), size)
         return gradient
 
     def active_units(self, images: Tensor) -> list[Tensor]:

@@ -61,8 +61,9 @@ def build_upsampler(dim_in: int, dim_out: int, upsampling: str) -> nn.Module:
 
 
 class Generator(nn.Module):
-    """Edits images [N, 3, H, W] in [-1, 1] to match the condition [N, C]; H and W are `image_size`.
+    """Edits images [N, 3, H, W] in [-1, 1] to match a condition; H and W are `image_size`.
 
+    `condition` [N, P] is the condition input, and `condition_dim` is its width P (see featgan/data/conditions.py).
     `conditioning` is `concat` (constant planes), `tile` (one plane) or `adain`. `output` is `image` (tanh of the last
     layer, as in StarGAN) or `masked_blend` (tanh pixels blended with the source image by a mask). `upsampling` is
     `transposed` (4x4 transposed convolutions, as in StarGAN) or `nearest` (nearest-neighbor upsampling and a 3x3

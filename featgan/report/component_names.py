@@ -14,9 +14,9 @@ ComponentNames = dict[int, str]
 """Index of the component, from 0 => name."""
 
 
-def read_component_names(run: Path) -> ComponentNames:
+def read_component_names(run_dir: Path) -> ComponentNames:
     """Return the names stored in the run; empty if there is no file. Raises UserError if the file is invalid."""
-    path = run / COMPONENT_NAMES_FILE
+    path = run_dir / COMPONENT_NAMES_FILE
     if not path.is_file():
         return {}
     try:
@@ -53,12 +53,14 @@ def validate_component_names(names: Mapping[str, str], context: str) -> Componen
     return names_by_index
 
 
-def merge_component_names(run: Path, assignments: Sequence[str], num_components: int) -> ComponentNames:
+def merge_component_names(run_dir: Path, assignments: Sequence[str], num_components: int) -> ComponentNames:
     """Return the names stored in the run, updated with `assignments`.
 
     Raises UserError if the run has no such component.
     """
-    names = read_component_names(run) | validate_component_names(parse_component_names(assignments), "--component-name")
+    names = read_component_names(run_dir) | validate_component_names(
+        parse_component_names(assignments), "--component-name"
+    )
     out_of_range = [index + 1 for index in names if index >= num_components]
     if out_of_range:
         raise UserError(
@@ -68,10 +70,10 @@ def merge_component_names(run: Path, assignments: Sequence[str], num_components:
     return {index: name for index, name in sorted(names.items()) if name}
 
 
-def save_component_names(run: Path, names: ComponentNames) -> None:
+def save_component_names(run_dir: Path, names: ComponentNames) -> None:
     """Store the names in the run for the next report; without names, delete the file."""
     if not names:
-        (run / COMPONENT_NAMES_FILE).unlink(missing_ok=True)
+        (run_dir / COMPONENT_NAMES_FILE).unlink(missing_ok=True)
         return
     names_by_number = {index + 1: name for index, name in names.items()}
-    atomic_write(run / COMPONENT_NAMES_FILE, yaml.safe_dump(names_by_number, allow_unicode=True).encode())
+    atomic_write(run_dir / COMPONENT_NAMES_FILE, yaml.safe_dump(names_by_number, allow_unicode=True).encode())

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
-from featgan.config.loading import parse_config, read_yaml
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.evaluation.document import EvaluationDocument, best_evaluation
 from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel, load_model
 from featgan.inference.training_data import (
@@ -54,6 +52,8 @@ from featgan.report.html.page import Report
 from featgan.report.html.provenance import collect_run_facts, hash_artifacts, list_reproduction_commands
 from featgan.report.html.writing import write_page, write_renders
 from featgan.report.run_files import read_config_text, read_metric_series
+from featgan.run.evaluation_document import EvaluationDocument, best_evaluation
+from featgan.run.paths import load_run_config
 from featgan.system.progress import track_progress
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class RenderInputs:
     def head_bias(self) -> Tensor | None:
         """The bias [O]; None if the classifier does not predict one of O classes."""
         classifier = self.training_data.cache or self.blackbox
-        is_single_label = classifier is not None and classifier.output_kind == "expression"
+        is_single_label = classifier is not None and classifier.task == "expression"
         return self.head[1] if is_single_label and self.head is not None else None
 
     @property
@@ -121,7 +121,7 @@ class RenderInputs:
 
 
 def render_run(
-    run: Path,
+    run_dir: Path,
     step: int | None = None,
     images: Path | None = None,
     directions: Sequence[str] = (),
@@ -140,7 +140,7 @@ def render_run(
     """
     assert num_images >= 1 and num_components >= 1
     options = RenderOptions(
-        run,
+        run_dir,
         step,
         images,
         tuple(directions),
@@ -161,9 +161,9 @@ def render_run(
         for sweep in track_progress(sweeps, "editing", unit="directions")
     ]
     report = build_report(inputs, sources, renderings)
-    save_component_names(run, inputs.names)
-    write_renders(run / "renders" / f"step-{model.metadata.step:08d}{options.suffix}", report, options.video)
-    page_path = run / f"report{options.suffix}.html"
+    save_component_names(run_dir, inputs.names)
+    write_renders(run_dir / "renders" / f"step-{model.metadata.step:08d}{options.suffix}", report, options.video)
+    page_path = run_dir / f"report{options.suffix}.html"
     write_page(page_path, report)
     return page_path
 
@@ -279,8 +279,7 @@ def build_second_dataset_sweeps(options: RenderOptions, model: EditingModel, sou
     """Return the sweeps over the labels of the second data set, for a run that was trained on two."""
     if model.metadata.condition_kind == "features" or len(label_layout(model).dims) == 1:
         return []
-    path = options.run / "config.yaml"
-    second_dataset = parse_config(read_yaml(path), str(path)).second_dataset
+    second_dataset = load_run_config(options.run).second_dataset
     if second_dataset is None or second_dataset.condition.kind not in ("expression", "valence_arousal"):
         return []
     layout = label_layout(model)
@@ -315,7 +314,7 @@ def build_output_spec(inputs: RenderInputs) -> OutputSpec | None:
     classifier = cache or inputs.blackbox
     if classifier is None:
         return None
-    output_spec = OutputSpec(classifier.output_kind, output_names(classifier))
+    output_spec = OutputSpec(classifier.task, output_names(classifier))
     if cache is None or shards is None:
         return output_spec
     rows = evenly_spaced_rows(np.arange(len(shards.get_split("train"))), MAX_STATISTICS_IMAGES)

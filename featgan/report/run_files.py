@@ -13,13 +13,13 @@ MetricSeries = dict[str, list[tuple[int, float]]]
 """Name => (step, value), by step."""
 
 
-def read_metric_series(run: Path) -> MetricSeries:
+def read_metric_series(run_dir: Path) -> MetricSeries:
     """Return the scalars of metrics.jsonl by name, without corrupted lines and values that are not finite.
 
     A resumed run may have written a step twice; the last value counts.
     """
     latest: dict[str, dict[int, float]] = {}
-    for entry in read_json_lines(run / "metrics.jsonl"):
+    for entry in read_json_lines(run_dir / "metrics.jsonl"):
         step = entry.get("step")
         if not isinstance(step, int):
             continue
@@ -48,9 +48,9 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_config_text(run: Path) -> str:
+def read_config_text(run_dir: Path) -> str:
     """Return the resolved configuration as it was written, or an empty string."""
-    path = run / "config.yaml"
+    path = run_dir / "config.yaml"
     if not path.is_file() or path.stat().st_size > 1 << 20:
         return ""
     return path.read_text(encoding="utf-8", errors="replace")

@@ -20,17 +20,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from featgan.errors import UserError
-from featgan.run.paths import CHECKPOINT_MANIFEST, committed_steps, step_folder, step_from_folder
+from featgan.run.paths import CHECKPOINT_MANIFEST, checkpoint_steps, step_folder, step_from_folder
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
 
 logger = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 16 << 20
 DISK_FULL_REMEDY = "free some space and run the command again to resume from the last checkpoint"
+CORRUPTED_REMEDY = "copy the checkpoint again, or use another step"
 
 
 def save_checkpoint(
-    run: Path,
+    run_dir: Path,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     documents: Mapping[str, Any],
@@ -43,7 +44,7 @@ def save_checkpoint(
     are written to a temporary folder that is renamed at the end, so an existing checkpoint folder is complete. Raises
     UserError if the disk is full.
     """
-    checkpoint_folder = step_folder(run, step)
+    checkpoint_folder = step_folder(run_dir, step)
     if checkpoint_folder.exists():
         shutil.rmtree(checkpoint_folder)
     with user_friendly_write_errors(checkpoint_folder, DISK_FULL_REMEDY), atomic_folder(checkpoint_folder) as folder:
@@ -54,7 +55,7 @@ def save_checkpoint(
             atomic_write(folder / f"{name}.json", json.dumps(document, indent=1).encode())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
         atomic_write(folder / CHECKPOINT_MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-    all_steps = committed_steps(run)
+    all_steps = checkpoint_steps(run_dir)
     # A later checkpoint is corrupted, or the run would have resumed from it; it is removed if so.
     old_steps = [old_step for old_step in all_steps if old_step <= step][:-max_checkpoints]
     for removed_step in [
@@ -62,10 +63,10 @@ def save_checkpoint(
         *[
             later_step
             for later_step in all_steps
-            if later_step > step and find_corruption(step_folder(run, later_step))
+            if later_step > step and find_corruption(step_folder(run_dir, later_step))
         ],
     ]:
-        shutil.rmtree(step_folder(run, removed_step))
+        shutil.rmtree(step_folder(run_dir, removed_step))
     return checkpoint_folder
 
 
@@ -84,10 +85,10 @@ def find_corruption(folder: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(run: Path) -> Path | None:
+def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest valid checkpoint of a run, or None; log a warning for each corrupted one."""
-    for step in reversed(committed_steps(run)):
-        folder = step_folder(run, step)
+    for step in reversed(checkpoint_steps(run_dir)):
+        folder = step_folder(run_dir, step)
         reason = find_corruption(folder)
         if reason is None:
             return folder
@@ -95,9 +96,9 @@ def newest_checkpoint(run: Path) -> Path | None:
     return None
 
 
-def newest_step(run: Path) -> int | None:
+def newest_step(run_dir: Path) -> int | None:
     """Return the step of the newest valid checkpoint of a run, or None."""
-    folder = newest_checkpoint(run)
+    folder = newest_checkpoint(run_dir)
     return step_from_folder(folder) if folder else None
 
 
@@ -120,26 +121,26 @@ def require_valid_checkpoint(folder: Path | None) -> Path | None:
 def suggest_checkpoint(folder: Path) -> Path | None:
     """Return the newest valid checkpoint of the run that contains `folder`, or None."""
     for run in (folder, *folder.absolute().parents[:2]):
-        if committed_steps(run):
+        if checkpoint_steps(run):
             return newest_checkpoint(run)
     return None
 
 
-def find_checkpoint(run: Path, step: int | None) -> Path:
+def find_checkpoint(run_dir: Path, step: int | None) -> Path:
     """Return the checkpoint folder of a step, or the newest one if `step` is None.
 
     Raises UserError if it is missing or corrupted.
     """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such run folder; create one with `featgan train CONFIG run_dir={run}`")
-    folder = newest_checkpoint(run) if step is None else step_folder(run, step)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such run folder; create one with `featgan train CONFIG run_dir={run_dir}`")
+    folder = newest_checkpoint(run_dir) if step is None else step_folder(run_dir, step)
     if folder is None:
         raise UserError(
-            f"{run}: no valid checkpoint yet; `featgan train` saves one every training.checkpoint_every steps"
+            f"{run_dir}: no valid checkpoint yet; `featgan train` saves one every training.checkpoint_every steps"
         )
     reason = find_corruption(folder) if folder.is_dir() else "no such checkpoint"
     if reason:
-        steps = ", ".join(map(str, committed_steps(run))) or "none"
+        steps = ", ".join(map(str, checkpoint_steps(run_dir))) or "none"
         raise UserError(f"{folder}: {reason}; the run has checkpoints of steps: {steps}")
     return folder
 
@@ -149,14 +150,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
+        raise UserError(f"{path}: cannot be read as safetensors ({error}); {CORRUPTED_REMEDY}") from None
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file of at most MAX_JSON_BYTES. Raises UserError if it cannot be read."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path}: larger than {MAX_JSON_BYTES} bytes; it was not written by featgan")
+            raise UserError(
+                f"{path}: larger than {MAX_JSON_BYTES} bytes; it was not written by featgan; {CORRUPTED_REMEDY}"
+            )
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+        raise UserError(f"{path}: cannot be read as JSON ({error}); {CORRUPTED_REMEDY}") from None

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.run.paths import committed_steps, evaluation_path
-from featgan.run.schedule import MAX_ATTEMPTS, count_failures
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures
+from featgan.run.paths import checkpoint_steps, evaluation_path
 from featgan.system.file_lease import FileLease, LeaseOwner
 
 
@@ -101,17 +101,17 @@ class AlreadyEvaluatingError(UserError):
 
 
 @contextmanager
-def claim_checkpoint(run: Path, step: int | None, suite: str) -> Iterator[int | None]:
+def claim_checkpoint(run_dir: Path, step: int | None, suite: str) -> Iterator[int | None]:
     """Claim a checkpoint for an evaluation started by the user, and yield its step.
 
     The claim keeps `launch watch` from evaluating the checkpoint, and keeps the checkpoint from being removed. A step
     without a checkpoint is not claimed; reading it raises the error. Raises AlreadyEvaluatingError if the checkpoint is
     being evaluated.
     """
-    if step not in committed_steps(run):
+    if step not in checkpoint_steps(run_dir):
         yield step
         return
-    claim = claim_interactively(run, step, suite)
+    claim = claim_interactively(run_dir, step, suite)
     try:
         with claim.lease.keep_alive():
             yield step
@@ -120,15 +120,15 @@ def claim_checkpoint(run: Path, step: int | None, suite: str) -> Iterator[int | 
         claim.release()
 
 
-def claim_interactively(run: Path, step: int, suite: str) -> EvaluationClaim:
+def claim_interactively(run_dir: Path, step: int, suite: str) -> EvaluationClaim:
     """Claim an evaluation even if it is complete or has failed too often.
 
     Raises AlreadyEvaluatingError if another process or job is evaluating the checkpoint.
     """
-    claim = EvaluationClaim(run, step, suite)
+    claim = EvaluationClaim(run_dir, step, suite)
     if not claim.acquire(force=True):
         current_owner = claim.lease.live_owner() or "another process"
         raise AlreadyEvaluatingError(
-            f"{run}: step {step} ({suite}) is already being evaluated by {current_owner}; wait until it is complete"
+            f"{run_dir}: step {step} ({suite}) is already being evaluated by {current_owner}; wait until it is complete"
         )
     return claim

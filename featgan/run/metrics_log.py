@@ -43,15 +43,15 @@ class MeanAccumulator:
 class MetricsLog:
     """Writes a run's metrics.jsonl and TensorBoard files; entries after the step to resume from are dropped."""
 
-    def __init__(self, run: Path, resume_step: int) -> None:
-        self.path = run / "metrics.jsonl"
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
         self.truncate_after(resume_step)
         if not resume_step:  # otherwise TensorBoard would show the settings of an earlier start
-            for old_events in (run / "tensorboard").glob("events.*"):
+            for old_events in (run_dir / "tensorboard").glob("events.*"):
                 old_events.unlink()
         self.previous_excepthook, threading.excepthook = threading.excepthook, self.defer_writer_error
         self.summary_writer = SummaryWriter(
-            str(run / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+            str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
         )
 
     def truncate_after(self, step: int) -> None:
@@ -63,7 +63,7 @@ class MetricsLog:
             self.path.replace(self.path.with_suffix(f".{time.time_ns()}.former"))
         backups = sorted(
             self.path.parent.glob(f"{self.path.stem}.*.former")
-        )  # also those of a truncation that was killed
+        )  # also those left by a process that was killed
         lines = [line for backup in backups for line in backup.read_text().splitlines()]
         kept_lines = [line for line in dict.fromkeys(lines) if parse_line_step(line) <= step]
         if backups:
@@ -73,7 +73,7 @@ class MetricsLog:
             former.unlink()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One line, and one point a scalar."""
+        """Append a line to metrics.jsonl, and add the value of every scalar to TensorBoard."""
         append_metrics_line(self.path.parent, step, scalars)
         for name, value in scalars.items():
             self.summary_writer.add_scalar(name, value, step)
@@ -116,9 +116,9 @@ class MetricsLog:
             self.previous_excepthook(failure)
 
 
-def append_metrics_line(run: Path, step: int, scalars: Mapping[str, float]) -> None:
+def append_metrics_line(run_dir: Path, step: int, scalars: Mapping[str, float]) -> None:
     """Append a line to a run's metrics.jsonl in one write, since training and evaluation may write at the same time."""
-    line, path = json.dumps({"step": step, **scalars}) + "\n", run / "metrics.jsonl"
+    line, path = json.dumps({"step": step, **scalars}) + "\n", run_dir / "metrics.jsonl"
     is_written = False
     while not is_written:
         with path.open("ab", buffering=0) as file:

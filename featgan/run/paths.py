@@ -2,10 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 from featgan.config.loading import config_diff, parse_config, read_yaml
-from featgan.config.schema import Config, Suite
+from featgan.config.schema import Config
 from featgan.errors import UserError
 
 CHECKPOINT_MANIFEST = "manifest.json"
@@ -13,8 +12,6 @@ CHECKPOINT_MANIFEST = "manifest.json"
 
 TRAINING_LOCK = "training.lock"
 """The lease file that names the process or job that trains a run."""
-
-SUITES: tuple[str, ...] = get_args(Suite)
 
 RESULT_PATTERN = re.compile(r"step-(\d{8})-([a-z]+)\.(json|claim|failed)")
 
@@ -32,7 +29,7 @@ def check_run_folder(config: Config) -> None:
         if run.exists() and not (run.is_dir() and all(is_incomplete_file(entry) for entry in run.iterdir())):
             raise UserError(f"{run}: not empty and not a run of featgan; choose another folder with run_dir=...")
     elif any((run / "checkpoints").glob("step-*")):
-        changed_settings = config_diff(parse_config(read_yaml(path), str(path)), config)
+        changed_settings = config_diff(load_run_config(run), config)
         if len(changed_settings) > MAX_LISTED_DIFFERENCES:
             changed_settings[MAX_LISTED_DIFFERENCES:] = [f"and {len(changed_settings) - MAX_LISTED_DIFFERENCES} more"]
         if changed_settings:
@@ -42,19 +39,25 @@ def check_run_folder(config: Config) -> None:
             )
 
 
+def load_run_config(run_dir: Path) -> Config:
+    """Read config.yaml of a run. Raises UserError if it is missing or invalid."""
+    path = run_dir / "config.yaml"
+    return parse_config(read_yaml(path), str(path))
+
+
 def is_incomplete_file(path: Path) -> bool:
     """Return whether a file may be in the folder of a run that has not started: job files, lock, partial files."""
     return path.name in ("jobs", TRAINING_LOCK) or (path.name.startswith(".") and path.name.endswith(".partial"))
 
 
-def step_folder(run: Path, step: int) -> Path:
+def step_folder(run_dir: Path, step: int) -> Path:
     """Return the checkpoint folder of a step."""
-    return run / "checkpoints" / f"step-{step:08d}"
+    return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def committed_steps(run: Path) -> list[int]:
+def checkpoint_steps(run_dir: Path) -> list[int]:
     """Return the steps with a checkpoint, ascending."""
-    folders = (run / "checkpoints").glob("step-" + "[0-9]" * 8)
+    folders = (run_dir / "checkpoints").glob("step-" + "[0-9]" * 8)
     return sorted(step_from_folder(folder) for folder in folders if (folder / CHECKPOINT_MANIFEST).is_file())
 
 
@@ -63,22 +66,22 @@ def step_from_folder(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def evaluation_path(run: Path, step: int, suite: str, max_pairs: int | None = None) -> Path:
+def evaluation_path(run_dir: Path, step: int, suite: str, max_pairs: int | None = None) -> Path:
     """Return the JSON file of an evaluation. The suffix `.claim` marks a running one, `.failed` lists failures.
 
     An evaluation limited to `max_pairs` has another name, so that it does not replace the complete one.
     """
     suffix = f"-{max_pairs}" if max_pairs else ""
-    return run / "evaluations" / f"step-{step:08d}-{suite}{suffix}.json"
+    return run_dir / "evaluations" / f"step-{step:08d}-{suite}{suffix}.json"
 
 
-def evaluated_steps(run: Path, suite: str) -> list[int]:
+def evaluated_steps(run_dir: Path, suite: str) -> list[int]:
     """Return the evaluated steps, ascending, even if their checkpoints have been removed."""
-    return list_result_steps(run, suite, "json")
+    return list_result_steps(run_dir, suite, "json")
 
 
-def list_result_steps(run: Path, suite: str, extension: str) -> list[int]:
+def list_result_steps(run_dir: Path, suite: str, extension: str) -> list[int]:
     """Return the steps with a result (`json`), a claim (`claim`) or failures (`failed`) of a suite, ascending."""
-    folder = run / "evaluations"
+    folder = run_dir / "evaluations"
     matches = (RESULT_PATTERN.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in matches if match and match[2] == suite and match[3] == extension)

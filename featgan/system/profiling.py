@@ -18,7 +18,7 @@ MAX_OPERATIONS = 10
 
 
 @contextmanager
-def profile_steps(run: Path) -> Iterator[Callable[[], None]]:
+def profile_steps(run_dir: Path) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each step; write RUN/profile/trace.pt.trace.json and log the table.
 
     The trace opens in ui.perfetto.dev and in TensorBoard's profile tab.
@@ -34,7 +34,7 @@ def profile_steps(run: Path) -> Iterator[Callable[[], None]]:
         steps = min(TRACED_STEPS, step_count - WAIT_STEPS)
         if steps < 1:
             return
-        folder = run / "profile"
+        folder = run_dir / "profile"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "trace.pt.trace.json"
         trace.export_chrome_trace(str(path))

@@ -1,4 +1,7 @@
-"""Save and restore the train state, and check that a checkpoint belongs to the data of the run."""
+"""Collects what a checkpoint contains; `featgan.run.checkpoint` writes the files.
+
+Restoring a checkpoint checks that it belongs to the data of the run.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +13,12 @@ from featgan import __version__
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.run.checkpoint import read_json, read_tensors, save_checkpoint
-from featgan.run.model_card import ModelMetadata
-from featgan.run.schedule import protected_steps, warn_dropped_checkpoints
+from featgan.run.evaluation_schedule import protected_steps, warn_dropped_checkpoints
+from featgan.run.model_metadata import ModelMetadata
 from featgan.training.state import TrainState
 
 
-def save_train_state(state: TrainState, run: Path, step: int) -> None:
+def save_train_state(state: TrainState, run_dir: Path, step: int) -> None:
     """Write the checkpoint of a step. All processes must call this; only the main process writes.
 
     Raises UserError if a weight is NaN or infinite.
@@ -47,9 +50,9 @@ def save_train_state(state: TrainState, run: Path, step: int) -> None:
     run_state = {"step": step, "featgan": __version__, "world_size": state.context.world_size}
     run_state["fingerprints"] = data_fingerprints(state)
     documents = {"model": build_model_metadata(state, step).model_dump(mode="json"), "state": run_state}
-    protected = protected_steps(run, state.config.evaluation)
-    warn_dropped_checkpoints(run, state.config.evaluation, protected)
-    save_checkpoint(run, step, tensors, documents, state.config.training.max_checkpoints, protected)
+    protected = protected_steps(run_dir, state.config.evaluation)
+    warn_dropped_checkpoints(run_dir, state.config.evaluation, protected)
+    save_checkpoint(run_dir, step, tensors, documents, state.config.training.max_checkpoints, protected)
 
 
 def data_fingerprints(state: TrainState) -> dict[str, str]:
@@ -66,7 +69,7 @@ def build_model_metadata(state: TrainState, step: int) -> ModelMetadata:
     return ModelMetadata(
         step=step,
         image_size=state.image_size,
-        condition_dim=state.condition_layout.generator_dim,
+        condition_dim=state.condition_layout.embedded_dim,
         generator=config.generator,
         condition_kind=condition.config.kind,
         encoding=condition.config.encoding,
@@ -110,7 +113,8 @@ def check_provenance(state: TrainState, folder: Path, saved_fingerprints: Mappin
     for name, value in data_fingerprints(state).items():
         if saved_fingerprints.get(name) != value:
             raise UserError(
-                f"{folder}: was trained with another {name} than {shards_folder} has now; choose another run_dir=..."
+                f"{folder}: the {name} has changed since this checkpoint was saved; "
+                f"restore the previous data in {shards_folder}, or choose another run_dir=..."
             )
     condition = state.conditions[0]
     encoding = condition.config.encoding

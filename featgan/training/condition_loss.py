@@ -8,7 +8,7 @@ from featgan.networks.discriminator import DiscriminatorOutput
 from featgan.training import losses
 
 
-def condition_losses(
+def compute_condition_terms(
     condition: Condition, discriminator_output: DiscriminatorOutput, target: Tensor, outputs: Tensor
 ) -> dict[str, Tensor]:
     """Return the unweighted terms of the condition loss.
@@ -18,17 +18,17 @@ def condition_losses(
     """
     config = condition.config
     if config.kind == "expression":
-        return {"condition": losses.class_loss(discriminator_output.condition, target)}
+        return {"condition": losses.class_loss(discriminator_output.condition_estimate, target)}
     if config.kind == "attributes":
-        return {"condition": losses.attribute_loss(discriminator_output.condition, target)}
+        return {"condition": losses.attribute_loss(discriminator_output.condition_estimate, target)}
     terms = {}
-    if config.kind == "valence_arousal" or config.targets in ("features", "both"):
+    if config.kind == "valence_arousal" or config.loss_on in ("features", "both"):
         terms["condition"] = losses.regression_loss(
-            discriminator_output.condition, target, config.regression_loss, config.ccc_reduction
+            discriminator_output.condition_estimate, target, config.regression_loss, config.ccc_reduction
         )
-    if config.kind == "features" and config.targets in ("outputs", "both"):
-        assert discriminator_output.outputs is not None
-        terms["output"] = output_loss(condition, discriminator_output.outputs, outputs)
+    if config.kind == "features" and config.loss_on in ("outputs", "both"):
+        assert discriminator_output.output_estimate is not None
+        terms["output"] = output_loss(condition, discriminator_output.output_estimate, outputs)
     return terms
 
 
@@ -37,8 +37,8 @@ def output_loss(condition: Condition, estimate: Tensor, outputs: Tensor) -> Tens
 
     The loss is the cross-entropy with the predicted class or attributes, or the regression loss of real values.
     """
-    if condition.output_kind == "expression":
+    if condition.task == "expression":
         return losses.class_loss(estimate, one_hot(outputs.argmax(1), outputs.shape[1]).float())
-    if condition.output_kind == "attributes":
+    if condition.task == "attributes":
         return losses.attribute_loss(estimate, (outputs > 0).float())
     return losses.regression_loss(estimate, outputs, condition.config.regression_loss, condition.config.ccc_reduction)

@@ -8,9 +8,9 @@ from torch import nn
 from featgan.config.loading import to_yaml
 from featgan.config.schema import Config
 from featgan.data.conditions import ConditionLayout
-from featgan.distributed.context import uses_bf16
 from featgan.distributed.rendezvous import init_env_from_slurm
 from featgan.run.paths import check_run_folder
+from featgan.system.device import uses_bf16
 from featgan.training.state import build_networks, open_data
 
 
@@ -30,13 +30,13 @@ def describe_plan(config: Config) -> str:
     with torch.device("cpu"):
         generator, discriminator = build_networks(config, image_size, training_sets)
     num_images = sum(len(training_set) for training_set in training_sets)
-    layout = ConditionLayout(tuple(source.condition.dim for source in training_sets))
+    layout = ConditionLayout(tuple(training_set.condition.dim for training_set in training_sets))
     training = config.training
     generator_steps = training.steps // training.n_critic - training.discriminator_warmup_steps // training.n_critic
     lines = [
         to_yaml(config),
         f"images        {num_images} of {image_size} px; an epoch has {num_images / training.batch_size:.0f} steps",
-        f"condition     {layout.generator_dim} values",
+        f"condition     {layout.embedded_dim} values",
         f"generator     {count_parameters(generator):,} parameters, {config.generator.conditioning}",
         f"discriminator {count_parameters(discriminator):,} parameters",
         f"steps         {training.steps}, of which {generator_steps} also train the generator",

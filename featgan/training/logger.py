@@ -58,10 +58,10 @@ class TrainingLogger:
     """Logs a training run to the progress bar, metrics.jsonl and TensorBoard; only the main process writes."""
 
     def __init__(
-        self, state: TrainState, run: Path, first_step: int, sample_batch: Batch, profile: bool = False
+        self, state: TrainState, run_dir: Path, first_step: int, sample_batch: Batch, profile: bool = False
     ) -> None:
         self.state = state
-        self.run = run
+        self.run = run_dir
         self.first_step = first_step
         self.sample_batch = sample_batch
         self.is_profiling = profile and state.context.is_main
@@ -126,13 +126,15 @@ def check_finite(scalars: Mapping[str, float], step: int) -> None:
 def sample_grid(state: TrainState, sample_batch: Batch) -> Tensor:
     """Return a uint8 image [3, H, W] with four rows.
 
-    The rows are the sources x, the edits G(x, c_target), the identity edits G(x, c_source), and the reconstructions
+    The rows are the sources x, the edits G(x, c_target), the reconstructions G(x, c_source), and the cycles
     G(G(x, c_target), c_source).
     """
-    images = to_float(sample_batch.images[:NUM_SAMPLES])
+    x_real = to_float(sample_batch.images[:NUM_SAMPLES])
     source = state.condition_layout.embed(sample_batch.condition[:NUM_SAMPLES], sample_batch.dataset)
     target = state.condition_layout.embed(sample_batch.condition_target[:NUM_SAMPLES], sample_batch.dataset)
     generator = state.ema.module
-    edited, identity = (generator(images, state.condition_input(condition, source)) for condition in (target, source))
-    rows = torch.cat([images, edited, identity, generator(edited, state.condition_input(source, target))])
-    return make_grid(to_uint8(rows).cpu(), nrow=len(images), padding=1)
+    x_fake = generator(x_real, state.condition_input(target, source))
+    x_identity = generator(x_real, state.condition_input(source, source))
+    x_cycled = generator(x_fake, state.condition_input(source, target))
+    rows = torch.cat([x_real, x_fake, x_identity, x_cycled])
+    return make_grid(to_uint8(rows).cpu(), nrow=len(x_real), padding=1)

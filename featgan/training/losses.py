@@ -80,14 +80,14 @@ def class_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target)
 
 
-def cycle_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
+def cycle_loss(x_real: Tensor, x_cycled: Tensor) -> Tensor:
     """mean |x - G(G(x, c_target), c_source)|, the cycle-consistency loss (Choi et al. 2018, eq. 4)."""
-    return (images - reconstruction).abs().mean()
+    return (x_real - x_cycled).abs().mean()
 
 
-def identity_loss(images: Tensor, identity: Tensor, margin: float = 0.0) -> Tensor:
+def identity_loss(x_real: Tensor, x_identity: Tensor, margin: float = 0.0) -> Tensor:
     """mean over images of max(0, |x - G(x, c_source)| - margin).
 
     |.| is the mean absolute value over one image.
     """
-    return ((images - identity).abs().mean((1, 2, 3)) - margin).clamp_min(0).mean()
+    return ((x_real - x_identity).abs().mean((1, 2, 3)) - margin).clamp_min(0).mean()

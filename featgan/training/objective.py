@@ -21,18 +21,18 @@ from featgan.distributed.trainable import LossClosure
 from featgan.networks.discriminator import Discriminator, DiscriminatorOutput
 from featgan.system.images import to_float
 from featgan.training import losses
-from featgan.training.condition_loss import condition_losses
+from featgan.training.condition_loss import compute_condition_terms
 from featgan.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The images of one forward and backward pass, with their source and target conditions."""
+    """The images of one forward and backward pass, with their embedded source and target conditions."""
 
     batch: Batch
     x_real: Tensor  # [n, 3, H, W] in [-1, 1]
-    source: Tensor  # [n, C], the condition of x_real
-    target: Tensor  # [n, C], the condition given to G
+    source: Tensor  # [n, E], the condition of x_real, embedded by `ConditionLayout.embed`
+    target: Tensor  # [n, E], the condition that the edit should reach, embedded in the same way
 
 
 def split_microbatches(state: TrainState, batch: Batch) -> list[Microbatch]:
@@ -64,44 +64,46 @@ def generate_fake_no_grad(state: TrainState, microbatch: Microbatch) -> Tensor:
     return x_fake
 
 
-def compute_d_warmup_losses(state: TrainState, microbatches: Sequence[Microbatch]) -> list[LossClosure]:
-    """Return D's warm-up loss of each microbatch, for `TrainableNetwork.step`."""
+def d_warmup_loss_closures(state: TrainState, microbatches: Sequence[Microbatch]) -> list[LossClosure]:
+    """Return one function per microbatch; `TrainableNetwork.step` calls it to compute D's warm-up loss."""
     return [
         partial(compute_d_warmup_loss, state, *pair)
-        for pair in zip(microbatches, cached_source_gradients(state, microbatches), strict=True)
+        for pair in zip(microbatches, cache_real_gradients(state, microbatches), strict=True)
     ]
 
 
-def compute_d_losses(
+def d_loss_closures(
     state: TrainState, step: int, microbatches: Sequence[Microbatch], x_fake: Tensor | None = None
 ) -> list[LossClosure]:
-    """Return D's loss of each microbatch, for `TrainableNetwork.step`.
+    """Return one function per microbatch; `TrainableNetwork.step` calls it to compute D's loss.
 
     `x_fake` is the output of `generate_fake` for the only microbatch. Without it, the images are generated here.
     """
-    cached_gradients = cached_source_gradients(state, microbatches)
+    cached_gradients = cache_real_gradients(state, microbatches)
     return [
         partial(compute_d_loss, state, step, *pair, x_fake) for pair in zip(microbatches, cached_gradients, strict=True)
     ]
 
 
-def cached_source_gradients(
+def cache_real_gradients(
     state: TrainState, microbatches: Sequence[Microbatch]
 ) -> "Sequence[CachedConditionGradients | None]":
     """Return the cached gradients of the condition loss of the real images, one for each microbatch."""
-    return cached_condition_gradients(
+    return cache_condition_gradients(
         state, microbatches, lambda microbatch: discriminate_no_grad(state, microbatch.x_real, microbatch.source)
     )
 
 
-def compute_g_losses(
+def g_loss_closures(
     state: TrainState, microbatches: Sequence[Microbatch], x_fake: Tensor | None = None
 ) -> list[LossClosure]:
-    """Return G's loss of each microbatch, for `TrainableNetwork.step`; D must be frozen while they are computed.
+    """Return one function per microbatch; `TrainableNetwork.step` calls it to compute G's loss.
+
+    D must be frozen during that step.
 
     `x_fake` is the output of `generate_fake` for the only microbatch. Without it, the images are generated here.
     """
-    cached_gradients = cached_condition_gradients(
+    cached_gradients = cache_condition_gradients(
         state,
         microbatches,
         lambda microbatch: discriminate_no_grad(state, generate_fake_no_grad(state, microbatch), microbatch.target),
@@ -141,18 +143,18 @@ def compute_d_loss(
     real_output = type(joint_output)(*(None if values is None else values[:num_real] for values in joint_output))
     is_wgan = loss_config.adversarial == "wgan_gp"
     adversarial_loss = losses.wgan_d_loss if is_wgan else losses.nonsaturating_d_loss
-    scalars = {"adversarial": adversarial_loss(real_output.logits, joint_output.logits[num_real:])}
+    terms = {"adversarial": adversarial_loss(real_output.logits, joint_output.logits[num_real:])}
     condition_loss, condition_terms = compute_condition_loss(state, real_output, microbatch.batch, cached_gradients)
-    d_loss = scalars["adversarial"] + condition_loss
+    d_loss = terms["adversarial"] + condition_loss
     if is_wgan:
         x_hat = losses.interpolate_for_gp(x_real, x_fake, microbatch.batch.alpha)
         x_hat_gradient = discriminator_input_gradient(state, x_hat, microbatch.target)
-        scalars["gradient_penalty"] = losses.gradient_penalty(x_hat_gradient)
-        d_loss = d_loss + loss_config.gp_weight * scalars["gradient_penalty"]
+        terms["gradient_penalty"] = losses.gradient_penalty(x_hat_gradient)
+        d_loss = d_loss + loss_config.gp_weight * terms["gradient_penalty"]
     elif is_r1_step(state, step):
-        scalars["r1_penalty"] = losses.r1_penalty(discriminator_input_gradient(state, x_real, microbatch.source))
-        d_loss = d_loss + loss_config.r1_interval * (loss_config.r1_gamma / 2) * scalars["r1_penalty"]
-    return d_loss, scalars | condition_terms
+        terms["r1_penalty"] = losses.r1_penalty(discriminator_input_gradient(state, x_real, microbatch.source))
+        d_loss = d_loss + loss_config.r1_interval * (loss_config.r1_gamma / 2) * terms["r1_penalty"]
+    return d_loss, terms | condition_terms
 
 
 def is_r1_step(state: TrainState, step: int) -> bool:
@@ -161,7 +163,11 @@ def is_r1_step(state: TrainState, step: int) -> bool:
 
 
 def discriminator_input_gradient(state: TrainState, images: Tensor, condition: Tensor) -> Tensor:
-    """Return D's input gradient [n, 3, H, W], computed on the unwrapped module: DDP supports one forward pass only."""
+    """Return D's input gradient [n, 3, H, W].
+
+    Uses the unwrapped module, because this is not a call of `forward`. DDP reduces these gradients too, since its hooks
+    are on the parameters.
+    """
     discriminator = cast(Discriminator, state.discriminator.module)
     with state.context.autocast():
         return discriminator.input_gradient(images, condition)
@@ -179,23 +185,23 @@ def compute_g_loss(
         x_fake = generate_fake(state, microbatch)
     with state.context.autocast():
         fake_output = state.discriminator.module(x_fake, microbatch.target)
-        reconstruction = generator(x_fake, state.condition_input(microbatch.source, microbatch.target))
+        x_cycled = generator(x_fake, state.condition_input(microbatch.source, microbatch.target))
     is_wgan = loss_config.adversarial == "wgan_gp"
     adversarial_loss = losses.wgan_g_loss if is_wgan else losses.nonsaturating_g_loss
     condition_loss, condition_terms = compute_condition_loss(
         state, fake_output, microbatch.batch, cached_gradients, uses_target=True
     )
-    scalars = {
+    terms = {
         "adversarial": adversarial_loss(fake_output.logits),
-        "cycle": losses.cycle_loss(microbatch.x_real, reconstruction),
+        "cycle": losses.cycle_loss(microbatch.x_real, x_cycled),
     }
-    g_loss = scalars["adversarial"] + condition_loss + loss_config.cycle_weight * scalars["cycle"]
+    g_loss = terms["adversarial"] + condition_loss + loss_config.cycle_weight * terms["cycle"]
     if loss_config.identity_weight:
         with state.context.autocast():
-            identity = generator(microbatch.x_real, state.condition_input(microbatch.source, microbatch.source))
-        scalars["identity"] = losses.identity_loss(microbatch.x_real, identity, loss_config.identity_margin)
-        g_loss = g_loss + loss_config.identity_weight * scalars["identity"]
-    return g_loss, scalars | condition_terms
+            x_identity = generator(microbatch.x_real, state.condition_input(microbatch.source, microbatch.source))
+        terms["identity"] = losses.identity_loss(microbatch.x_real, x_identity, loss_config.identity_margin)
+        g_loss = g_loss + loss_config.identity_weight * terms["identity"]
+    return g_loss, terms | condition_terms
 
 
 @dataclass(frozen=True)
@@ -224,22 +230,23 @@ def compute_condition_loss(
     `uses_target` compares D's estimate with the target condition instead of the source condition.
     """
     loss_config = state.config.losses
+    columns = state.condition_layout.estimate_columns(batch.dataset)
     dataset_output = discriminator_output._replace(
-        condition=discriminator_output.condition[:, state.condition_layout.estimate_columns(batch.dataset)]
+        condition_estimate=discriminator_output.condition_estimate[:, columns]
     )
     if cached_gradients is not None:
-        surrogate = (dataset_output.condition * cached_gradients.condition_gradient).sum()
-        if dataset_output.outputs is not None and cached_gradients.output_gradient is not None:
-            surrogate = surrogate + (dataset_output.outputs * cached_gradients.output_gradient).sum()
+        surrogate = (dataset_output.condition_estimate * cached_gradients.condition_gradient).sum()
+        if dataset_output.output_estimate is not None and cached_gradients.output_gradient is not None:
+            surrogate = surrogate + (dataset_output.output_estimate * cached_gradients.output_gradient).sum()
         return cached_gradients.loss + surrogate - surrogate.detach(), cached_gradients.terms
     target = batch.condition_target if uses_target else batch.condition
     condition, outputs = state.conditions[batch.dataset], batch.outputs_target if uses_target else batch.outputs
-    terms = condition_losses(condition, dataset_output, target, outputs)
+    terms = compute_condition_terms(condition, dataset_output, target, outputs)
     term_weights = {"condition": loss_config.condition_weight, "output": loss_config.output_weight}
     return torch.stack([term_weights[name] * value for name, value in terms.items()]).sum(), terms
 
 
-def cached_condition_gradients(
+def cache_condition_gradients(
     state: TrainState,
     microbatches: Sequence[Microbatch],
     discriminate: Callable[[Microbatch], DiscriminatorOutput],
@@ -254,8 +261,10 @@ def cached_condition_gradients(
         return [None] * len(microbatches)
     columns = state.condition_layout.estimate_columns(batches[0].dataset)
     microbatch_outputs = [discriminate(microbatch) for microbatch in microbatches]
-    estimate = torch.cat([microbatch_output.condition for microbatch_output in microbatch_outputs]).requires_grad_()
-    output_estimates = [output.outputs for output in microbatch_outputs if output.outputs is not None]
+    estimate = torch.cat(
+        [microbatch_output.condition_estimate for microbatch_output in microbatch_outputs]
+    ).requires_grad_()
+    output_estimates = [output.output_estimate for output in microbatch_outputs if output.output_estimate is not None]
     outputs = torch.cat(output_estimates).requires_grad_() if output_estimates else None
     batch_output = DiscriminatorOutput(microbatch_outputs[0].logits, estimate, outputs)
     loss, terms = compute_condition_loss(state, batch_output, Batch.concatenate(batches), uses_target=uses_target)

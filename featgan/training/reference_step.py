@@ -61,12 +61,12 @@ def reference_g_loss(state: TrainState, batch: Batch) -> tuple[Tensor, LossTerms
     condition_loss, terms = compute_condition_loss(state, fake_output, batch, uses_target=True)
     is_wgan = loss_config.adversarial == "wgan_gp"
     terms["adversarial"] = (losses.wgan_g_loss if is_wgan else losses.nonsaturating_g_loss)(fake_output.logits)
-    reconstruction = reference_generate(generator, x_fake, state.condition_input(source, target))
-    terms["cycle"] = losses.cycle_loss(x_real, reconstruction)
+    x_cycled = reference_generate(generator, x_fake, state.condition_input(source, target))
+    terms["cycle"] = losses.cycle_loss(x_real, x_cycled)
     g_loss = terms["adversarial"] + condition_loss + loss_config.cycle_weight * terms["cycle"]
     if loss_config.identity_weight:
-        identity = reference_generate(generator, x_real, state.condition_input(source, source))
-        terms["identity"] = losses.identity_loss(x_real, identity, loss_config.identity_margin)
+        x_identity = reference_generate(generator, x_real, state.condition_input(source, source))
+        terms["identity"] = losses.identity_loss(x_real, x_identity, loss_config.identity_margin)
         g_loss = g_loss + loss_config.identity_weight * terms["identity"]
     return g_loss, terms
 
@@ -77,7 +77,7 @@ def unwrapped_networks(state: TrainState) -> tuple[Generator, Discriminator]:
 
 
 def source_and_target(state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the source and target conditions of the images, [n, C] each."""
+    """Return the embedded source and target conditions of the images, [n, E] each."""
     embed = state.condition_layout.embed
     return embed(batch.condition, batch.dataset), embed(batch.condition_target, batch.dataset)
 

@@ -27,15 +27,15 @@ JOB_END_TIMEOUT = 120
 
 
 @contextmanager
-def exclusive_run(run: Path, context: DistributedContext) -> Iterator[None]:
+def exclusive_run(run_dir: Path, context: DistributedContext) -> Iterator[None]:
     """Create the run folder and lock it against other training processes; remove it on exit if it is empty.
 
     Raises UserError in every process if the run is already being trained.
     """
-    lease, owner = FileLease(run / TRAINING_LOCK), LeaseOwner.current_process()
+    lease, owner = FileLease(run_dir / TRAINING_LOCK), LeaseOwner.current_process()
     context.run_on_main(
-        lambda: acquire_run_lock(run, lease, owner),
-        f"{run}: is already being trained; see the message of the main process",
+        lambda: acquire_run_lock(run_dir, lease, owner),
+        f"{run_dir}: is already being trained; see the message of the main process",
     )
     try:
         with lease.keep_alive() if context.is_main else nullcontext():
@@ -44,36 +44,36 @@ def exclusive_run(run: Path, context: DistributedContext) -> Iterator[None]:
         if context.is_main:
             lease.release(owner.token)
             with suppress(OSError):
-                run.rmdir()
+                run_dir.rmdir()
 
 
-def acquire_run_lock(run: Path, lease: FileLease, owner: LeaseOwner) -> None:
+def acquire_run_lock(run_dir: Path, lease: FileLease, owner: LeaseOwner) -> None:
     """Acquire the training lock of a run. Raises UserError if another process or job holds it."""
-    run.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + JOB_END_TIMEOUT
     while not lease.acquire(owner):
         current_owner = lease.live_owner()
         if current_owner is not None and not (current_owner.is_completing() and time.monotonic() < deadline):
             raise UserError(
-                f"{run}: is already being trained by {current_owner}; wait for it to finish, or stop it first"
+                f"{run_dir}: is already being trained by {current_owner}; wait for it to finish, or stop it first"
             )
         time.sleep(1)
 
 
-def resume_or_start(state: TrainState, resume_from: Path | None, reset_optimizer: bool) -> int:
+def resume_or_start(state: TrainState, init_from: Path | None, reset_optimizer: bool) -> int:
     """Restore the newest checkpoint of the run, write config.yaml, and return the first step to train.
 
-    If the run has no checkpoint, `resume_from` is restored instead, and `reset_optimizer` then leaves out its
-    optimizer state. The optimizer state of the run's own checkpoint is always restored, so that resuming is exact.
-    Raises UserError if `resume_from` is used and is corrupted or not before the last step of the run.
+    If the run has no checkpoint, `init_from` is restored instead. The step count continues from that checkpoint, and
+    `reset_optimizer` leaves out its optimizer state. The optimizer state of the run's own checkpoint is always
+    restored, so that resuming is exact. Raises UserError if `init_from` is corrupted or already at the last step.
     """
     run, steps = state.config.run_dir, state.config.training.steps
     run_checkpoint = find_run_checkpoint(state)
     first_step = restore_train_state(
-        state, run_checkpoint or require_valid_checkpoint(resume_from), reset_optimizer and run_checkpoint is None
+        state, run_checkpoint or require_valid_checkpoint(init_from), reset_optimizer and run_checkpoint is None
     )
     if run_checkpoint is None and first_step >= steps:
-        raise UserError(f"{resume_from}: is at step {first_step}; set training.steps to a larger number to resume")
+        raise UserError(f"{init_from}: is at step {first_step}; set training.steps to a larger number to resume")
     if state.context.is_main:
         atomic_write(run / "config.yaml", to_yaml(state.config).encode())
     state.context.barrier()
@@ -99,12 +99,12 @@ def find_run_checkpoint(state: TrainState) -> Path | None:
     return folder
 
 
-def check_options(config: Config, resume_from: Path | None, reset_optimizer: bool) -> None:
+def check_options(config: Config, init_from: Path | None, reset_optimizer: bool) -> None:
     """Raise UserError for options that would have no effect."""
-    if reset_optimizer and resume_from is None:
+    if reset_optimizer and init_from is None:
         raise UserError(
-            f"{config.run_dir}: --reset-optimizer requires --resume-from; to reset the optimizer of this run, start a "
-            "new run from its checkpoint: run_dir=... --resume-from CHECKPOINT --reset-optimizer"
+            f"{config.run_dir}: --reset-optimizer requires --init-from; to reset the optimizer of this run, start a "
+            "new run from its checkpoint: run_dir=... --init-from CHECKPOINT --reset-optimizer"
         )
 
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from featgan.config.schema import Config
-from featgan.data.conditions import Condition, ConditionLayout, build_condition, condition_input, condition_input_dim
+from featgan.data.conditions import (
+    Condition,
+    ConditionLayout,
+    build_condition,
+    build_condition_input,
+    condition_input_dim,
+)
 from featgan.data.loader import TrainingSet
 from featgan.data.shards.shard_set import ShardSet
 from featgan.distributed.context import DistributedContext
@@ -34,8 +40,8 @@ class TrainState:
     ema: EMA
 
     def condition_input(self, target: Tensor, source: Tensor) -> Tensor:
-        """Return G's condition input [N, P] from the target and source conditions [N, C]."""
-        return condition_input(self.config.generator.condition_input, target, source)
+        """Return G's condition input [N, P] from the embedded target and source conditions, both [N, E]."""
+        return build_condition_input(self.config.generator.condition_input, target, source)
 
     @property
     def image_size(self) -> int:
@@ -54,9 +60,9 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
         sizes = " and ".join(f"{size} px" for size in sorted(image_sizes))
         raise UserError(f"second_dataset.shards: the images have {sizes}; pack both data sets with one --image-size")
     training_sets = []
-    for dataset, shard in zip(datasets, shard_sets, strict=True):
-        condition = build_condition(dataset, shard, "train")
-        training_sets.append(TrainingSet(shard.get_split("train"), condition, dataset.horizontal_flip))
+    for dataset, shard_set in zip(datasets, shard_sets, strict=True):
+        condition = build_condition(dataset, shard_set, "train")
+        training_sets.append(TrainingSet(shard_set.get_split("train"), condition, dataset.horizontal_flip))
     return shard_sets, training_sets
 
 
@@ -91,7 +97,7 @@ def build_networks(
     Raises UserError if they do not support the image size.
     """
     layout = ConditionLayout(tuple(training_set.condition.dim for training_set in training_sets))
-    condition_dim = condition_input_dim(config.generator.condition_input, layout.generator_dim)
+    condition_dim = condition_input_dim(config.generator.condition_input, layout.embedded_dim)
     torch.manual_seed(config.training.seed)
     discriminator_config = config.discriminator
     try:
@@ -108,7 +114,7 @@ def build_networks(
             discriminator_config.num_layers,
             discriminator_config.max_dim,
             training_sets[0].condition.output_dim,
-            layout.generator_dim if discriminator_config.projection else 0,
+            layout.embedded_dim if discriminator_config.projection else 0,
         )
     except ValueError as error:
         raise UserError(f"{config.dataset.shards}: {error}") from None

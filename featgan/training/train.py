@@ -13,9 +13,9 @@ from featgan.training.checkpointing import save_train_state
 from featgan.training.logger import TrainingLogger
 from featgan.training.lr_schedule import lr_at_step
 from featgan.training.objective import (
-    compute_d_losses,
-    compute_d_warmup_losses,
-    compute_g_losses,
+    d_loss_closures,
+    d_warmup_loss_closures,
+    g_loss_closures,
     generate_fake,
     split_microbatches,
 )
@@ -25,7 +25,7 @@ from featgan.training.state import TrainState, build_train_state
 
 def train(
     config: Config,
-    resume_from: Path | None = None,
+    init_from: Path | None = None,
     stop_signal: StopSignal | None = None,
     reset_optimizer: bool = False,
     profile: bool = False,
@@ -33,19 +33,19 @@ def train(
     """Train until the configured number of steps and return the run folder.
 
     A run that has a checkpoint resumes from the newest one. A new run starts from random weights, or from
-    `resume_from`, a checkpoint folder of another run with the same networks and data. `reset_optimizer` then loads
-    the weights only. `stop_signal` is checked after each step. `profile` writes a trace of some steps to the run
-    folder and prints a table of the most expensive operations.
+    `init_from`, a checkpoint folder of another run with the same networks and data. The step count then continues
+    from that checkpoint, and `reset_optimizer` loads the weights only. `stop_signal` is checked after each step.
+    `profile` writes a trace of some steps to the run folder and prints a table of the most expensive operations.
 
-    Raises UserError if another process trains this run, or if the checkpoint is corrupted or not before the last
-    step. Raises TrainingInterrupted after a stop signal, once the current step is complete and saved.
+    Raises UserError if another process trains this run, or if `init_from` is corrupted or already at the last step.
+    Raises TrainingInterrupted after a stop signal, once the current step is complete and saved.
     """
-    check_options(config, resume_from, reset_optimizer)
+    check_options(config, init_from, reset_optimizer)
     with Watchdog(config.distributed.hang_timeout) as watchdog:
         state = build_train_state(config)
         check_run_folder(config)
         with exclusive_run(config.run_dir, state.context):
-            first_step = resume_or_start(state, resume_from, reset_optimizer)
+            first_step = resume_or_start(state, init_from, reset_optimizer)
             if first_step < config.training.steps:
                 run_steps(state, first_step, stop_signal or StopSignal(), watchdog, profile)
     return config.run_dir
@@ -59,12 +59,12 @@ def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watch
     batch_dataset = build_batch_dataset(state)
 
     loader_context = open_loader(batch_dataset, first_step, training.steps, training.num_workers)
-    with loader_context as loader, TrainingLogger(state, run, first_step, batch_dataset[0], profile) as logger:
+    with loader_context as loader, TrainingLogger(state, run, first_step, batch_dataset[0], profile) as training_logger:
         announce_training(state, first_step, batch_dataset)
         watchdog.reset()
         for step in range(first_step, training.steps):
             # --- load the batch
-            with logger.timer.waiting_for_data():
+            with training_logger.timer.waiting_for_data():
                 batch = next(loader).to(context.device)
             microbatches = split_microbatches(state, batch)
 
@@ -77,35 +77,35 @@ def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watch
             if step == training.discriminator_warmup_steps:
                 discriminator.reset_optimizer_state()
             if is_warmup:
-                d_losses = compute_d_warmup_losses(state, microbatches)
+                d_losses = d_warmup_loss_closures(state, microbatches)
             else:
-                d_losses = compute_d_losses(state, step, microbatches, x_fake)
+                d_losses = d_loss_closures(state, step, microbatches, x_fake)
             d_lr = lr_at_step(optimizer_config.discriminator_lr, step, training.steps, optimizer_config.lr_decay_steps)
-            logger.add_scalars("discriminator", discriminator.step(d_losses, d_lr))
+            training_logger.add_scalars("discriminator", discriminator.step(d_losses, d_lr))
 
             # --- train the generator every n_critic steps: adversarial, condition, cycle and identity losses
             if update_generator:
                 g_lr = lr_at_step(optimizer_config.generator_lr, step, training.steps, optimizer_config.lr_decay_steps)
                 with discriminator.frozen():
-                    g_losses = compute_g_losses(state, microbatches, x_fake)
-                    logger.add_scalars("generator", generator.step(g_losses, g_lr))
+                    g_losses = g_loss_closures(state, microbatches, x_fake)
+                    training_logger.add_scalars("generator", generator.step(g_losses, g_lr))
                 images_seen = (step + 1 - training.discriminator_warmup_steps) * training.batch_size
                 ema.update(generator.module, images_seen, training.batch_size * training.n_critic)
 
             # --- log, draw samples, save a checkpoint
-            logger.on_step_end()
+            training_logger.on_step_end()
             watchdog.reset()
             if is_due(step + 1, training.log_every, training.steps):
-                logger.log_scalars(step + 1)
+                training_logger.log_scalars(step + 1)
             if is_due(step + 1, training.sample_every, training.steps):
-                logger.log_samples(step + 1)
+                training_logger.log_samples(step + 1)
             check_stop = step % context.stop_check_every == 0
             should_stop = check_stop and context.any_rank(stop_signal.received_signal is not None)
             is_checkpoint_step = is_due(step + 1, training.checkpoint_every, training.steps)
             if should_stop or is_checkpoint_step or is_evaluation_step(config, step + 1):
                 save_train_state(state, run, step + 1)
             if should_stop and step + 1 < training.steps:
-                exit_after_stop(state, step + 1, stop_signal)
+                raise_interrupted(state, step + 1, stop_signal)
     context.barrier()  # the other processes must not exit while the main process still writes
 
 
@@ -114,7 +114,7 @@ def is_evaluation_step(config: Config, step: int) -> bool:
     return config.evaluation.every > 0 and step % config.evaluation.every == 0
 
 
-def exit_after_stop(state: TrainState, step: int, stop_signal: StopSignal) -> NoReturn:
+def raise_interrupted(state: TrainState, step: int, stop_signal: StopSignal) -> NoReturn:
     """Raise TrainingInterrupted after the checkpoint of `step` is saved; any process may have received the signal."""
     state.context.barrier()  # wait until the main process has written the checkpoint
     raise TrainingInterrupted(

@@ -1,4 +1,4 @@
-"""Tests of the benchmarks: statistics and goals, equal results of naive and fast code, tables and JSON."""
+"""Tests of the benchmarks: statistics and goals, equal results of reference and fast code, tables and JSON."""
 
 import io
 import json

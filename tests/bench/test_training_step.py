@@ -16,7 +16,7 @@ from featgan.bench.training_step import StepSizes
 from featgan.cli.main import cli
 from featgan.config.loading import to_yaml
 from featgan.training import reference_step
-from featgan.training.objective import compute_d_losses, compute_g_losses, generate_fake, split_microbatches
+from featgan.training.objective import d_loss_closures, g_loss_closures, generate_fake, split_microbatches
 from featgan.training.train import train
 from tests.conftest import World
 
@@ -30,9 +30,9 @@ def test_naive_and_fast_steps_compute_the_same_losses(conditioning: str) -> None
     batch = bench.random_batch(TINY_SIZES, state.context.device)
     (microbatch,) = microbatches = split_microbatches(state, batch)
     x_fake = generate_fake(state, microbatch)
-    loss, _ = compute_d_losses(state, 0, microbatches, x_fake)[0]()
+    loss, _ = d_loss_closures(state, 0, microbatches, x_fake)[0]()
     torch.testing.assert_close(loss, reference_step.reference_d_loss(state, 0, batch)[0], rtol=1e-4, atol=1e-4)
-    loss, _ = compute_g_losses(state, microbatches, x_fake)[0]()
+    loss, _ = g_loss_closures(state, microbatches, x_fake)[0]()
     torch.testing.assert_close(loss, reference_step.reference_g_loss(state, batch)[0], rtol=1e-4, atol=1e-4)
 
 

@@ -67,7 +67,7 @@ def test_cached_outputs_equal_those_of_onnxruntime(models_folder: Path, shards: 
 
 
 def test_cache_is_ready_for_training(shards: ShardSet, cache: FeatureCache) -> None:
-    assert (cache.feature_dim, cache.output_dim, cache.output_kind) == (256, 81, "other")
+    assert (cache.feature_dim, cache.output_dim, cache.task) == (256, 81, "other")
     assert cache.space.num_components == cache.num_components == 8
     features = torch.from_numpy(cache.features("train", range(len(shards.get_split("train")))))
     condition = cache.space.encode(features, "components")

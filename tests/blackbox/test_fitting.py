@@ -1,6 +1,7 @@
-"""Tests of fitting: it learns, equal seeds give equal weights, classes are balanced, OUT is never overwritten."""
+"""Tests of training a classifier: it learns, equal seeds give equal weights, OUT is never overwritten."""
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from featgan.blackbox.fitting import trainer
@@ -78,7 +80,7 @@ def test_expression_classifier_learns_and_loads(shards: Path, fitted_classifier:
     _, outputs = blackbox(to_float(split.decode(range(24))))
     agreement = (outputs.argmax(1).numpy() == split.expression).mean()
     assert agreement == pytest.approx(scores["accuracy"], abs=1e-4)
-    assert (blackbox.output_kind, blackbox.feature_dim, blackbox.class_names[1]) == ("expression", 64, "happy")
+    assert (blackbox.task, blackbox.feature_dim, blackbox.class_names[1]) == ("expression", 64, "happy")
 
 
 def test_no_feature_is_dead(shards: Path, fitted_classifier: tuple[Path, dict[str, Any]]) -> None:
@@ -87,14 +89,14 @@ def test_no_feature_is_dead(shards: Path, fitted_classifier: tuple[Path, dict[st
     assert (features.std(0) > 1e-3).all()
 
 
-def test_equal_settings_are_not_fitted_again_and_other_settings_are_rejected(
+def test_equal_settings_are_not_trained_again_and_other_settings_are_rejected(
     shards: Path, fitted_classifier: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, scores = fitted_classifier
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert fit_blackbox(shards, "expression", out, **SMALL_TRAINING) == scores
-    assert "already fitted" in capsys.readouterr().err
-    with pytest.raises(UserError, match="was fitted with seed 0, not 7"):
+    assert "already trained" in capsys.readouterr().err
+    with pytest.raises(UserError, match="was trained with seed 0, not 7"):
         fit_blackbox(shards, "expression", out, seed=7, **SMALL_TRAINING)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
@@ -116,17 +118,17 @@ def test_fitting_again_repairs_a_corrupted_classifier(
         UserError, match=r"classifier\.safetensors: .*repair it by running the same `featgan blackbox fit` again"
     ):
         load_blackbox(str(out))
-    with pytest.raises(UserError, match="was fitted with seed 0, not 7"):
+    with pytest.raises(UserError, match="was trained with seed 0, not 7"):
         fit_blackbox(shards, "expression", out, seed=7, **short)
     assert fit_blackbox(shards, "expression", out, **short) == scores
-    assert "fitting the classifier again" in " ".join(capsys.readouterr().err.split())
+    assert "training the classifier again" in " ".join(capsys.readouterr().err.split())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_error_about_corrupted_metadata_names_the_folder_to_remove(shards: Path, tmp_path: Path) -> None:
     (tmp_path / METADATA_FILE).write_text("{")
     with pytest.raises(
-        UserError, match=rf"classifier\.json: corrupted .*; remove {tmp_path} and fit the classifier again"
+        UserError, match=rf"classifier\.json: corrupted .*; remove {tmp_path} and train the classifier again"
     ):
         fit_blackbox(shards, "expression", tmp_path, **SMALL_TRAINING)
 
@@ -159,7 +161,7 @@ def test_valence_and_arousal(shards: Path, tmp_path: Path) -> None:
     assert scores["valence"]["rmse"] < 0.3
     assert scores["ccc"] == pytest.approx((scores["valence"]["ccc"] + scores["arousal"]["ccc"]) / 2, abs=1e-3)
     blackbox = load_blackbox(str(tmp_path / "classifier"))
-    assert (blackbox.output_kind, blackbox.class_names, blackbox.output_dim) == (
+    assert (blackbox.task, blackbox.class_names, blackbox.output_dim) == (
         "valence_arousal",
         ("valence", "arousal"),
         2,
@@ -190,12 +192,14 @@ def test_each_attribute_is_predicted_and_scored(tmp_path: Path) -> None:
         rows.append(f"{number:02d}.png,{'validation' if number % 6 == 5 else 'train'},{bright},{striped}")
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
     shards = tmp_path / "shards"
-    pack_shards("csv", tmp_path, shards, image_size=SIZE, workers=1, attribute_columns="bright,striped")
+    pack_shards(
+        "csv", tmp_path, shards, image_size=SIZE, workers=1, layout_options={"attribute_columns": "bright,striped"}
+    )
     scores = fit_blackbox(shards, "attributes", tmp_path / "classifier", **{**SMALL_TRAINING, "epochs": 16})
     assert scores["accuracy"] > 0.9 and scores["bright"]["accuracy"] > 0.9 and scores["striped"]["f1"] > 0.8
     assert build_scores_table(scores).row_count == 2
     blackbox = load_blackbox(str(tmp_path / "classifier"))
-    assert (blackbox.output_kind, blackbox.class_names) == ("attributes", ("bright", "striped"))
+    assert (blackbox.task, blackbox.class_names) == ("attributes", ("bright", "striped"))
 
 
 def test_torchvision_backbone_from_weights(shards: Path, tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_torchvision_backbone_from_weights(shards: Path, tmp_path: Path) -> None
     blackbox = load_blackbox(str(tmp_path / "classifier"))
     assert (blackbox.feature_dim, blackbox.image_size, blackbox.layer) == (64, 32, "hidden")
     assert blackbox.preprocessing.mean == (0.485, 0.456, 0.406)
-    with pytest.raises(UserError, match="was fitted with weights"):
+    with pytest.raises(UserError, match="was trained with weights"):
         fit_blackbox(shards, "expression", tmp_path / "classifier", **options)
 
 
@@ -225,16 +229,16 @@ def test_start_from_another_classifier_with_other_classes(
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"task": "age"}, "unknown task 'age'; use one of expression, valence_arousal, attributes, factors"),
-    ({"task": "factors"}, "the shards contain no factors"),
-    ({"network": "resnet18"}, "unknown network 'resnet18'; use vgg or torchvision:NAME"),
-    ({"network": "torchvision:resnet81"}, "unknown network torchvision:resnet81; did you mean"),
-    ({"network": "torchvision:resnet18", "width": 2.0}, "width 2.0: only the network vgg has a width"),
-    ({"network": "torchvision:squeezenet1_1"}, "has no linear layer to replace"),
-    ({"epochs": 0}, "epochs 0: input should be greater than or equal to 1"),
-    ({"learning_rate": float("nan")}, "learning rate nan"),
-    ({"image_size": 2}, "image size 2"),
-    ({"weights": "missing.pth"}, "missing.pth: no such weights file"),
+    ({"task": "age"}, "--task age: unknown task; use one of expression, valence_arousal, attributes, factors"),
+    ({"task": "factors"}, "the shards have no labels for the task factors"),
+    ({"network": "resnet18"}, "--network resnet18: unknown network; use vgg or torchvision:NAME"),
+    ({"network": "torchvision:resnet81"}, "--network torchvision:resnet81: no such network; did you mean"),
+    ({"network": "torchvision:resnet18", "width": 2.0}, "--width 2.0: only the network vgg has a width"),
+    ({"network": "torchvision:squeezenet1_1"}, "--network torchvision:squeezenet1_1: has no linear layer to replace"),
+    ({"epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
+    ({"learning_rate": float("nan")}, "learning_rate=nan"),
+    ({"image_size": 2}, "image_size=2"),
+    ({"weights": "missing.pth"}, "--weights missing.pth: no such file"),
 ]
 
 
@@ -256,13 +260,13 @@ def test_images_of_a_single_class_are_rejected(tmp_path: Path) -> None:
         draw_stripes(1, np.random.default_rng(number)).save(source / f"{number}.png")
     (source / "labels.csv").write_text("file,expression\n" + "".join(f"{number}.png,happy\n" for number in range(4)))
     pack_shards("csv", source, tmp_path / "shards", image_size=SIZE, workers=1)
-    with pytest.raises(UserError, match="all images of train are 'happy'; fitting needs at least two classes"):
+    with pytest.raises(UserError, match="all images of split train belong to class 'happy', but 2 classes are needed"):
         fit_blackbox(tmp_path / "shards", "expression", tmp_path / "classifier")
 
 
 def test_folder_with_other_content_is_not_modified(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not a fitted classifier; choose another --out"):
+    with pytest.raises(UserError, match="is not a classifier of featgan; choose another --out"):
         fit_blackbox(shards, "expression", tmp_path, **SMALL_TRAINING)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -350,3 +354,16 @@ def test_scores_equal_hand_computed_values() -> None:
     assert factors["factors"] == {"x": -3.0, "y": -3.0}
     for actual in (scores, affect, factors):
         assert build_scores_table({"split": "validation", **actual}).row_count in (2, 3)
+
+
+@pytest.mark.parametrize(("num_classes", "count"), [(8, 99), (10, 99999), (11, 5), (40, 1000)])
+def test_confusion_table_fits_80_columns(num_classes: int, count: int) -> None:
+    names = [f"expression-{code}" for code in range(num_classes)]
+    codes = torch.arange(num_classes)
+    scores = compute_scores(torch.eye(num_classes).roll(1, 1), codes, "expression", names)
+    scores |= {"split": "validation", "confusion": [[count * value for value in row] for row in scores["confusion"]]}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(build_scores_table(scores))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert all(name in text for name in names) and str(count) in text

@@ -87,7 +87,7 @@ def test_callable_that_returns_a_function(monkeypatch: pytest.MonkeyPatch, image
     features, outputs = blackbox(images)
     torch.testing.assert_close(features, images.mean((2, 3)))
     torch.testing.assert_close(outputs, images.amax((1, 2, 3))[:, None])
-    assert (blackbox.layer, blackbox.feature_dim, blackbox.output_dim, blackbox.output_kind) == (
+    assert (blackbox.layer, blackbox.feature_dim, blackbox.output_dim, blackbox.task) == (
         "features",
         3,
         1,
@@ -201,12 +201,12 @@ def test_options_of_the_call_are_added_to_the_spec(
 ) -> None:
     spec = register_callable_spec(monkeypatch, network)
     blackbox = load_blackbox(
-        spec, preprocessing={"image_size": 8, "mean": (0.1, 0.2, 0.3), "channels": "bgr"}, output_kind="expression"
+        spec, preprocessing={"image_size": 8, "mean": (0.1, 0.2, 0.3), "channels": "bgr"}, task="expression"
     )
     again = load_blackbox(blackbox.spec, blackbox.layer)
     assert torch.equal(again(images)[0], blackbox(images)[0])
     assert again.sha256 == blackbox.sha256 != load_blackbox(spec).sha256
-    assert again.output_kind == "expression"
+    assert again.task == "expression"
     assert again.class_names[:2] == ("neutral", "happy")
 
 

@@ -55,7 +55,7 @@ def test_fitted_classifier_round_trip(tmp_path: Path, images: Tensor) -> None:
     blackbox = load_blackbox(str(folder))
     with torch.no_grad():
         torch.testing.assert_close(blackbox(images)[1], network(images))
-    assert (blackbox.layer, blackbox.feature_dim, blackbox.output_kind, blackbox.image_size) == (
+    assert (blackbox.layer, blackbox.feature_dim, blackbox.task, blackbox.image_size) == (
         "hidden",
         64,
         "expression",
@@ -74,10 +74,10 @@ def test_fitted_classifier_with_other_weights_is_rejected(tmp_path: Path) -> Non
         load_blackbox(str(folder))
 
 
-def test_output_kind_of_a_fitted_classifier_cannot_be_changed(tmp_path: Path) -> None:
+def test_task_of_a_fitted_classifier_cannot_be_changed(tmp_path: Path) -> None:
     _, folder = make_fitted_classifier(tmp_path / "classifier")
-    with pytest.raises(UserError, match="a fitted classifier defines its own outputs; remove output_kind"):
-        load_blackbox(str(folder), output_kind="valence_arousal")
+    with pytest.raises(UserError, match="defines its own outputs; remove the option task"):
+        load_blackbox(str(folder), task="valence_arousal")
 
 
 def test_error_about_invalid_metadata_names_the_field(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_pickled_module_is_rejected_as_torchscript(tmp_path: Path, network: Smal
 
 
 BAD_SPECS = {
-    "": "empty SPEC: no such folder or file; a black box is",
+    "": "empty SPEC: no such folder or file; SPEC must be",
     "nowhere": "nowhere: no such folder or file",
     "nowhere.onnx": "nowhere.onnx: no such file",
     "weights.pth": "weights alone are not a network",
@@ -137,12 +137,12 @@ BAD_SPECS = {
     "torchvision:resnet18?size=3": "unknown option 'size'",
     "torchvision:resnet18?image_size": "write options as",
     "torchvision:resnet18?image_size=big": "image_size: input should be a valid integer",
-    "torchvision:resnet18?mean=1,2": "mean has 2 numbers, but 1 or 3 are needed",
-    "torchvision:resnet18?channels=gray": "mean has 3 numbers, but 1 is needed",
+    "torchvision:resnet18?mean=1,2": "mean: 2 numbers, but 1 or 3 are needed",
+    "torchvision:resnet18?channels=gray": "mean: 3 numbers, but 1 is needed",
     "torchvision:resnet18?layout=nhwc": "cannot run on images 3 x 224 x 224 x 3",
-    "torchvision:resnet18?output_kind=age": "use one of expression, valence_arousal, attributes, other",
-    "torchvision:resnet18?output_kind=expression&image_size=32": "8 names for 1000 outputs",
-    "torchvision:resnet18?output_kind=valence_arousal&image_size=32": "2 names for 1000 outputs",
+    "torchvision:resnet18?task=age": "use one of expression, valence_arousal, attributes, other",
+    "torchvision:resnet18?task=expression&image_size=32": "8 names for 1000 outputs",
+    "torchvision:resnet18?task=valence_arousal&image_size=32": "2 names for 1000 outputs",
     "torchvision:squeezenet1_1?image_size=64": "no linear layer at the end",
 }
 
@@ -176,7 +176,7 @@ def test_empty_folder_and_invalid_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "garbage.pt").write_bytes(b"\x00garbage" * 10)
     pytest.importorskip("onnx")
     for spec, message in (
-        (tmp_path, r"not a fitted classifier \(no classifier\.json\)"),
+        (tmp_path, r"not a classifier of featgan \(no classifier\.json\)"),
         (tmp_path / "garbage.onnx", "not an ONNX"),
         (tmp_path / "garbage.pt", "not a"),
     ):

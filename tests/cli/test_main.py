@@ -1,6 +1,7 @@
 """The command line: order of the commands, help texts, and one line with exit code 2 for every user error."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from featgan.cli.click_helpers import user_error_message
-from featgan.cli.main import cli, main
+from featgan.cli.main import LAYOUT_NAMES, cli, main
+from featgan.config.choices import EXTERNAL_TASKS, FITTED_TASKS, SUITES, TASKS
+from featgan.data.readers.registry import LAYOUT_READERS
 from featgan.errors import UserError
+from featgan.evaluation.evaluate import SUITE_SIZES
 from featgan.run.paths import step_folder
 from featgan.training.train import train
 from launch.__main__ import cli as launch_cli
+from scripts.generate_cli_docs import option_default
 from tests.conftest import World
 
 
@@ -67,6 +72,17 @@ def test_every_command_and_option_has_a_help_text(name: str) -> None:
             assert option.help[0].isupper() or option.help[0] == "`", f"{name} {option.opts[0]}: {option.help}"
 
 
+def test_choices_of_the_command_line_are_complete() -> None:
+    assert set(LAYOUT_NAMES) == set(LAYOUT_READERS)
+    assert set(SUITE_SIZES) == set(SUITES)
+    assert set(TASKS) == {*FITTED_TASKS, *EXTERNAL_TASKS}
+
+
+def test_default_of_zero_is_documented() -> None:
+    option = next(option for option in COMMANDS["featgan synthesize"].params if option.name == "seed")
+    assert isinstance(option, click.Option) and option_default(option) == "`0`"
+
+
 @pytest.mark.parametrize("group", [cli, launch_cli], ids=["featgan", "launch"])
 def test_list_of_commands_is_not_truncated(group: click.Group) -> None:
     output = CliRunner().invoke(group, ["--help"], terminal_width=80).output
@@ -85,6 +101,8 @@ ERROR_MESSAGES = {
     "info none": "no such file or folder",
     "pack csv none --out out": "no such folder",
     "pack csv . --out out --layout-option color": "NAME=VALUE",
+    "pack csv . --out out --layout-option crop=3": "--layout-option crop: not an option of layout csv",
+    "pack csv . --out out --layout-option source=a": "--layout-option source: not an option of layout csv",
     "extract --shards none --blackbox x": "none: ",
     "extract --blackbox x": "name the folder with --shards",
     "blackbox fit --shards none --out out": "none: ",
@@ -128,6 +146,16 @@ def test_dry_run_shows_sizes_and_writes_nothing(world: World, tmp_path: Path) ->
     output = invoke_cli("train", "debug", *words, "--dry-run")
     assert "parameters" in output and "54 of 16 px" in output and "GiB" in output
     assert not (tmp_path / "run").exists()
+
+
+def test_info_shows_long_paths_in_full(tmp_path: Path) -> None:
+    shards = tmp_path / ("long-folder-name-" * 8)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"dataset: {{shards: {shards}}}\n")
+    output = CliRunner().invoke(cli, ["info", str(run)], env={"COLUMNS": "80"}).output
+    assert "…" not in output and max(map(len, output.splitlines())) <= 80
+    assert str(shards) in "".join(re.findall(r"│([^│]*)│$", output, re.M)).replace(" ", "")
 
 
 def test_info_describes_each_kind_of_folder(world: World, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from featgan.config.loading import to_yaml
 from featgan.config.schema import Config
-from featgan.run.paths import committed_steps, evaluated_steps
-from launch.snapshot import read_job_info
+from featgan.run.paths import checkpoint_steps, evaluated_steps
+from launch.job_folder import read_job_info
 from launch.status import finished_state
 from tests.cluster.test_slurm import (
     find_job_processes,
@@ -93,7 +93,7 @@ def test_training_script_resumes_after_a_signal_and_a_crash_and_dependent_jobs_w
     wait_until(lambda: read_last_step(config.run_dir) >= 10, "10 steps")
     subprocess.run(["scancel", "--signal=USR2", train], check=True)
     wait_until(lambda: count_restarts(train) == 1, "the job is requeued after a signal")
-    saved = committed_steps(config.run_dir)[-1]
+    saved = checkpoint_steps(config.run_dir)[-1]
     assert 10 <= saved < STEPS, "a checkpoint is saved at the signal"
     # The restarted job uses the stored configuration, not the file.
     (tmp_path / "sbatch.yaml").write_text(to_yaml(small_config(world, config.run_dir, 7)))
@@ -105,7 +105,7 @@ def test_training_script_resumes_after_a_signal_and_a_crash_and_dependent_jobs_w
     codes = [code for code, _ in read_attempts(folder)]
     assert codes[0] == 75 and codes[1] not in (0, 75)
     wait_until(lambda: not is_queued(render), "the last job has ended")
-    assert committed_steps(config.run_dir)[-1] == STEPS and (config.run_dir / "report.html").is_file()
+    assert checkpoint_steps(config.run_dir)[-1] == STEPS and (config.run_dir / "report.html").is_file()
     wait_until(lambda: evaluated_steps(config.run_dir, "quick") == [STEPS], "the evaluation")
     assert finished_state(folder, read_job_info(folder), has_queue=True) == "done"
 

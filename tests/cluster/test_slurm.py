@@ -17,7 +17,7 @@ import pytest
 
 from featgan.config.loading import to_yaml
 from featgan.config.schema import Config
-from featgan.run.paths import committed_steps, evaluated_steps
+from featgan.run.paths import checkpoint_steps, evaluated_steps
 from featgan.training.train import train
 from tests.conftest import World, read_checkpoint_tensors
 
@@ -93,7 +93,7 @@ def read_last_step(run: Path) -> int:
 
 def find_job_processes(folder: Path, rank: int) -> list[int]:
     """Return the main process of a rank; both nodes run on this machine."""
-    pattern = f"(submitit.core._submit|launch.sbatch_entry --run) {folder}"
+    pattern = f"(submitit.core._submit|launch.sbatch_entry --job-folder) {folder}"
     command = ["pgrep", "-f", pattern]
     process_ids = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     matches = []
@@ -110,7 +110,7 @@ def find_job_processes(folder: Path, rank: int) -> list[int]:
 
 @pytest.fixture
 def make_job_config(world: World, tmp_path: Path) -> Iterator[Callable[[str], Config]]:
-    """Return a function that makes the configuration of a run; afterwards, the jobs of the test are cancelled."""
+    """Return a function that makes the configuration of a run; afterwards, the jobs of the test are canceled."""
 
     def make(name: str) -> Config:
         config = world.make_config(
@@ -152,7 +152,7 @@ def test_disturbed_run_equals_an_undisturbed_one(
     cluster = ("--cluster", "practice", "--tasks-per-node", tasks)
     undisturbed, disturbed = make_job_config("undisturbed"), make_job_config("disturbed")
     run_launch("train", tmp_path / "undisturbed.yaml", *cluster)
-    wait_until(lambda: committed_steps(undisturbed.run_dir)[-1:] == [STEPS], "the undisturbed run is complete")
+    wait_until(lambda: checkpoint_steps(undisturbed.run_dir)[-1:] == [STEPS], "the undisturbed run is complete")
     (job,) = parse_job_ids(run_launch("train", tmp_path / "disturbed.yaml", *cluster))
     folder = disturbed.run_dir / "jobs" / "001-train"
 
@@ -170,7 +170,7 @@ def test_disturbed_run_equals_an_undisturbed_one(
     wait_until(lambda: len(read_attempts(folder)) == 2, "the killed job has ended")
     code, kept = read_attempts(folder)[1]
     assert code not in (0, 75) and kept >= 100
-    wait_until(lambda: committed_steps(disturbed.run_dir)[-1:] == [STEPS], "the disturbed run is complete")
+    wait_until(lambda: checkpoint_steps(disturbed.run_dir)[-1:] == [STEPS], "the disturbed run is complete")
     log = next(folder.glob("*_0_log.err")).read_text()
     assert f"from step {saved}" in log and f"from step {kept}" in log
     for name in ("generator_ema", "discriminator", "optimizer-generator", "optimizer-discriminator"):
@@ -200,13 +200,13 @@ def test_training_resumes_on_fewer_nodes_and_is_evaluated_and_rendered(
 ) -> None:
     config = make_job_config("moved")
     (first,) = parse_job_ids(run_launch("train", tmp_path / "moved.yaml", "--cluster", "practice"))
-    wait_until(lambda: committed_steps(config.run_dir)[-1:] >= [50], "50 steps")
+    wait_until(lambda: checkpoint_steps(config.run_dir)[-1:] >= [50], "50 steps")
     subprocess.run(["scancel", first], check=True)
-    wait_until(lambda: not is_queued(first), "the cancelled job has ended")
+    wait_until(lambda: not is_queued(first), "the canceled job has ended")
     printed = run_launch("pipeline", tmp_path / "moved.yaml", "--cluster", "practice", "--nodes", 1)
     moved, evaluated, rendered = parse_job_ids(printed)
     wait_until(lambda: not is_queued(rendered), "the pipeline has ended")
-    assert committed_steps(config.run_dir)[-1] == STEPS and (config.run_dir / "report.html").is_file()
+    assert checkpoint_steps(config.run_dir)[-1] == STEPS and (config.run_dir / "report.html").is_file()
     assert evaluated_steps(config.run_dir, "standard") == [STEPS]
     # The metrics equal those of one process without an interruption, up to rounding.
     log = next((config.run_dir / "jobs" / "002-train").glob("*_0_log.err")).read_text()
@@ -255,7 +255,7 @@ def test_job_survives_a_hanging_process_and_a_lost_node(
     assert read_attempts(folder)[0][0] not in (0, 75)
     logs = [next(folder.glob(f"*_{rank}_log.err")).read_text() for rank in range(3)]
     assert all("Timeout (0:00:20)!" in log and "run_steps" in log for log in logs), "every other rank prints its stacks"
-    step = max(committed_steps(config.run_dir), default=0)
+    step = max(checkpoint_steps(config.run_dir), default=0)
     wait_until(lambda: read_last_step(config.run_dir) >= step + 20, "the job has resumed")
     subprocess.run(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], check=True)
     try:
@@ -263,7 +263,7 @@ def test_job_survives_a_hanging_process_and_a_lost_node(
     finally:
         # The node may be back already, because its daemon is still alive; the command then fails.
         subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True, check=False)
-    wait_until(lambda: committed_steps(config.run_dir)[-1:] == [STEPS], "the run is complete")
+    wait_until(lambda: checkpoint_steps(config.run_dir)[-1:] == [STEPS], "the run is complete")
     assert len(read_attempts(folder)) == 2, "the attempt that the node lost is counted"
 
 

@@ -90,6 +90,16 @@ def test_error_names_the_override_that_contradicts_the_file(tmp_path: Path) -> N
         load_config(str(path), ["training.steps=3", "dataset.feature_cache=other"])
 
 
+@pytest.mark.parametrize(("warmup_steps", "n_critic", "min_steps"), [(40, 5, 45), (42, 5, 45), (40, 1, 41)])
+def test_error_names_the_minimum_number_of_steps(warmup_steps: int, n_critic: int, min_steps: int) -> None:
+    training = {"discriminator_warmup_steps": warmup_steps, "n_critic": n_critic}
+    assert parse_config({"training": training | {"steps": min_steps}}, "test").training.steps == min_steps
+    with pytest.raises(
+        UserError, match=rf"^test: training\.steps: {min_steps - 1} .*; set it to at least {min_steps}$"
+    ):
+        parse_config({"training": training | {"steps": min_steps - 1}}, "test")
+
+
 def test_yaml_error_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("training:\n  steps: 3\n bad\n")
@@ -130,7 +140,7 @@ def test_presets_of_the_original_implementation() -> None:
         assert (config.generator.dim, config.discriminator.dim, config.generator.conditioning) == (128, 128, "tile")
         assert (config.losses.condition_weight, config.training.steps) == (10, 1_000_000)
         condition = config.dataset.condition
-        assert (condition.regression_loss, condition.targets, condition.encoding) == ("ccc", "features", "raw")
+        assert (condition.regression_loss, condition.loss_on, condition.encoding) == ("ccc", "features", "raw")
     modern = load_config("modern")
     assert modern.generator.conditioning == "adain" and modern.training.ema_half_life_images > 0
 

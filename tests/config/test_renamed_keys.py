@@ -24,7 +24,7 @@ OLD_OVERRIDES = {
     "training.head_start=100": "renamed to 'training.discriminator_warmup_steps'",
     "generator.request=change": "'generator.condition_input' .* value 'change' to 'target_and_difference'",
     "generator.request=target": "renamed to 'generator.condition_input' in featgan 0.2$",
-    "dataset.condition.objective=actv": "'dataset.condition.targets' .* value 'actv' to 'features'",
+    "dataset.condition.objective=actv": "'dataset.condition.loss_on' .* value 'actv' to 'features'",
     "evaluation.best=-frechet_edited": "'evaluation.selection_metric' .* to 'frechet_distance'",
     "evaluation.best=-second_self_l1": "to 'second_dataset_reconstruction_l1'",
     "evaluation.witness=SPEC": "renamed to 'evaluation.second_classifier'",
@@ -34,7 +34,7 @@ OLD_VALUES = {
     "generator.conditioning=modulation": "generator.conditioning: 'modulation' was renamed to 'adain'",
     "generator.output=blend": "generator.output: 'blend' was renamed to 'masked_blend'",
     "losses.adversarial=logistic": "losses.adversarial: 'logistic' was renamed to 'non_saturating'",
-    "dataset.condition.targets=pred": "dataset.condition.targets: 'pred' was renamed to 'outputs'",
+    "dataset.condition.loss_on=pred": "dataset.condition.loss_on: 'pred' was renamed to 'outputs'",
     "evaluation.selection_metric=flip_success": "'flip_success' was renamed to 'validity'",
     "evaluation.selection_metric=-kid_edited": "'-kid_edited' was renamed to 'kid'",
 }

@@ -96,7 +96,13 @@ def test_change_of_a_field_is_reported_unless_it_is_resumable(key: str) -> None:
     old, new = make_config(settings), make_config({**settings, key: other_value(key)})
     assert flatten(old)[key] != flatten(new)[key], "the test changes the field"
     is_resumable = key in RESUMABLE_KEYS or key == "training.steps"
-    assert [entry.partition(":")[0] for entry in config_diff(old, new)] == ([] if is_resumable else [key])
+    expected = [] if is_resumable else [key]
+    assert changed_keys(old, new) == changed_keys(new, old) == expected
+
+
+def changed_keys(old: Config, new: Config) -> list[str]:
+    """Return the keys that `config_diff` reports."""
+    return [entry.partition(":")[0] for entry in config_diff(old, new)]
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -113,25 +119,33 @@ def test_change_of_the_second_dataset_is_reported(key: str) -> None:
     if key.endswith(".attributes"):
         labels |= {"second_dataset.condition.kind": "attributes", key: ["Smiling"]}
     old, new = make_config(labels), make_config({**labels, key: value})
-    assert [entry.partition(":")[0] for entry in config_diff(old, new)] == [key]
+    assert changed_keys(old, new) == changed_keys(new, old) == [key]
 
 
-def test_adding_a_second_dataset_is_reported() -> None:
+def test_adding_or_removing_a_second_dataset_is_reported() -> None:
     labels = {"dataset.condition.kind": "expression"}
-    new = make_config({**labels, "second_dataset.condition.kind": "expression"})
-    assert any(entry.startswith("second_dataset") for entry in config_diff(make_config(labels), new))
+    one, two = make_config(labels), make_config({**labels, "second_dataset.condition.kind": "expression"})
+    assert set(changed_keys(one, two)) == set(changed_keys(two, one))
+    assert set(changed_keys(one, two)) == {key for key in FIELD_KEYS if key.startswith("second_dataset.")}
 
 
 def test_number_of_steps_may_change_only_without_decay() -> None:
     decaying = {"optimizer.lr_decay_steps": 10, "training.steps": 100}
     longer = {**decaying, "training.steps": 200}
     assert config_diff(make_config(decaying), make_config(longer)) == ["training.steps: 100 -> 200"]
-    assert config_diff(make_config({"training.steps": 100}), make_config({"training.steps": 200})) == []
+    assert config_diff(make_config(longer), make_config(decaying)) == ["training.steps: 200 -> 100"]
+    short, long = make_config({"training.steps": 100}), make_config({"training.steps": 200})
+    assert config_diff(short, long) == config_diff(long, short) == []
 
 
-def test_declarations_are_complete() -> None:
+def test_every_field_declares_whether_it_is_resumable() -> None:
     declared = resumable_keys(Config)
-    assert declared == {**dict.fromkeys(RESUMABLE_KEYS, True), "training.steps": "without_lr_decay"}
+    missing = {*FIELD_KEYS, "second_dataset"} - declared.keys()
+    assert not missing, f"use fixed() or resumable(): {missing}"
+    assert {key for key, value in declared.items() if value is True} == set(RESUMABLE_KEYS)
+    assert {key: value for key, value in declared.items() if not isinstance(value, bool)} == {
+        "training.steps": "without_lr_decay"
+    }
 
 
 def test_second_classifier_may_change_in_an_existing_run() -> None:

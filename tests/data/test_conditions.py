@@ -16,12 +16,12 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.networks.discriminator import DiscriminatorOutput
 from featgan.system.images import to_float
-from featgan.training.condition_loss import condition_losses, output_loss
+from featgan.training.condition_loss import compute_condition_terms, output_loss
 from tests.conftest import World
 
 
 def make_dataset_config(world: World, **condition: object) -> DatasetConfig:
-    tree = {"shards": str(world.shards.path), "feature_cache": "stand-in", "condition": condition}
+    tree = {"shards": str(world.shards.path), "feature_cache": "linear", "condition": condition}
     return parse_config({"dataset": tree}, "test").dataset
 
 
@@ -100,35 +100,35 @@ def test_two_data_sets_alternate_for_both_networks(n_critic: int) -> None:
 
 def test_mask_marks_the_data_set_of_the_condition() -> None:
     layout = ConditionLayout((3, 2))
-    assert (layout.generator_dim, layout.estimate_dim) == (7, 5)
+    assert (layout.embedded_dim, layout.estimate_dim) == (7, 5)
     assert layout.embed(torch.ones(1, 3), 0).tolist() == [[1, 1, 1, 0, 0, 1, 0]]
     assert layout.embed(torch.full((1, 2), 0.5), 1).tolist() == [[0, 0, 0, 0.5, 0.5, 0, 1]]
     assert ConditionLayout((3,)).embed(torch.ones(1, 3), 0).tolist() == [[1, 1, 1]]
 
 
-def test_losses_cover_the_configured_targets(world: World) -> None:
+def test_loss_terms_follow_loss_on(world: World) -> None:
     rows, flipped = np.arange(4), np.zeros(4, bool)
-    for targets, terms in (
+    for loss_on, terms in (
         ("features", {"condition"}),
         ("outputs", {"output"}),
         ("both", {"condition", "output"}),
     ):
-        condition = build_condition(make_dataset_config(world, targets=targets), world.shards, "train")
+        condition = build_condition(make_dataset_config(world, loss_on=loss_on), world.shards, "train")
         values = torch.from_numpy(condition.values(rows, flipped))
         outputs = torch.from_numpy(world.cache.outputs("train", rows, flipped))
         output = DiscriminatorOutput(
             torch.zeros(4, 1, 2, 2), values, 50 * torch.nn.functional.one_hot(outputs.argmax(1), 8).float()
         )
-        losses = condition_losses(condition, output, values, outputs)
+        losses = compute_condition_terms(condition, output, values, outputs)
         assert losses.keys() == terms
         assert all(loss.item() == pytest.approx(0, abs=1e-4) for loss in losses.values())
 
 
 def test_regression_classifier_outputs_use_the_regression_loss(world: World) -> None:
     condition = build_condition(
-        make_dataset_config(world, targets="outputs", regression_loss="mse"), world.shards, "train"
+        make_dataset_config(world, loss_on="outputs", regression_loss="mse"), world.shards, "train"
     )
-    condition = type(condition)(**{**vars(condition), "output_kind": "valence_arousal"})
+    condition = type(condition)(**{**vars(condition), "task": "valence_arousal"})
     assert output_loss(condition, torch.zeros(2, 2), torch.ones(2, 2)).item() == pytest.approx(1)
 
 

@@ -18,6 +18,7 @@ from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, Pendin
 from featgan.data.packing import pack as pack_module
 from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing, Record
+from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
@@ -34,7 +35,7 @@ class FakeBlackBoxInfo:
     sha256: str = "a" * 64
     feature_dim: int = 4
     output_dim: int = 2
-    output_kind: str = "valence_arousal"
+    task: str = "valence_arousal"
     class_names: tuple[str, ...] = ()
     head: tuple[Tensor, Tensor] | None = None
 
@@ -48,7 +49,7 @@ def pack_gray_images(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: int
         path = source / f"{number:02d}.png"
         Image.new("RGB", (16, 16), (number, number, number)).save(path)
         records.append(Record(f"image{number:02d}", path, "train" if number < NUM_TRAIN else "validation"))
-    monkeypatch.setattr(pack_module, "read_dataset", lambda name, source: DatasetListing(records, (), Counter()))
+    monkeypatch.setattr(pack_module, "read_dataset", lambda *arguments: DatasetListing(records, (), Counter()))
     out = folder / f"shards{quality}"
     pack_shards("test", source, out, image_size=16, images_per_shard=5, quality=quality, workers=1)
     return ShardSet.open(out)
@@ -114,10 +115,10 @@ def test_cache_describes_its_content(shards: ShardSet) -> None:
         shards, blackbox=FakeBlackBoxInfo(head=head, class_names=("valence", "arousal")), num_components=2
     )
     assert (cache.name, cache.feature_dim, cache.output_dim) == ("reg", 4, 2)
-    assert (cache.output_kind, cache.class_names) == ("valence_arousal", ("valence", "arousal"))
+    assert (cache.task, cache.class_names) == ("valence_arousal", ("valence", "arousal"))
     assert cache.blackbox == {"spec": "classifiers/reg", "layer": "fc1", "sha256": "a" * 64}
     assert cache.num_components == 2
-    assert cache.manifest_dict["shards"] == shards.fingerprint
+    assert cache.manifest.shards == shards.fingerprint
     assert cache.head is not None
     assert all(torch.equal(actual, expected) for actual, expected in zip(cache.head, head, strict=True))
     assert extract_fake_features(shards, name="headless").head is None
@@ -140,6 +141,15 @@ def test_space_is_fitted_on_a_bounded_sample(shards: ShardSet, monkeypatch: pyte
     rows = np.arange(0, NUM_TRAIN, 3)
     both = np.concatenate([fake_features("train", rows, False), fake_features("train", rows, True)])
     assert torch.allclose(extract_fake_features(shards).space.mean, torch.from_numpy(both.mean(0)), atol=1e-5)
+
+
+def test_manifest_of_release_0_1_must_be_extracted_again(shards: ShardSet) -> None:
+    path = extract_fake_features(shards).path / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"task"', '"output_kind"'))
+    with pytest.raises(UserError, match=r"manifest\.json: corrupted .*; remove .* and run `featgan extract` again"):
+        FeatureCache.open(shards, "reg")
+    with pytest.raises(UserError, match="run `featgan extract` again"):
+        FeatureWriter(shards, "reg", FakeBlackBoxInfo())
 
 
 def test_interrupted_extraction_resumes_where_it_stopped(shards: ShardSet) -> None:

@@ -102,7 +102,7 @@ def test_available_memory_is_the_smallest_limit(monkeypatch: pytest.MonkeyPatch)
 def test_cached_batches_equal_decoded_batches_in_every_epoch(
     world: World, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = {"shards": str(world.shards.path), "feature_cache": "stand-in"}
+    tree = {"shards": str(world.shards.path), "feature_cache": "linear"}
     condition = build_condition(parse_config({"dataset": tree}, "test").dataset, world.shards, "train")
     batches = BatchDataset([TrainingSet(world.shards.get_split("train"), condition, True)], 16, 1, 1)
     reference = [batches[step].images for step in range(12)]

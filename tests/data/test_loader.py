@@ -33,7 +33,7 @@ def read_features_directly(world: World, rows: np.ndarray, flipped: np.ndarray) 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_batch_equals_the_reference_batch(world: World, seed: int) -> None:
-    tree = {"shards": str(world.shards.path), "feature_cache": "stand-in"}
+    tree = {"shards": str(world.shards.path), "feature_cache": "linear"}
     condition = build_condition(parse_config({"dataset": tree}, "test").dataset, world.shards, "train")
     split = world.shards.get_split("train")
     batches = BatchDataset([TrainingSet(split, condition, True)], 16, 1, seed)
@@ -49,7 +49,7 @@ def test_batch_equals_the_reference_batch(world: World, seed: int) -> None:
 
 def test_batch_across_two_epochs_skips_and_repeats_no_row(world: World) -> None:
     condition = build_condition(
-        parse_config({"dataset": {"shards": str(world.shards.path), "feature_cache": "stand-in"}}, "test").dataset,
+        parse_config({"dataset": {"shards": str(world.shards.path), "feature_cache": "linear"}}, "test").dataset,
         world.shards, "train",
     )  # fmt: skip
     batches = BatchDataset([TrainingSet(world.shards.get_split("train"), condition, True)], 200, 1, 3)

@@ -178,7 +178,7 @@ def test_error_for_a_corrupted_manifest_names_the_folder_to_remove(tmp_path: Pat
 def test_folder_in_use_is_not_changed(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", 10)
     pack_small(source, tmp_path / "out")
-    with pytest.raises(UserError, match="packed with image_size 16, not 24"):
+    with pytest.raises(UserError, match="packed with image size 16, not 24"):
         pack_small(source, tmp_path / "out", image_size=24)
     (source / "labels.csv").write_text("filename,split,expression\n000.png,train,3\n")
     with pytest.raises(UserError, match="different images or labels"):
@@ -340,9 +340,17 @@ def test_keys_are_valid_in_webdataset_and_unique() -> None:
 )
 def test_options_out_of_range_are_errors(tmp_path: Path, option: str, value: float) -> None:
     source = make_source(tmp_path / "source", 3)
-    with pytest.raises(UserError, match=f"{option} {value}: must be"):
+    with pytest.raises(UserError, match=f"^--{option.replace('_', '-')} {value}: must be"):
         pack_small(source, tmp_path / "out", **{option: value})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["crop", "layout", "source", "not-a-name"])
+def test_unknown_or_reserved_layout_option_is_an_error(tmp_path: Path, name: str) -> None:
+    source = make_source(tmp_path / "source", 3)
+    with pytest.raises(UserError, match=f"^--layout-option {name}: not an option of layout csv") as error:
+        pack_small(source, tmp_path / "out", layout_options={name: "3"})
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_summary_contains_classes_and_skip_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,8 +43,9 @@ def test_registered_layouts_are_the_documented_ones() -> None:
 def test_unknown_layout_option_or_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'affectnett'.*affectnet-csv"):
         read_dataset("affectnett", tmp_path)
-    with pytest.raises(UserError, match="no option color"):
-        read_dataset("csv", tmp_path, color="red")
+    for name in ("color", "source"):
+        with pytest.raises(UserError, match=f"^--layout-option {name}: not an option of layout csv; its options are"):
+            read_dataset("csv", tmp_path, {name: "red"})
     for name in LAYOUT_READERS:
         with pytest.raises(UserError, match="no such folder"):
             read_dataset(name, tmp_path / "missing")
@@ -216,13 +217,13 @@ def test_columns_table_and_folder_can_be_set_by_options(tmp_path: Path) -> None:
     write_file(tmp_path / "one.csv", "where,mood,v,Young\na.jpg,3,0.5,-1\n")
     write_file(tmp_path / "two.csv", "where\n")
     options = {"csv": "one.csv", "images": "faces", "file_column": "Where", "expression_column": "mood"}
-    listing = read_dataset("csv", tmp_path, **options, valence_column="v", attribute_columns="young")
+    listing = read_dataset("csv", tmp_path, {**options, "valence_column": "v", "attribute_columns": "young"})
     (record,) = listing.records
     assert (record.expression, record.valence, record.attributes) == (3, 0.5, {"Young": 0})
     with pytest.raises(UserError, match="one.csv, two.csv.*--layout-option csv=FILE"):
         read_dataset("csv", tmp_path)
     with pytest.raises(UserError, match="one.csv, line 1: no column gaze; the columns are where, mood, v, Young"):
-        read_dataset("csv", tmp_path, **options, valence_column="gaze")
+        read_dataset("csv", tmp_path, {**options, "valence_column": "gaze"})
 
 
 def test_bounding_boxes_and_quoted_cells_are_read(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_other_classes_are_sorted_or_given_by_option(tmp_path: Path) -> None:
     listing = read_dataset("csv", tmp_path)
     assert listing.classes == ("ant", "zebra") and records_by_name(listing)["a.jpg"].expression == 1
     make_csv_source(tmp_path, "file,emotion\na.jpg,0\nb.jpg,sad\n")
-    listing = read_dataset("csv", tmp_path, classes="anger, disgust, sad")
+    listing = read_dataset("csv", tmp_path, {"classes": "anger, disgust, sad"})
     assert listing.classes == ("anger", "disgust", "sad")
     assert [record.expression for record in listing.records] == [0, 2]
 
@@ -259,13 +260,13 @@ def test_duplicate_rows_have_the_same_key(tmp_path: Path) -> None:
     [
         ("file,expression\na.jpg,happy\nb.jpg,hapy\n", "labels.csv, line 3: unknown expression 'hapy'"),
         ("file,expression\na.jpg,11\n", "line 2: expression '11'"),
-        ("file,valence\na.jpg,2\n", "line 2: valence 2 is outside"),
+        ("file,valence\na.jpg,2\n", "line 2: valence 2 is not between -1 and 1"),
         ("file,split\na.jpg,holdout\n", "line 2: unknown split 'holdout'"),
         ("file,split\n,train\n", "line 2: the file name is empty"),
         ("mood,split\na.jpg,train\n", "line 1: no column of file names among mood, split"),
         ("file,file\na.jpg,a.jpg\n", "line 1: a column name occurs twice"),
         ("file,expression\n/etc/a.jpg,1\n", "line 2: the path '/etc/a.jpg' points outside"),
-        ('file,expression\n"a.jpg,1\n', "line 2: not separated values"),
+        ('file,expression\n"a.jpg,1\n', "line 2: not a table with separated values"),
         ("", "labels.csv: the file is empty"),
         ("file,expression\nmissing.jpg,1\n", "none of the 1 listed images exists, such as missing.jpg"),
     ],
@@ -285,7 +286,7 @@ def test_binary_table_is_an_error(tmp_path: Path) -> None:
 def test_selected_attribute_must_be_binary(tmp_path: Path) -> None:
     make_csv_source(tmp_path, "file,age\na.jpg,30\n")
     with pytest.raises(UserError, match="line 2: attribute age '30'"):
-        read_dataset("csv", tmp_path, attribute_columns="age")
+        read_dataset("csv", tmp_path, {"attribute_columns": "age"})
 
 
 def test_non_ascii_names_get_unique_ascii_keys(tmp_path: Path) -> None:

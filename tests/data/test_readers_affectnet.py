@@ -63,10 +63,10 @@ def test_labels_of_several_lists_are_merged(tmp_path: Path) -> None:
 
 def test_one_list_can_be_selected(tmp_path: Path) -> None:
     make_list_source(tmp_path)
-    records = records_by_name(read_dataset("affectnet-lists", tmp_path, labels="va"))
+    records = records_by_name(read_dataset("affectnet-lists", tmp_path, {"labels": "va"}))
     assert set(records) == {"a.jpg", "b.jpg"} and records["a.jpg"].expression is None
     with pytest.raises(UserError, match="'vaa'.*emotiw"):
-        read_dataset("affectnet-lists", tmp_path, labels="vaa")
+        read_dataset("affectnet-lists", tmp_path, {"labels": "vaa"})
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_two_faces_of_one_image_have_different_keys(tmp_path: Path) -> None:
     [
         (
             format_affectnet_row("a.jpg", 11),
-            r"training.csv, line 2: expression '11' is not an integer in 0 \.\. 10",
+            r"training.csv, line 2: expression '11' is not a class code; use an integer in 0 \.\. 10",
         ),
         (format_affectnet_row("a.jpg", "1.5"), "line 2: expression '1.5'"),
         (format_affectnet_row("a.jpg", ""), "line 2: expression ''"),
-        (format_affectnet_row("a.jpg", 1, -1.7), "line 2: valence -1.7 is outside"),
+        (format_affectnet_row("a.jpg", 1, -1.7), "line 2: valence -1.7 is not between -1 and 1"),
         (format_affectnet_row("a.jpg", 1, "inf"), "line 2: valence 'inf'"),
         (format_affectnet_row("/etc/passwd"), "line 2: the path '/etc/passwd' points outside"),
         (format_affectnet_row("x/../../a.jpg"), "line 2: the path .* points outside"),
@@ -329,11 +329,11 @@ def test_json_keys_are_read_in_any_spelling_and_position(tmp_path: Path) -> None
     [
         (json.dumps({"Soft-Label": [1]}), "1.json: no key Human-Label; the keys are Soft-Label"),
         ("{", "1.json: not valid JSON"),
-        ("[]", "1.json: expected an object"),
+        ("[]", "1.json: not a JSON object"),
         ("[" * 100_000, "1.json: not valid JSON"),
         (json.dumps({"Human-Label": 12}), "1.json, Human-Label: expression '12'"),
-        (json.dumps({"Human-Label": {"a": 1}}), "1.json: Human-Label must be one number or name"),
-        (json.dumps({"Human-Label": 1, "Metadata": {"Valence": 3}}), "1.json: valence 3 is outside"),
+        (json.dumps({"Human-Label": {"a": 1}}), "1.json: Human-Label is .* must be one number or name"),
+        (json.dumps({"Human-Label": 1, "Metadata": {"Valence": 3}}), "1.json: valence 3 is not between -1 and 1"),
     ],
 )
 def test_invalid_json_files_are_errors(content: str, message: str, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(COUNT):
         Image.fromarray(make_image(number)).save(source / f"{number:02d}.png")
     listing = DatasetListing([make_record(number, source) for number in range(COUNT)], ("calm", "glad"), Counter())
-    monkeypatch.setattr(pack_module, "read_dataset", lambda name, source: listing)
+    monkeypatch.setattr(pack_module, "read_dataset", lambda *arguments: listing)
     pack_shards("test", source, tmp_path / "shards", image_size=SIZE, images_per_shard=5, workers=1)
     return tmp_path / "shards"
 
@@ -140,7 +140,7 @@ def test_fingerprint_identifies_the_images(shards: Path, tmp_path: Path, monkeyp
     source = tmp_path / "source"
     records = [make_record(number, source) for number in range(COUNT)]
     monkeypatch.setattr(
-        pack_module, "read_dataset", lambda name, source: DatasetListing(records, ("calm", "glad"), Counter())
+        pack_module, "read_dataset", lambda *arguments: DatasetListing(records, ("calm", "glad"), Counter())
     )
     pack_shards("test", source, tmp_path / "same", image_size=SIZE, images_per_shard=5, workers=1)
     assert ShardSet.open(tmp_path / "same").fingerprint == fingerprint

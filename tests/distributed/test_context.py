@@ -87,7 +87,7 @@ def test_first_node_of_a_node_list(environment: dict[str, str], nodes: str, firs
         ({"distributed": {"strategy": "fsdp"}}, "distributed.strategy: FSDP frees weights"),
         ({"distributed": {"strategy": "deepspeed", "zero_stage": 3}}, "distributed.zero_stage: 3 frees weights"),
         ({"distributed": {"static_graph": True}}, "distributed.static_graph: DDP would then reduce"),
-        ({"training": {"precision": "fp16"}}, "training.precision: fp16 needs loss scaling"),
+        ({"training": {"precision": "fp16"}}, "training.precision: fp16 needs a loss scale"),
         (
             {"training": {"batch_size": 10}, "distributed": {"gradient_accumulation_steps": 4}},
             "distributed.gradient_accumulation_steps: training.batch_size 10 is not divisible",
@@ -106,7 +106,7 @@ def test_unsupported_settings_are_rejected_with_a_reason(tree: dict[str, object]
         ("ACCELERATE_USE_FSDP", "True", "FSDP frees weights"),
         ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "complete networks"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "second derivative"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "hide the DDP wrapper"),
     ],
 )
 def test_launcher_settings_that_wrap_the_networks_are_rejected(

@@ -76,27 +76,27 @@ class StopSignalAfter(StopSignal):
 
 
 def train_worker(
-    rank: int, config: Config, port: int, steps: int | None, num_processes: int, resume_from: Path | None
+    rank: int, config: Config, port: int, steps: int | None, num_processes: int, init_from: Path | None
 ) -> None:
     """Train in one of several processes."""
     join_process_group(rank, port, num_processes)
-    train_for_steps(config, steps, resume_from)
+    train_for_steps(config, steps, init_from)
     torch.distributed.destroy_process_group()
 
 
-def train_for_steps(config: Config, steps: int | None, resume_from: Path | None = None) -> None:
-    """Train to the end, or stop by a signal after `steps` steps; start from the weights of `resume_from` if given."""
+def train_for_steps(config: Config, steps: int | None, init_from: Path | None = None) -> None:
+    """Train to the end, or stop by a signal after `steps` steps; start from the weights of `init_from` if given."""
     try:
-        train(config, resume_from, StopSignalAfter(steps) if steps else None, reset_optimizer=resume_from is not None)
+        train(config, init_from, StopSignalAfter(steps) if steps else None, reset_optimizer=init_from is not None)
     except TrainingInterrupted:
         assert steps
 
 
 def train_distributed(
-    config: Config, port: int, steps: int | None = None, num_processes: int = 2, resume_from: Path | None = None
+    config: Config, port: int, steps: int | None = None, num_processes: int = 2, init_from: Path | None = None
 ) -> None:
     """Train with several processes that split every batch."""
-    spawn(train_worker, (config, port, steps, num_processes, resume_from), nprocs=num_processes)
+    spawn(train_worker, (config, port, steps, num_processes, init_from), nprocs=num_processes)
 
 
 def assert_checkpoints_close(first: Path, second: Path, step: int = 4) -> None:
@@ -188,7 +188,7 @@ def test_reset_optimizer_starts_from_the_weights_with_any_number_of_processes(
     one = redistributed_config(longer, tmp_path / "one")
     two = redistributed_config(longer, tmp_path / "two", **distributed)
     train(one, origin, reset_optimizer=True)
-    train_distributed(two, PORT + 2, resume_from=origin)
+    train_distributed(two, PORT + 2, init_from=origin)
     for name in ("generator_ema", "discriminator", "optimizer-generator", "optimizer-discriminator"):
         before, single, double = (
             np.concatenate([value.ravel() for _, value in sorted(read_checkpoint_tensors(run, step, name).items())])

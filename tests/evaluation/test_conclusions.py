@@ -16,7 +16,7 @@ from featgan.evaluation.results import EvaluationResults
 from featgan.evaluation.subgroups import SubgroupMetrics
 from featgan.metrics.bootstrap import Estimate
 
-FINDING_FUNCTIONS = ("supporting_finding", "limiting_finding", "unknown_finding", "fill_template")
+TEMPLATE_FUNCTIONS = ("draft_support", "draft_limitation", "draft_unknown", "fill_template")
 
 
 def interval_around(value: float, width: float = 0.02, count: int = 500) -> Estimate:
@@ -36,10 +36,10 @@ def conclusion_texts(results: EvaluationResults, family: Family) -> list[tuple[s
 
 
 def template_calls() -> list[tuple[str, set[str]]]:
-    """Return the template name and the value names of every finding in the rules."""
+    """Return the template name and the value names of every conclusion in the rules."""
     calls = []
     for node in ast.walk(ast.parse(getsource(module))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FINDING_FUNCTIONS:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TEMPLATE_FUNCTIONS:
             position = 0 if node.func.id == "fill_template" else 1
             template = node.args[position]
             if isinstance(template, ast.Constant):
@@ -55,6 +55,13 @@ def test_every_template_is_used_and_exists() -> None:
 def test_every_placeholder_is_filled_and_every_value_is_shown(name: str, values: set[str]) -> None:
     placeholders = {field for _, field, _, _ in Formatter().parse(CONCLUSION_TEXTS[name]) if field is not None}
     assert placeholders == values
+
+
+@pytest.mark.parametrize("name", CONCLUSION_TEXTS)
+def test_sentences_have_at_most_two_numbers(name: str) -> None:
+    for sentence in CONCLUSION_TEXTS[name].split(". "):
+        formats = [spec for _, _, spec, _ in Formatter().parse(sentence) if spec]
+        assert len(formats) <= 2, sentence
 
 
 @pytest.mark.parametrize("name", CONCLUSION_TEXTS)
@@ -85,12 +92,12 @@ def test_progress_is_compared_with_its_baselines() -> None:
     assert faithfulness_conclusions(0.35, 0.34, 0.5) == [
         (
             "limits",
-            "The model largely ignores the target: target progress is 0.35, versus 0.34 for edits toward a shuffled "
+            "The edits depend little on the target: target progress is 0.35, versus 0.34 for edits toward a shuffled "
             "target.",
         )
     ]
     assert faithfulness_conclusions(0.48, 0.3, 0.5)[0][1].startswith(
-        "The edits are no closer to the targets than the mean of the training features"
+        "The edits are not clearly closer to the targets than the mean of the training features"
     )
     kind, text = faithfulness_conclusions(0.8, 0.3, 0.5)[0]
     assert kind == "supports" and "target progress is 0.80, versus 0.30" in text
@@ -101,7 +108,8 @@ def test_decisions_of_copies_are_a_limitation() -> None:
     assert conclusion_texts(EvaluationResults({"faithfulness": metrics}), "faithfulness") == [
         (
             "limits",
-            "The classifier predicts the target class for edited images no more often than for unchanged sources.",
+            "For edited images, the classifier predicts the target class not clearly more often than for unchanged "
+            "sources.",
         )
     ]
 
@@ -117,8 +125,8 @@ def test_retrieval_at_chance_level_is_a_limitation() -> None:
     assert conclusion_texts(results, "faithfulness") == [
         (
             "limits",
-            "Retrieval is at chance level: the top-1 share is 0.002 in a gallery of 1000 images. The edits contain "
-            "nothing specific to their targets.",
+            "Retrieval is at chance level: for 0.2 % of the pairs, the target is the nearest of 1000 images. By this "
+            "metric, the edits are not specific to their targets.",
         )
     ]
     metrics["retrieval_top1"] = Estimate(0.02, 0.01, 0.03, 500)
@@ -145,8 +153,7 @@ def test_similar_classes_share_a_sentence_and_unreachable_classes_are_left_out()
         ("unknown", "Too few pairs have these target classes for a conclusion: contempt (7 pairs)."),
         (
             "limits",
-            "The edits rarely change the prediction to these target classes: "
-            "sad (validity 0.20), fear (validity 0.30).",
+            "Fewer than half of the edits change the prediction to these target classes: sad (20 %), fear (30 %).",
         ),
     ]
 
@@ -155,18 +162,20 @@ def test_weak_octants_and_extremes_are_limitations() -> None:
     subgroups = [
         make_subgroup("3", group="octant", generator={"target_progress_pooled": 0.1}),
         make_subgroup("above 90 %", group="component 2", generator={"component_progress": 0.15}),
+        make_subgroup("below 10 %", group="component 3", generator={"component_progress": 0.12}),
         make_subgroup("10 to 50 %", group="component 2", generator={"component_progress": 0.1}),
     ]
     assert conclusion_texts(EvaluationResults({"faithfulness": {}}, subgroups=subgroups), "faithfulness") == [
         (
             "limits",
             "The edits make little progress toward targets in these octants of valence and arousal: "
-            "3 (target progress 0.10).",
+            "octant 3 (target progress 0.10). Octant 1 has the angles from 0° at valence 1 to 45°, toward arousal 1.",
         ),
         (
             "limits",
             "The edits make little progress toward extreme values of these components: "
-            "component 2 above 90 % (component progress 0.15).",
+            "component 2, above its 90 % quantile (component progress 0.15); "
+            "component 3, below its 10 % quantile (component progress 0.12).",
         ),
     ]
 
@@ -181,18 +190,30 @@ def test_color_shift_of_real_images_is_not_attributed_to_the_classifier() -> Non
     assert conclusion_texts(EvaluationResults({"faithfulness": {}}, subgroups=subgroups), "preservation") == [
         (
             "limits",
-            "The color shift of edits toward disgust (1.4 SD, real images 0.2 SD), anger (0.8 SD) is larger than "
-            "that of real images, so the classifier may respond to color.",
-        )
+            "The color shift of edits toward these classes is larger than that of real images: "
+            "disgust (1.4 SD, real images 0.2 SD). "
+            "The classifier may respond to color, or the generator shifts the color without need.",
+        ),
+        (
+            "limits",
+            "Edits toward these classes shift the color, and the color shift of real images is not known: "
+            "anger (0.8 SD). The classifier may respond to color, or the generator shifts the color without need.",
+        ),
     ]
 
 
 @pytest.mark.parametrize(
     ("second", "source", "real", "kind", "start"),
     [
-        (0.89, 0.07, 0.9, "supports", "The second classifier also responds to the edits. It predicts the target class"),
+        (
+            0.89,
+            0.07,
+            0.9,
+            "supports",
+            "The second classifier also responds to the edits: it predicts the target class for 89 % of",
+        ),
         (0.5, 0.07, 0.9, "limits", "The second classifier responds less to the edits"),
-        (0.08, 0.07, 0.9, "limits", "The second classifier does not respond to the edits"),
+        (0.08, 0.07, 0.9, "limits", "The second classifier does not clearly respond to the edits"),
         (0.3, 0.07, 0.3, "unknown", "The second classifier cannot confirm the edits"),
     ],
 )
@@ -235,13 +256,13 @@ def test_components_are_grouped_by_visibility() -> None:
         ),
         (
             "unknown",
-            "Real images do not change these components alone either, so the data cannot show their effect: "
+            "These components do not vary independently in real images either, so the data cannot show their effect: "
             "2 (slope 0.05).",
         ),
         ("supports", "Components 1, 3 follow their target values with slopes from 0.40 to 0.60."),
         (
             "limits",
-            "Sweeping one component also changes others: 0.40 of the change is in the swept component, versus 0.70 in "
+            "Sweeping one component also changes others: 40 % of the change is in the swept component, versus 70 % in "
             "real images.",
         ),
     ]
@@ -262,7 +283,7 @@ def test_single_component_that_follows_and_several_that_are_invisible() -> None:
             "the images.",
         ),
         ("supports", "Component 1 follows its target values with a slope of 0.60."),
-        ("limits", "Sweeping one component also changes others: 0.40 of the change is in the swept component."),
+        ("limits", "Sweeping one component also changes others: 40 % of the change is in the swept component."),
     ]
 
 
@@ -275,23 +296,35 @@ def test_fine_and_faint_edits_are_not_called_visible() -> None:
 
     assert first_sentence(0.2, 0.8) == ["The edits are coarse enough to be seen"]
     assert first_sentence(0.2, 0.2) == ["Much of the edit is fine texture that people may not see"]
-    assert first_sentence(0.01, 0.8) == ["The edits are hardly larger than the change by JPEG at quality 75"]
+    assert first_sentence(0.01, 0.8) == ["The edits are not clearly larger than the change by JPEG at quality 75"]
 
 
 def test_uniform_color_shift_does_not_count_as_coarse() -> None:
     generator = {"edit_l1": 0.2, "edit_low_frequency_share_when_changed": 0.9, "edit_uniform_share_when_changed": 0.7}
     metrics = make_metrics(generator=generator, source_jpeg={"edit_l1": 0.02})
     assert conclusion_texts(EvaluationResults({"preservation": metrics}), "preservation") == [
-        ("limits", "Most of the edit is a uniform color shift: 0.70 of its energy is equal in all pixels.")
+        ("limits", "Most of the edit is a uniform color shift: 70 % of its energy is equal in all pixels.")
     ]
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "start"),
     [
-        (0.03, "supports", "Reconstruction preserves the source: the mean change is 0.030, versus 0.025 for JPEG"),
-        (0.08, "limits", "Reconstruction alone changes the image, so compare edits with the reconstruction: "),
-        (0.30, "limits", "The generator does not preserve its source: the reconstruction error is 0.30."),
+        (
+            0.03,
+            "supports",
+            "Reconstruction preserves the source: the mean change of a pixel is 0.030 (black to white is 2)",
+        ),
+        (
+            0.08,
+            "limits",
+            "Reconstruction alone changes the image: the mean change of a pixel is 0.080 (black to white is 2)",
+        ),
+        (
+            0.30,
+            "limits",
+            "The generator does not preserve its source: in reconstructions, the mean change of a pixel is 0.300",
+        ),
     ],
 )
 def test_reconstruction_error_is_compared_with_jpeg(error: float, kind: str, start: str) -> None:
@@ -341,16 +374,16 @@ def test_realism_is_concluded_from_a_space_that_was_not_used_in_training() -> No
     assert conclude(first=(1.2, 0.0), second=(9.0, 0.8))[0] == "limits"
     assert conclude(first=(9.0, 0.8), second=(1.2, 0.0))[0] == "supports"
     kind, text = conclude(first=(9.0, 0.8), second=(9.0, 0.8), inception=(1.2, 0.0))
-    assert kind == "supports" and "Inception features" in text
+    assert kind == "supports" and "in the feature space of Inception" in text
     assert conclude(second=(2.4, 0.0))[0] == "limits", "farther than real images from each other, beyond the intervals"
     kind, text = conclude(first=(1.2, 0.0))
-    assert kind == "unknown" and "only in the features of the classifier that was used in training" in text
+    assert kind == "unknown" and "in the feature space of the training classifier, but no other" in text
 
 
 def test_evaluation_classifier_of_a_label_conditioned_model_was_not_used_in_training() -> None:
     metrics = realism_metrics(CLASSIFIER_SPACE, interval_around(1.2), interval_around(0.0))
     kind, text = realism_conclusion(realism={"generator": metrics})
-    assert kind == "unknown" and "only in the evaluation classifier's features" in text
+    assert kind == "unknown" and "in the feature space of the evaluation classifier, but no other" in text
 
 
 def test_wide_interval_of_many_images_supports_nothing() -> None:
@@ -371,7 +404,10 @@ def test_distance_that_may_be_chance_supports_nothing() -> None:
         second: interval_around(0.1, 0.2), f"{second}_real": interval_around(0.0, 0.2),
     }  # fmt: skip
     kind, text = realism_conclusion(realism={"generator": metrics})
-    assert kind == "unknown" and "per side are too few" in text
+    assert kind == "unknown" and "because the intervals of the two distances overlap" in text
+    few = {name: replace(estimate, count=100) for name, estimate in metrics.items()}
+    kind, text = realism_conclusion(realism={"generator": few})
+    assert kind == "unknown" and "because 100 images in each set are too few" in text
 
 
 def test_lost_diversity_is_a_limitation() -> None:
@@ -382,8 +418,8 @@ def test_lost_diversity_is_a_limitation() -> None:
     assert conclude(0.1) == [
         (
             "limits",
-            "Edits of different sources to the same target become nearly one image: their distance is 0.10 of the "
-            "distance between the sources.",
+            "Edits of different sources to the same target become similar: their distance is 10 % of the distance "
+            "between the sources.",
         )
     ]
     assert conclude(0.9) == []

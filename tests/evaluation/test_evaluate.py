@@ -13,20 +13,24 @@ import torch
 from rich.console import Console
 
 from featgan.blackbox.loading import BlackBox
-from featgan.config.metric_specs import TERMINAL_TABLES, find_metric
+from featgan.config.metric_specs import METRICS, TERMINAL_TABLES, find_metric
 from featgan.data.packing.pack import pack_shards
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.evaluation import evaluate as module
 from featgan.evaluation import optional_models
 from featgan.evaluation.console import print_evaluation
-from featgan.evaluation.document import EstimateRecord, EvaluationDocument, read_evaluation
 from featgan.evaluation.evaluate import evaluate_run
 from featgan.evaluation.evaluator import MAX_SHARED_TARGET_SOURCES, MAX_SHARED_TARGETS, EvaluationPairs
+from featgan.evaluation.subgroups import decision_scores
 from featgan.inference import training_data
 from featgan.inference.model import EditingModel
 from featgan.metrics.baselines import nearest_rows
 from featgan.metrics.bootstrap import Floats
+from featgan.metrics.decisions import decision_metrics
+from featgan.metrics.factors import FactorNames, factor_metrics
+from featgan.metrics.predictions import Predictions
+from featgan.run.evaluation_document import EstimateRecord, EvaluationDocument, read_evaluation
 from featgan.system.images import to_float
 from featgan.training.train import train
 from tests.conftest import FakeLinearClassifier, World, write_features
@@ -61,7 +65,7 @@ class FakeAffectClassifier(FakeLinearClassifier):
 
     sha256 = "3" * 64
     output_dim = 2
-    output_kind = "valence_arousal"
+    task = "valence_arousal"
     class_names = ("valence", "arousal")
 
     def __init__(self) -> None:
@@ -77,7 +81,7 @@ def make_loader(classifiers: Mapping[str, FakeLinearClassifier]) -> Callable[...
 @pytest.fixture
 def fake_classifiers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     classifiers = {
-        "stand-in": world.classifier,
+        "linear": world.classifier,
         "equivalent": EquivalentClassifier(),
         "different": DifferentClassifier(),
     }
@@ -118,6 +122,7 @@ def test_evaluation_writes_json_and_tensorboard_and_is_repeatable(trained_run: P
         "cycle_ssim",
         "frechet_distance",
     } <= first.metrics.keys()
+    assert first.pairs == first.swept_images == first.metrics["ccc"].count
     assert first.arguments == ("--suite", "quick", "--num-components", "3")
     assert len(first.components) == 3 and np.asarray(first.crosstalk, np.float64).shape == (3, 3)
     assert list((trained_run / "tensorboard" / "evaluation").glob("events*"))
@@ -171,7 +176,7 @@ def test_generator_of_the_nearest_real_image_scores_as_nearest_real(
     assert actual["diversity_ratio"] == 0 and actual["target_progress_pooled"] > 0.1
     for subgroup in document.subgroups:
         assert_matches_baseline(entry_values(subgroup.metrics), subgroup.baselines["nearest_real"])
-    assert any("become nearly one image" in text for text in conclusion_texts(document))
+    assert any("to the same target become similar" in text for text in conclusion_texts(document))
 
 
 def test_generator_that_ignores_the_condition_scores_as_shuffled_target(
@@ -258,8 +263,8 @@ def test_perfect_generator_reaches_the_targets(
 def test_second_classifier_must_differ_and_is_rejected_for_label_conditioned_runs(
     trained_run: Path, world: World, tmp_path: Path, fake_classifiers: None
 ) -> None:
-    with pytest.raises(UserError, match="--second-classifier stand-in: is the classifier of the run"):
-        evaluate_run(trained_run, suite="quick", second_classifier="stand-in")
+    with pytest.raises(UserError, match="--second-classifier linear: is the classifier of the run"):
+        evaluate_run(trained_run, suite="quick", second_classifier="linear")
     dataset = {"shards": str(world.shards.path), "condition": {"kind": "expression"}}
     run = train(world.make_config(tmp_path / "run", dataset=dataset))
     with pytest.raises(UserError, match="--second-classifier: only for feature-conditioned runs"):
@@ -282,13 +287,13 @@ def test_second_classifier_predicts_each_set_of_images_once(
     # Sources, edits, shuffled edits, reconstructions and nearest real images, and the edits to the shared targets.
     assert sum(batch_sizes) == 5 * num_images + MAX_SHARED_TARGETS * min(num_images, MAX_SHARED_TARGET_SOURCES)
     assert document.second_classifier == {
-        "spec": "equivalent", "layer": "hidden", "sha256": "2" * 64, "features": None,
+        "spec": "equivalent", "layer": "hidden", "sha256": "2" * 64, "feature_cache": None,
     }  # fmt: skip
 
 
 def test_second_classifier_reads_predictions_for_real_images_from_its_feature_cache(world: World) -> None:
     second_classifier = optional_models.SecondClassifier(cast(BlackBox, world.classifier), world.shards)
-    assert second_classifier.cache is not None and second_classifier.cache.name.startswith("stand-in")
+    assert second_classifier.cache is not None and second_classifier.cache.name.startswith("linear")
     rows = np.array([3, 1])
     cached = second_classifier.predict_real("validation", rows)
     second_classifier.cache = None
@@ -350,6 +355,7 @@ def test_optional_weights_add_their_metrics_and_all_tables_fit_the_terminal(
     assert document.baselines["copy_source"]["edit_lpips"].value == 0
     assert {entry["file"] for entry in document.weights.values()} == {"weights"}
     assert_specified(document)
+    assert_computes_every_metric(document)
     output = Console(width=80, file=io.StringIO(), record=True)
     print_evaluation(document, output)
     text = output.export_text()
@@ -360,11 +366,32 @@ def test_optional_weights_add_their_metrics_and_all_tables_fit_the_terminal(
 
 def assert_specified(document: EvaluationDocument) -> None:
     """Assert that the registry has every metric of a document."""
+    missing = {name for name in document_metric_names(document) if find_metric(name) is None}
+    assert not missing
+
+
+def document_metric_names(document: EvaluationDocument) -> set[str]:
+    """Return the names of the metrics of a document, its baselines and its subgroups."""
     tables = [document.metrics, *document.baselines.values()]
     for subgroup in document.subgroups:
         tables += [subgroup.metrics, *subgroup.baselines.values()]
-    missing = {name for table in tables for name in table if find_metric(name) is None}
-    assert not missing
+    return {name for table in tables for name in table}
+
+
+def assert_computes_every_metric(document: EvaluationDocument) -> None:
+    """Assert that the metrics of a document with all optional models, and of other outputs, are the whole registry."""
+    values = np.random.default_rng(0).normal(size=(3, 30, 2))
+    source, target, measured = (Predictions(array, array) for array in values)
+    factor_names = FactorNames(("mouth_opening",), ("skin_tone",))
+    sweep = np.tile(values[0][:, None, None], (1, 2, 2, 1))
+    computed = {
+        *document_metric_names(document),
+        *decision_metrics("attributes", source, target, measured, ("Smiling", "Young")),
+        *decision_metrics("valence_arousal", source, target, measured, ("valence", "arousal")),
+        *decision_scores("valence_arousal", source, target, measured),
+        *factor_metrics(factor_names, values[0], values[1], values[2], np.array([-1.0, 1.0]), sweep, np.ones(2)),
+    }
+    assert set(METRICS) <= computed, set(METRICS) - computed
 
 
 def test_max_pairs_limits_pairs_and_swept_images() -> None:
@@ -411,9 +438,11 @@ def test_label_conditioned_runs_are_evaluated_with_and_without_a_classifier(
     dataset = {"shards": str(world.shards.path), "condition": {"kind": "expression"}}
     run = train(world.make_config(tmp_path / "run", dataset=dataset))
     without_classifier = evaluate_run(run, suite="quick")
+    num_labeled = int((world.shards.get_split("validation").expression >= 0).sum())
+    assert without_classifier.pairs == num_labeled and without_classifier.swept_images is None
     assert "reconstruction_l1" in without_classifier.metrics
     assert any("no evaluation classifier" in text for text in conclusion_texts(without_classifier))
-    document = evaluate_run(run, suite="quick", classifiers=["stand-in"])
+    document = evaluate_run(run, suite="quick", classifiers=["linear"])
     assert "label_agreement" in document.metrics
     assert_specified(document)
 
@@ -467,7 +496,7 @@ def test_perfect_label_conditioned_generator_reaches_the_upper_bound(
         lambda self, images, condition: torch.stack([image_by_class[int(row.argmax())] for row in condition]),
     )
     monkeypatch.setattr(ShardSet, "open", lambda path: world.shards)
-    document = evaluate_run(run, suite="quick", classifiers=["stand-in"])
+    document = evaluate_run(run, suite="quick", classifiers=["linear"])
     table = document.tables[0]
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     agreement = rows["label_agreement"]
@@ -487,7 +516,7 @@ def test_classifier_of_other_labels_and_probe_without_factors_are_rejected(
 ) -> None:
     dataset = {"shards": str(world.shards.path), "condition": {"kind": "valence_arousal"}}
     run = train(world.make_config(tmp_path / "run", dataset=dataset))
-    with pytest.raises(UserError, match="--classifier stand-in: predicts expression"):
-        evaluate_run(run, suite="quick", classifiers=["stand-in"])
-    with pytest.raises(UserError, match="--factor-probe stand-in: predicts none of the true factors"):
-        evaluate_run(trained_run, suite="quick", factor_probe="stand-in", num_components=1)
+    with pytest.raises(UserError, match="--classifier linear: predicts expression"):
+        evaluate_run(run, suite="quick", classifiers=["linear"])
+    with pytest.raises(UserError, match="--factor-probe linear: predicts none of the true factors"):
+        evaluate_run(trained_run, suite="quick", factor_probe="linear", num_components=1)

@@ -23,7 +23,7 @@ from featgan.explore.export import NUM_FRAMES, export_gif, export_png
 from featgan.explore.image_store import MAX_STORED_UPLOADS, ImageNotFoundError, ImageStore, decode_upload
 from featgan.explore.label_space import LabelSpace
 from featgan.explore.latest_request_queue import LatestRequestQueue, QueueFullError, SupersededError
-from featgan.explore.page import build_page
+from featgan.explore.page import build_explore_page
 from featgan.explore.prediction_bars import build_output_bars, format_prediction, to_display_values
 from featgan.explore.session import ExploreSession, choose_difference_scale, load_session
 from featgan.inference import training_data
@@ -39,7 +39,7 @@ from tests.helpers.explore import (
     train_run,
 )
 
-COMPONENT_SECTIONS = {"dataset": {"feature_cache": "stand-in-3", "condition": {"encoding": "components"}}}
+COMPONENT_SECTIONS = {"dataset": {"feature_cache": "linear-3", "condition": {"encoding": "components"}}}
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +158,15 @@ def test_two_runs_are_edited_side_by_side(
     same_runs = load_session([runs / "features", runs / "features"])
     assert same_runs.shares_feature_space
     first, second = same_runs.edit_with_all_runs(make_edit_request(same_runs, component_values={0: 1}))["runs"]
-    assert first == second and "Prediction (features)" in build_page(same_runs)
+    assert first == second and "Prediction (features)" in build_explore_page(same_runs)
     session = load_session([runs / "features", tmp_path / "three"])
     warning = "component 1 of one run is not component 1 of the other"
     # The 3 components of the second run are the first of the 6 of the first run.
-    assert session.shares_feature_space and warning not in build_page(session)
+    assert session.shares_feature_space and warning not in build_explore_page(session)
     model = session.runs[1].model
     assert model.space is not None
     session.runs[1].model = replace(model, space=replace(model.space, components=model.space.components.flip(0)))
-    assert not session.shares_feature_space and warning in build_page(session)
+    assert not session.shares_feature_space and warning in build_explore_page(session)
     session.runs[1].model = model
     first, second = session.edit_with_all_runs(make_edit_request(session, component_values={0: 1, 5: 1}))["runs"]
     assert len(first["target_values"]) == 6 and len(second["target_values"]) == 3
@@ -181,7 +181,7 @@ def test_without_the_classifier_only_validation_images_can_be_edited(
     runs: Path, perfect_model: pytest.MonkeyPatch
 ) -> None:
     def fail_to_load(spec: str, layer: str | None = None, device: object = None) -> None:
-        raise UserError("stand-in: no such file")
+        raise UserError("linear: no such file")
 
     perfect_model.setattr(training_data, "load_blackbox", fail_to_load)
     session = load_session([runs / "features"])
@@ -189,8 +189,8 @@ def test_without_the_classifier_only_validation_images_can_be_edited(
     edited = edit_with_first_run(session, component_values={0: 1})
     assert edited["edited"] and "bars" not in edited and "measured_values" not in edited
     assert edited["target_progress"] is None
-    page = build_page(session)
-    assert "stand-in: no such file" in page and 'type="file"' not in page
+    page = build_explore_page(session)
+    assert "linear: no such file" in page and 'type="file"' not in page
     image = session.image_store.add_upload(encode_image("PNG"), "mine")
     with pytest.raises(UserError, match="the classifier is not available"):
         edit_with_first_run(session, image=image.id)
@@ -205,7 +205,7 @@ def test_without_the_shards_only_uploaded_images_can_be_edited(runs: Path, perfe
     perfect_model.setattr(training_data, "open_shards", fail_to_open)
     session = load_session([runs / "features"])
     assert session.image_store.validation_images is None and "no shards" in session.first_run.notices[0]
-    assert build_page(session)
+    assert build_explore_page(session)
     image = session.image_store.add_upload(encode_image("PNG"), "mine")
     assert edit_with_first_run(session, image=image.id, component_values={0: 1})["target_values"][0] == 1
     perfect_model.setattr(training_data, "load_blackbox", fail_to_open)
@@ -240,7 +240,7 @@ def test_valence_and_arousal_are_edited_on_a_pad(runs: Path, perfect_model: pyte
     bright = decode_data_uri(edit_with_first_run(session, labels=[1, 1])["edited"]).float().mean()
     dark = decode_data_uri(edit_with_first_run(session, labels=[-1, -1])["edited"]).float().mean()
     assert bright > dark + 20
-    assert 'class="valence-arousal-pad"' in build_page(session)
+    assert 'class="valence-arousal-pad"' in build_explore_page(session)
 
 
 def test_label_spaces_of_two_data_sets() -> None:
@@ -269,8 +269,8 @@ def test_edit_is_described_in_words() -> None:
     fields = {"target_image": "v2", "amount": 0.5, "component_values": {"2": -1.5, "1": 1}, "class_step": class_step}
     edit_request = parse_edit_request(json.dumps({"client_id": CLIENT_ID, "image": "v1", **fields}).encode())
     names = DisplayNames(("a", "b"), ("c", "d"), (), {1: "smile"})
-    expected = "50 % of the way to another image, +2.00 along the weights of d, smile at +1.00, component 3 at "
-    assert describe_edit(edit_request, names) == f"{expected}\N{MINUS SIGN}1.50"
+    expected = "50 % of the way to another image, +2.00 SD along the weights of d, smile at +1.00 SD, component 3 at "
+    assert describe_edit(edit_request, names) == f"{expected}\N{MINUS SIGN}1.50 SD"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_large_images_are_rejected_before_they_are_decoded(monkeypatch: pytest.M
     with pytest.raises(UserError, match="not a readable|more than 25 million pixels"):
         decode_upload(bytes(bomb), [16])
     monkeypatch.setattr(image_store, "MAX_UPLOAD_PIXELS", 1000)
-    monkeypatch.setattr(image_store, "read_image", lambda *arguments: pytest.fail("decoded"))
+    monkeypatch.setattr(image_store, "read_square_image", lambda *arguments: pytest.fail("decoded"))
     with pytest.raises(UserError, match="million pixels"):
         decode_upload(encode_image("PNG", (50, 50)), [16])
     monkeypatch.setattr(image_store, "MAX_UPLOAD_BYTES", 100)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from featgan.cli.main import cli, main
 from featgan.errors import UserError
-from featgan.explore import image_store, routes
+from featgan.explore import routes
 from featgan.explore.access_control import AccessPolicy, build_access_policy, is_allowed_host
 from featgan.explore.page import STATIC_FILES
 from featgan.explore.routes import build_app
@@ -108,7 +108,7 @@ def test_upload_that_is_not_an_image_is_rejected_in_one_line(client: TestClient,
 def test_bodies_are_read_up_to_the_size_limit(
     client: TestClient, session: ExploreSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_store, "MAX_UPLOAD_BYTES", 4096)
+    monkeypatch.setattr(routes, "MAX_UPLOAD_BYTES", 4096)
     assert client.post("/images", content=bytes(5000)).status_code == 413
 
     def chunks() -> Iterator[bytes]:

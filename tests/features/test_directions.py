@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from featgan.features import directions
-from featgan.features.space import ENCODINGS, FeatureSpace
+from featgan.features.space import FeatureSpace
 
 
 @pytest.fixture(scope="module")
 def features() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(500, 5, generator=generator) @ torch.randn(5, 5, generator=generator) + 3
-    return torch.cat([mixed, torch.full((500, 1), 2.0)], 1)  # the last unit is dead
+    return torch.cat([mixed, torch.full((500, 1), 2.0)], 1)  # the last feature is constant
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_dead_features_are_dropped_not_divided_by_zero(space: FeatureSpace, feat
     assert torch.isfinite(space.encode(features, "standardized")).all()
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ["raw", "standardized", "components"])
 def test_decode_inverts_encode(space: FeatureSpace, features: torch.Tensor, encoding: str) -> None:
     torch.testing.assert_close(space.decode(space.encode(features, encoding), encoding), features, atol=1e-3, rtol=1e-3)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featgan.config.loading import parse_config, read_yaml, to_yaml
-from featgan.run.paths import committed_steps, step_folder
+from featgan.run.paths import checkpoint_steps, step_folder
 from tests.conftest import World
 
 LAUNCH_COMMAND = [sys.executable, "-m", "launch"]
@@ -28,7 +28,7 @@ def test_local_job_trains_with_two_processes(world: World, tmp_path: Path) -> No
     folder = tmp_path / "run" / "jobs" / "001-train"
     assert result.stdout.endswith(f"in {folder}\n")
     # The launcher has written the job folder into the run folder before the run started.
-    while committed_steps(config.run_dir)[-1:] != [4] or not list(folder.glob("*_result.pkl")):
+    while checkpoint_steps(config.run_dir)[-1:] != [4] or not list(folder.glob("*_result.pkl")):
         assert time.monotonic() - start < 120, "\n".join(log.read_text() for log in folder.glob("*_log.err"))
         time.sleep(0.1)
     assert json.loads((step_folder(config.run_dir, 4) / "state.json").read_text())["world_size"] == 2
@@ -96,8 +96,8 @@ def test_watch_script_retries_until_its_successor_is_submitted(tmp_path: Path) -
         (["render", "nowhere"], "nowhere: no such run"),
         (["evaluate", "nowhere", "--dry-run"], "nowhere: no such run"),
         (["extract", "--shards", "nowhere", "--blackbox", "classifier"], "nowhere: no shards"),
-        (["train", "debug", "--resume-from", "nowhere"], "--resume-from nowhere: not a checkpoint folder"),
-        (["train", "debug", "--reset-optimizer"], "--reset-optimizer: no checkpoint given; name it with --resume-from"),
+        (["train", "debug", "--init-from", "nowhere"], "--init-from nowhere: not a checkpoint folder"),
+        (["train", "debug", "--reset-optimizer"], "--reset-optimizer: no checkpoint given; name it with --init-from"),
         (["train", "debug", "evaluation.selection_metric=cccc"], "did you mean 'ccc'?"),
         (["watch", ".", "--once", "--after-job", "17"], "watch: starts at once and cannot wait for a job"),
         (

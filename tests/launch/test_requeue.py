@@ -1,4 +1,4 @@
-"""A job that ended is requeued, not restarted with a verdict, or left alone because it was cancelled."""
+"""A job that ended is requeued, not restarted with a verdict, or left alone because it was canceled."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch import requeue
+from launch.job_folder import read_attempts
 from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
-from launch.snapshot import read_attempts
 
 FAKE_SCONTROL = """#!/bin/sh
 echo "$@" >> {calls}
@@ -72,7 +72,7 @@ def test_signals_are_not_failures_but_their_number_is_limited(job_folder: Path) 
         requeue.main(job_folder, EXIT_REQUEUE)
     assert not (job_folder / "verdict.txt").exists()
     requeue.main(job_folder, EXIT_REQUEUE)
-    assert "time limit is too short" in (job_folder / "verdict.txt").read_text()
+    assert "its run time is too short for one step" in (job_folder / "verdict.txt").read_text()
 
 
 def test_stored_exit_code_replaces_the_code_of_srun(job_folder: Path) -> None:
@@ -141,14 +141,14 @@ def test_lost_attempts_are_counted(
         "the job script has recorded it"
     )
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 2, "its node died"
+    assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 2, "its node failed"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     assert not requeue.count_lost_starts(job_folder)
     assert "failed 3 times at step 20" in (job_folder / "verdict.txt").read_text()
     assert "attempt 2 ended without a record" in capsys.readouterr().err
 
 
-def test_cancelled_job_is_not_requeued(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canceled_job_is_not_requeued(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_scontrol(job_folder.parents[2], "CANCELLED", monkeypatch)
     requeue.main(job_folder, EXIT_REQUEUE)
     assert count_requeues(job_folder) == 0 and not (job_folder / "verdict.txt").exists()

@@ -9,8 +9,8 @@ import pytest
 
 from featgan.config.loading import load_config
 from featgan.errors import UserError
+from launch.job_folder import read_job_info
 from launch.sbatch_entry import find_or_create_job_folder
-from launch.snapshot import read_job_info
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -24,7 +24,7 @@ def test_all_attempts_of_a_job_have_the_same_folder(tmp_path: Path, monkeypatch:
     assert load_config(str(folder / "config.yaml")).training.steps == 7
     job_info = read_job_info(folder)
     assert (job_info["id"], job_info["reset_optimizer"]) == ("17", True)
-    assert job_info["resume_from"] == str(tmp_path / "checkpoint")
+    assert job_info["init_from"] == str(tmp_path / "checkpoint")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert find_or_create_job_folder(*arguments).name == "002-train"
 
@@ -37,7 +37,7 @@ def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_job_folder_is_created_and_printed(tmp_path: Path) -> None:
-    result = run_entry(tmp_path, "debug", f"run_dir={tmp_path / 'run'}", "--resume-from", "x", "--reset-optimizer")
+    result = run_entry(tmp_path, "debug", f"run_dir={tmp_path / 'run'}", "--init-from", "x", "--reset-optimizer")
     folder = tmp_path / "run" / "jobs" / "001-train"
     assert result.stdout == f"{folder}\n" and result.returncode == 0, result.stderr
     assert read_job_info(folder)["reset_optimizer"]

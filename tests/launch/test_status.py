@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from launch.job_folder import DONE_FILE, write_job_info
 from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
-from launch.snapshot import DONE_FILE, write_job_info
 from launch.status import QueueEntry, finished_state, query_queue, status_lines, status_table
 
 JOB_INFO = {"id": "17", "cluster": {"executor": "slurm"}}
@@ -58,11 +58,11 @@ def test_progress_is_shown_for_the_latest_training_job(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("files", "has_queue", "state"),
     [
-        ((), True, "cancelled"),
+        ((), True, "canceled"),
         ((), False, "not started"),
-        (("17_0_log.out",), True, "cancelled, timed out or lost"),
+        (("17_0_log.out",), True, "canceled, timed out or lost"),
         (("17_0_log.out",), False, "running or lost"),
-        (("17_0_log.out", "attempts.jsonl"), True, "failed or cancelled"),
+        (("17_0_log.out", "attempts.jsonl"), True, "failed or canceled"),
         (("17_0_log.out", "attempts.jsonl", "17_0_result.pkl"), True, "done"),
         ((DONE_FILE,), True, "done"),
         (("17_0_log.out", "attempts.jsonl", "verdict.txt"), True, "not restarted"),
@@ -87,7 +87,7 @@ def test_local_job_runs_while_its_process_is_alive(tmp_path: Path) -> None:
         assert finished_state(tmp_path, {"id": str(number), "cluster": {"executor": "local"}}, True) == state
 
 
-@pytest.mark.parametrize(("code", "state"), [(EXIT_REQUEUE, "cancelled"), (EXIT_USER_ERROR, "failed")])
+@pytest.mark.parametrize(("code", "state"), [(EXIT_REQUEUE, "canceled"), (EXIT_USER_ERROR, "failed")])
 def test_state_follows_from_the_exit_code(tmp_path: Path, code: int, state: str) -> None:
     (tmp_path / EXIT_CODE_FILE).write_text(str(code))
     assert finished_state(tmp_path, {"id": "1", "cluster": {"executor": "local"}}, False) == state
@@ -108,7 +108,7 @@ def test_status_fits_80_columns_in_a_pipe(tmp_path: Path, monkeypatch: pytest.Mo
     console.print(status_table(run))
     output = console.export_text()
     assert max(map(len, output.splitlines())) <= 80
-    for text in ("001-train", "4712", "running", "restarted", "cancelled", "1-22:10:05", "1000000", "24:26 h"):
+    for text in ("001-train", "4712", "running", "restarted", "canceled", "1-22:10:05", "1000000", "24:26 h"):
         assert text in output, output
     assert "log of 002-train: jobs/002-train/4712_0_log.err" in status_lines(run)
     assert "001-train: not restarted: failed 3 times at step 40" in status_lines(run)

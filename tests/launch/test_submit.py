@@ -15,8 +15,8 @@ from launch import submit
 from launch.__main__ import cli
 from launch.cli_options import SubmitOptions, read_cluster
 from launch.cluster import ClusterConfig, load_cluster, parse_minutes
+from launch.job_folder import copy_code, make_job_folder
 from launch.jobs import TrainJob
-from launch.snapshot import copy_code, make_job_folder
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 

@@ -1,4 +1,4 @@
-"""Scheduled evaluation: each checkpoint is evaluated once, and failures are retried and shown."""
+"""The watch: each checkpoint is evaluated once, and failures are retried and shown."""
 
 import csv
 import json
@@ -15,8 +15,9 @@ from featgan.config.schema import Config, EvaluationConfig
 from featgan.errors import UserError
 from featgan.run.checkpoint import newest_step
 from featgan.run.evaluation_claims import EvaluationClaim, claim_checkpoint, claim_interactively
+from featgan.run.evaluation_options import EvaluationOptions
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, protected_steps, with_default_classifiers
 from featgan.run.paths import CHECKPOINT_MANIFEST, evaluation_path
-from featgan.run.schedule import MAX_ATTEMPTS, protected_steps, with_default_evaluators
 from featgan.system.file_lease import LeaseOwner, serialize_owner
 from launch import __main__ as launcher
 from launch import watch
@@ -118,10 +119,12 @@ def test_evaluators_default_to_those_of_the_configuration(tmp_path: Path) -> Non
     evaluation = {"classifiers": ["classifiers/a"], "factor_probe": "classifiers/probe"}
     config = parse_config({"run_dir": str(tmp_path), "evaluation": evaluation}, "test")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert with_default_evaluators(tmp_path, {"factor_probe": None, "classifiers": ()}) == {
-        "classifiers": ("classifiers/a",), "factor_probe": "classifiers/probe", "second_classifier": None
-    }  # fmt: skip
-    assert with_default_evaluators(tmp_path, {"classifiers": ("other",)})["classifiers"] == ("other",)
+    defaults = EvaluationOptions(("classifiers/a",), "classifiers/probe", None)
+    assert with_default_classifiers(tmp_path, EvaluationOptions()) == defaults
+    options = EvaluationOptions(("other",), max_pairs=9)
+    assert with_default_classifiers(tmp_path, options) == EvaluationOptions(
+        ("other",), "classifiers/probe", max_pairs=9
+    )
 
 
 def test_checkpoint_of_an_interactive_evaluation_is_kept_and_claimed(tmp_path: Path) -> None:

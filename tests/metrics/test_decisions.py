@@ -90,7 +90,7 @@ def test_constant_outputs_give_no_nan() -> None:
     assert table["valence_rmse"].value == 1
 
 
-def test_the_output_kind_selects_the_metrics() -> None:
+def test_task_selects_the_metrics() -> None:
     features = np.zeros((4, 3))
     scores = Predictions(features, np.eye(4))
     assert decision_metrics("expression", scores, scores, scores)["label_agreement"].value == 1

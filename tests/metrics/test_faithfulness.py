@@ -12,7 +12,6 @@ from featgan.metrics.baselines import nearest_rows
 from featgan.metrics.bootstrap import Floats, resample_weights
 from featgan.metrics.faithfulness import (
     centered_cosine,
-    concordance_correlation,
     faithfulness_metrics,
     gallery_ranks,
     retrieval_ranks,
@@ -20,17 +19,18 @@ from featgan.metrics.faithfulness import (
     target_progress_metrics,
     varying_columns,
     vector_agreement_metrics,
+    weighted_concordance,
     weighted_r2,
 )
 from featgan.metrics.predictions import Predictions, standardize_features
-from featgan.system.statistics import concordance_correlation as training_concordance
+from featgan.system.statistics import concordance_correlation
 
 DEAD_FEATURE = 3
 """Column of the feature that is always 0."""
 
 
 def make_features(count: int, seed: int) -> Floats:
-    """Sample correlated features of unequal scale, one of them dead."""
+    """Sample correlated features of unequal scale, one of them constant."""
     generator = np.random.default_rng(seed)
     features = generator.normal(size=(count, 8)) @ np.random.default_rng(99).normal(size=(8, 8)) + 3
     features[:, DEAD_FEATURE] = 0
@@ -117,25 +117,30 @@ def test_progress_and_drift_equal_hand_computed_values() -> None:
     assert target_progress_metrics(source, target, measured)["target_progress"].count == 2
 
 
+def unweighted_concordance(target: Floats, measured: Floats) -> Floats:
+    """Return the CCC of each dimension over all rows: two [N, L] => [L]."""
+    return weighted_concordance(np.full((1, len(target)), 1 / len(target)), target, measured)[0]
+
+
 def test_concordance_equals_hand_computed_values() -> None:
     target, measured = np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [3.0], [4.0]])
     # Population variances 2/3 each, covariance 2/3, means one apart: (4/3) / (4/3 + 1).
-    assert concordance_correlation(target, measured).tolist() == [pytest.approx(4 / 7)]
-    assert concordance_correlation(target, -target + 4).tolist() == [pytest.approx(-1)]
+    assert unweighted_concordance(target, measured).tolist() == [pytest.approx(4 / 7)]
+    assert unweighted_concordance(target, -target + 4).tolist() == [pytest.approx(-1)]
 
 
 def test_concordance_equals_that_of_the_training_loss() -> None:
     generator = np.random.default_rng(0)
     target, measured = generator.normal(2, 3, (40, 5)), generator.normal(1, 2, (40, 5))
-    trained = training_concordance(torch.from_numpy(measured), torch.from_numpy(target))
-    assert concordance_correlation(target, measured) == pytest.approx(trained.numpy())
+    trained = concordance_correlation(torch.from_numpy(measured), torch.from_numpy(target))
+    assert unweighted_concordance(target, measured) == pytest.approx(trained.numpy())
 
 
 def test_constant_dimensions_give_no_nan() -> None:
     generator = np.random.default_rng(0)
     target = generator.normal(size=(50, 3))
     target[:, 1] = 0.1 + 0.2  # not an exact binary fraction, so a naive variance is not exactly 0
-    assert concordance_correlation(target, target).tolist() == [pytest.approx(1), 0, pytest.approx(1)]
+    assert unweighted_concordance(target, target).tolist() == [pytest.approx(1), 0, pytest.approx(1)]
     assert varying_columns(target).tolist() == [0, 2]
     table = vector_agreement_metrics(target, target)
     assert table["ccc"].value == pytest.approx(1), "a dimension with a constant target is not averaged"

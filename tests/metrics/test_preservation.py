@@ -91,19 +91,19 @@ def test_images_must_match(images: Tensor) -> None:
 
 def test_edits_with_another_target_class_are_also_measured(images: Tensor) -> None:
     edited = images.clone()
-    edited[:2] += 0.1  # a tint
+    edited[:2] += 0.1  # a uniform color shift
     edited[2] += torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(2))
     target_differs = np.array([True, True, False, False, False, False])
     table = preservation_metrics(images, edited=edited, target_differs=target_differs)
     assert table["edit_l1_when_changed"].value == pytest.approx(0.1) and table["edit_l1_when_changed"].count == 2
     assert table["edit_low_frequency_share_when_changed"].value == pytest.approx(1)
     assert table["edit_uniform_share_when_changed"].value == pytest.approx(1)
-    # Two edits are tints and one is noise; the share of copies is NaN.
+    # Two edits are uniform color shifts and one is noise; the share of copies is NaN.
     assert table["edit_low_frequency_share"].value == pytest.approx(2.05 / 3, abs=0.02)
     assert table["edit_low_frequency_share"].count == 3
 
 
-def test_a_wave_has_low_frequency_and_is_not_a_tint(images: Tensor) -> None:
+def test_wave_has_low_frequency_and_is_not_uniform(images: Tensor) -> None:
     wave = torch.cos(2 * torch.pi * 2 * torch.arange(32) / 32).expand(6, 3, 32, 32)
     sizes = EditSizes.from_images(images, images + 0.1 * wave)
     assert sizes.low_frequency_share == pytest.approx(np.ones(6), abs=1e-4)
@@ -111,7 +111,7 @@ def test_a_wave_has_low_frequency_and_is_not_a_tint(images: Tensor) -> None:
     assert np.abs(sizes.color_change).max() < 1e-6
 
 
-def test_only_a_tint_that_is_common_to_all_edits_counts() -> None:
+def test_only_color_shifts_common_to_all_edits_count() -> None:
     stds = np.array([0.1, 0.2, 0.4])
     red = np.tile([[0.2, 0.0, 0.0]], (40, 1))
     assert bootstrap_color_shift(red, stds).value == pytest.approx(2)

@@ -77,8 +77,8 @@ def test_unsupported_image_sizes_are_rejected_with_a_remedy() -> None:
 def test_discriminator_heads_have_their_shapes() -> None:
     network = Discriminator(24, 5, 4, 3, max_dim=8, output_dim=2, projection_dim=7)
     output = network(torch.randn(2, 3, 24, 24), torch.randn(2, 7))
-    assert output.logits.shape == (2, 1, 3, 3) and output.condition.shape == (2, 5)
-    assert output.outputs is not None and output.outputs.shape == (2, 2)
+    assert output.logits.shape == (2, 1, 3, 3) and output.condition_estimate.shape == (2, 5)
+    assert output.output_estimate is not None and output.output_estimate.shape == (2, 2)
     images = torch.zeros(1, 3, 24, 24)
     difference = network(images, torch.ones(1, 7)).logits - network(images, torch.zeros(1, 7)).logits
     assert difference.abs().max() > 0

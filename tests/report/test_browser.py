@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from featgan.evaluation.document import parse_evaluation
 from featgan.report.edits.rendering import RenderedSweep
-from featgan.report.html.page import Report, build_page
+from featgan.report.html.page import Report, build_report_page
+from featgan.run.evaluation_document import parse_evaluation
 from tests.helpers.browser import find_chromium
 from tests.helpers.report import SIZE, build_report, evaluation_document
 
@@ -76,7 +76,7 @@ def report() -> Report:
 @pytest.fixture(scope="module")
 def path(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = tmp_path_factory.mktemp("report") / "report.html"
-    page.write_text(build_page(report))
+    page.write_text(build_report_page(report))
     return page
 
 

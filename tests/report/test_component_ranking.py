@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from featgan.errors import UserError
-from featgan.evaluation.document import parse_evaluation
 from featgan.features.directions import component_sweep
 from featgan.features.space import FeatureSpace
 from featgan.metrics.bootstrap import Floats, to_float64
@@ -22,6 +21,7 @@ from featgan.report.component_names import merge_component_names, read_component
 from featgan.report.edits.rendering import FramePredictions, RenderedSweep
 from featgan.report.edits.sweeps import Sweep
 from featgan.report.html import summary_text
+from featgan.run.evaluation_document import parse_evaluation
 from tests.helpers.report import evaluation_document
 
 SIZE, SOURCES, VALUES = 64, 4, (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -194,9 +194,10 @@ def test_locations_are_described() -> None:
     assert make_pixel_change(third, third).location == "mostly in the center"
     assert make_pixel_change(slice(0, 18), slice(0, 14)).location == "mostly in the upper left"
     assert make_pixel_change(slice(0, 20), all_of_it).location == "mostly in the upper left and upper center"
-    assert describe_grid_cells([(0, 0), (0, 1), (0, 2)]) == "upper third"
-    assert describe_grid_cells([(0, 1), (1, 1), (2, 1)]) == "middle from top to bottom"
-    assert describe_grid_cells([(2, 1), (1, 1), (2, 0)]) == "center, lower left and lower center"
+    assert describe_grid_cells([(0, 0), (0, 1), (0, 2)]) == "mostly in the upper third"
+    assert describe_grid_cells([(0, 1), (1, 1), (2, 1)]) == "mostly in the middle from top to bottom"
+    three_cells = describe_grid_cells([(2, 1), (1, 1), (2, 0)])
+    assert three_cells == "mostly in the center, lower left and lower center"
     assert make_pixel_change(all_of_it, all_of_it).location == "everywhere"
     assert make_pixel_change(all_of_it, all_of_it).brightness_change == pytest.approx(40 / 255)
     assert make_pixel_change(lower, third, 0).location and make_pixel_change(lower, third, 0).low_frequency_share == 0
@@ -277,9 +278,11 @@ def test_summary_has_conclusions_and_limitations_of_the_components() -> None:
         "&lt;b&gt;smile (30\N{NO-BREAK SPACE}%): the classifier responds to the edits, but the change is too faint"
     )
     assert "(6\N{NO-BREAK SPACE}%): the image changes, but the classifier's features hardly move" in limitations[1]
-    assert limitations[2].startswith("&lt;b&gt;smile does not change alone (cross-talk above 0.5). Part of")
+    assert limitations[2].startswith(
+        "&lt;b&gt;smile does not change alone: more than 50\N{NO-BREAK SPACE}% of the measured change is in other"
+    )
     assert summary_text.component_conclusions(ComponentRanking([hidden], True)) == [
-        "No important component is both visible in these images and detected by the classifier."
+        "No important component causes a change that is visible in these images and detected by the classifier."
     ]
     assert (
         "70\N{NO-BREAK SPACE}% of the output variance is not explained"
@@ -292,7 +295,7 @@ def test_summary_has_the_result_of_the_second_classifier() -> None:
     evaluated = ComponentRanking([make_component(0.4)], True, 50)
     agreed = parse_evaluation(evaluation_document())
     assert (
-        "confirms the edits" in summary_text.second_classifier_conclusions(agreed)[0]
+        "confirms the edits" in summary_text.second_classifier_summary(agreed)[0]
         and summary_text.evaluation_limitations(agreed, evaluated, 6) == []
     )
     assert "on the 6 images of this page only" in summary_text.evaluation_limitations(agreed, unevaluated, 6)[0]
@@ -305,18 +308,18 @@ def test_summary_has_the_result_of_the_second_classifier() -> None:
         evaluation_document() | {"conclusions": [{"family": "second_classifier", "kind": "limits", "text": ""}]}
     )
     assert (
-        summary_text.second_classifier_conclusions(disagreed) == []
+        summary_text.second_classifier_summary(disagreed) == []
         and "does not confirm the edits" in summary_text.evaluation_limitations(disagreed, evaluated, 6)[0]
     )
     inconclusive = parse_evaluation(evaluation_document() | {"conclusions": []})
     assert (
-        summary_text.second_classifier_conclusions(inconclusive) == []
+        summary_text.second_classifier_summary(inconclusive) == []
         and "whether another classifier would respond"
         in summary_text.evaluation_limitations(inconclusive, evaluated, 6)[0]
     )
     assert (
         "beyond the 6 images" in summary_text.evaluation_limitations(None, unevaluated, 6)[0]
-        and summary_text.second_classifier_conclusions(None) == []
+        and summary_text.second_classifier_summary(None) == []
     )
 
 

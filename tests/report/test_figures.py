@@ -4,12 +4,14 @@ import base64
 import importlib
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from featgan.config.metric_specs import BASELINES
 from featgan.errors import UserError
 from featgan.report.analysis.predictions import OutputSpec
 from featgan.report.edits.rendering import RenderedSweep, difference_images, difference_scale
@@ -17,6 +19,7 @@ from featgan.report.edits.sources import SourceImages
 from featgan.report.edits.sweeps import MAX_DONORS, Sweep, SweepInputs, transfer_sweeps
 from featgan.report.figures.animation import animate_sweep, check_animation_kinds, ping_pong_frames
 from featgan.report.figures.animation_frames import BAR_COLOR, BAR_HEIGHT, draw_panel
+from featgan.report.figures.charts import MARK_CLASSES
 from featgan.report.figures.data_uris import encode_difference_filmstrip, encode_filmstrip, encode_mosaic
 from featgan.report.figures.grids import (
     BACKGROUND_COLOR,
@@ -31,6 +34,7 @@ from featgan.report.figures.grids import (
     load_font,
     render_grid,
 )
+from featgan.report.html import page
 from featgan.report.html.page import Report
 from tests.helpers.report import SIZE, build_report, build_report_inputs
 
@@ -189,3 +193,10 @@ def test_kind_of_animation_without_encoder_is_rejected(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib, "import_module", raise_import_error)
     with pytest.raises(UserError, match="no H.264 encoder found; run pip install"):
         check_animation_kinds(["mp4"])
+
+
+def test_every_baseline_has_a_mark_with_its_own_style() -> None:
+    assert set(MARK_CLASSES) == set(BASELINES)
+    assert len(set(MARK_CLASSES.values())) == len(BASELINES)
+    styles = (Path(page.__file__).parent / "static" / "sections.css").read_text()
+    assert [mark for mark in MARK_CLASSES.values() if f".mark.{mark} {{" not in styles] == []

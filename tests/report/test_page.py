@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featgan.evaluation.document import best_evaluation, parse_evaluation
 from featgan.report.analysis.class_edits import ClassEdit, describe_color_change
 from featgan.report.analysis.class_reliability import ReliabilityTable
+from featgan.report.analysis.predictions import OutputSpec
 from featgan.report.analysis.subgroup_tables import build_subgroup_tables
+from featgan.report.edits.sweeps import MAX_CLASSES
 from featgan.report.figures.curves import axis_ticks, bin_points, draw_curve
 from featgan.report.html import summary_text
-from featgan.report.html.page import Report, build_page, format_number
+from featgan.report.html.number_format import format_number
+from featgan.report.html.page import Report, build_report_page
+from featgan.report.html.scope_text import evaluation_scope, ranking_scope
 from featgan.report.run_files import read_metric_series
+from featgan.run.evaluation_document import best_evaluation, parse_evaluation
 from tests.helpers.report import UNSAFE_TEXT, build_report, evaluation_document, metric_entries
 
 
@@ -66,7 +70,7 @@ def write_evaluation(run: Path, name: str, content: Any) -> Any:
 
 
 def test_page_loads_no_external_resources(report: Report) -> None:
-    html = build_page(report)
+    html = build_report_page(report)
     page = ParsedPage(html)
     assert all(source and source.startswith("data:image/") for source in page.attribute_values("src"))
     links = [link for link in page.attribute_values("href") if link is not None]
@@ -78,12 +82,12 @@ def test_page_loads_no_external_resources(report: Report) -> None:
 
 
 def test_ranking_has_a_row_for_each_component(report: Report) -> None:
-    page = ParsedPage(build_page(report))
+    page = ParsedPage(build_report_page(report))
     rows = [attributes for tag, attributes in page.tags if tag == "li" and "data-importance" in attributes]
     assert {row["data-card"] for row in rows} == {"component-01", "component-02", "component-03"}
     shares = [float(row["data-importance"] or 0) for row in rows]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(0.877, abs=1e-3)
-    opening = page.text[: page.text.index("Components, one at a time")]
+    opening = page.text[: page.text.index("Metrics and baselines")]
     for word in (
         "importance",
         "visibility",
@@ -120,13 +124,22 @@ def test_reliability_of_each_class_is_shown(report: Report, tmp_path: Path) -> N
     rows = {row.label: [(cell.text, cell.count, cell.is_low) for cell in row.cells] for row in full.reliability.rows}
     space = "\N{NO-BREAK SPACE}%"
     assert rows == {
-        "edits predicted as the target class": [("90" + space, 50, False), ("90" + space, 50, False)],
-        "by the second classifier": [("80" + space, 50, False), ("30" + space, 50, True)],
-        "real images, second classifier": [("70" + space, 50, False), ("70" + space, 50, False)],
-        "labeled images predicted correctly": [("90" + space, 30, False), ("40" + space, 10, True)],
+        "edits that this classifier predicts as the target class": [
+            ("90" + space, 50, False),
+            ("90" + space, 50, False),
+        ],
+        "edits that the second classifier predicts as the target class": [
+            ("80" + space, 50, False),
+            ("30" + space, 50, True),
+        ],
+        "real images that the second classifier predicts as the target class": [
+            ("70" + space, 50, False),
+            ("70" + space, 50, False),
+        ],
+        "labeled images that this classifier predicts correctly": [("90" + space, 30, False), ("40" + space, 10, True)],
     }
-    page = ParsedPage(build_page(full))
-    assert f"The second classifier rarely confirms edits toward {UNSAFE_TEXT}." in page.text
+    page = ParsedPage(build_report_page(full))
+    assert f"The second classifier confirms fewer than half of the edits toward {UNSAFE_TEXT}." in page.text
     assert (
         "It predicts the labeled class for 78"
         + space
@@ -140,15 +153,16 @@ def test_reliability_of_each_class_is_shown(report: Report, tmp_path: Path) -> N
         unverifiable.reliability.unverifiable_classes,
     ) == ((), (UNSAFE_TEXT,))
     assert (
-        f"The second classifier cannot verify edits toward {UNSAFE_TEXT}: it rarely predicts"
-        in ParsedPage(build_page(unverifiable)).text
+        f"The second classifier cannot verify edits toward {UNSAFE_TEXT}: it predicts the target class for fewer"
+        in ParsedPage(build_report_page(unverifiable)).text
     )
     other_step = with_evaluation(replace(known, step=40), tmp_path, content)
     assert other_step.reliability is not None and len(other_step.reliability.rows) == 1, (
         "an evaluation of another step does not count"
     )
-    unevaluated = ParsedPage(build_page(report))
-    assert "by the second classifier" not in unevaluated.text and "rarely confirms" not in unevaluated.text
+    unevaluated = ParsedPage(build_report_page(report))
+    assert "that the second classifier predicts" not in unevaluated.text
+    assert "confirms fewer than half" not in unevaluated.text
 
 
 def test_class_edits_target_classes_of_the_classifier(report: Report) -> None:
@@ -186,8 +200,65 @@ def test_classes_distinguished_by_color_are_named(report: Report) -> None:
     )
 
 
+def test_classes_without_edits_are_counted_if_they_are_many(report: Report) -> None:
+    assert report.class_edits is not None
+    (sentence,) = missing_classes_of(report, 2, 4)
+    assert "The report has no edits toward <em>class 2</em> and <em>class 3</em>, because almost no" in sentence
+    (sentence,) = missing_classes_of(report, 2, 200)
+    assert "no edits toward 198 of the 200 classes, because almost no" in sentence and "class 9" not in sentence
+    (sentence,) = missing_classes_of(report, MAX_CLASSES, 200)
+    assert "edits toward 16 of the 200 classes." in sentence and "because" not in sentence
+
+
+def missing_classes_of(report: Report, num_shown: int, num_classes: int) -> list[str]:
+    """Return the limitations for a classifier whose first `num_shown` classes have edits."""
+    assert report.class_edits is not None
+    names = tuple(f"class {index}" for index in range(num_classes))
+    class_edits = replace(
+        report.class_edits,
+        sweep=replace(report.class_edits.sweep, headings=names[:num_shown]),
+        source_classes=(),
+    )
+    return list(summary_text.unreached_class_limitations(class_edits, OutputSpec("expression", names)))
+
+
+@pytest.mark.parametrize(
+    ("num_evaluated_images", "expected"),
+    [
+        (None, "Visibility, slope and cross-talk are measured on the 3 images of this page (validation images)."),
+        (1234, "Slope and cross-talk are measured on 1\N{NARROW NO-BREAK SPACE}234 validation images (suite quick). "
+               "Visibility is measured on the 3 images of this page (validation images)."),
+    ],
+)  # fmt: skip
+def test_note_below_the_ranking_has_the_images_of_each_metric(
+    report: Report, num_evaluated_images: int | None, expected: str
+) -> None:
+    ranking = replace(report.ranking, num_evaluated_images=num_evaluated_images)
+    text = ranking_scope(ranking, report.sources, parse_evaluation(evaluation_document()), 9)
+    assert text == (
+        f"{expected} Importance is computed from the training images and the last layer of the classifier. "
+        "The source image that is shown first has changes of median size. "
+        "This page shows the first 3 of 9 components."
+    )
+    assert "Importance is measured on the 3 images" in ranking_scope(
+        replace(ranking, is_importance_measured=True), report.sources, None, None
+    )
+
+
+def test_evaluation_states_its_checkpoint_and_images() -> None:
+    evaluation = parse_evaluation(evaluation_document())
+    used = "This evaluation used the checkpoint of step 30 and the validation images"
+    assert evaluation_scope(evaluation, False, 30) == f"{used}. Its suite is <em>quick</em>."
+    assert evaluation_scope(evaluation, True, 30).startswith(f"{used}, not the images of this page. ")
+    assert "<strong>The edits of this page use the checkpoint of step 40.</strong>" in evaluation_scope(
+        evaluation, False, 40
+    )
+    unknown = evaluation_scope(parse_evaluation({}), True, 40)
+    assert unknown.startswith("This evaluation used the validation images, not the images of this page. ")
+
+
 def test_every_film_has_a_labeled_slider(report: Report) -> None:
-    page = ParsedPage(build_page(report))
+    page = ParsedPage(build_report_page(report))
     films = {attributes["id"] for tag, attributes in page.tags if "data-film" in attributes}
     assert films == {"component-01", "component-02", "component-03", "class-means"} == set(page.data["films"])
     sliders = {attributes["id"] for _, attributes in page.tags if attributes.get("type") == "range"}
@@ -199,7 +270,7 @@ def test_every_film_has_a_labeled_slider(report: Report) -> None:
 
 
 def test_outputs_of_a_slider_are_those_of_the_classifier(report: Report) -> None:
-    film = ParsedPage(build_page(report)).data["films"]["component-01"]
+    film = ParsedPage(build_report_page(report)).data["films"]["component-01"]
     rendering = report.renderings[0]
     assert rendering.predictions is not None and report.output_spec is not None
     expected = report.output_spec.display_values(rendering.predictions.outputs)
@@ -225,11 +296,11 @@ def test_external_text_is_escaped(report: Report, tmp_path: Path) -> None:
             }
         ],
     }
-    html = build_page(with_evaluation(build_report(names={0: UNSAFE_TEXT}), tmp_path, content))
+    html = build_report_page(with_evaluation(build_report(names={0: UNSAFE_TEXT}), tmp_path, content))
     assert "<b>x" not in html
     page = ParsedPage(html)
     assert page.text.count(UNSAFE_TEXT) >= 15
-    assert UNSAFE_TEXT in page.data["names"] and "The images of this page are from step 30." in page.text
+    assert UNSAFE_TEXT in page.data["names"] and "The edits of this page use the checkpoint of step 30." in page.text
 
 
 def test_page_uses_the_most_thorough_evaluation_of_the_step(tmp_path: Path) -> None:
@@ -270,12 +341,12 @@ def test_malformed_evaluation_leaves_the_page_complete(report: Report, tmp_path:
         "conclusions": {},
         "subgroups": [{"group": 3, "metrics": 4}, 5],
     }
-    page = build_page(replace(report, evaluation=write_evaluation(tmp_path, "e", malformed)))
+    page = build_report_page(replace(report, evaluation=write_evaluation(tmp_path, "e", malformed)))
     assert 'id="numbers"' in page
 
 
 def test_page_shows_the_evaluation(report: Report, tmp_path: Path) -> None:
-    page = ParsedPage(build_page(with_evaluation(report, tmp_path)))
+    page = ParsedPage(build_report_page(with_evaluation(report, tmp_path)))
     for expected in (
         "target progress",
         "0.81",
@@ -293,7 +364,7 @@ def test_page_shows_the_evaluation(report: Report, tmp_path: Path) -> None:
         "80\N{NO-BREAK SPACE}% of them",
     ):
         assert expected in page.text, expected
-    assert "not evaluated yet" not in page.text and "The images of this page are from step" not in page.text
+    assert "not evaluated yet" not in page.text and "The edits of this page use the checkpoint" not in page.text
     alt_texts = [label for label in page.attribute_values("aria-label") if label and label.startswith("concordance")]
     assert alt_texts == [
         "concordance (CCC): the generator 0.75, the unchanged source image 0.05, the nearest real image 0.97"
@@ -318,7 +389,7 @@ def test_subgroup_tables_have_real_images_and_missing_classes(report: Report) ->
 
 
 def test_marks_are_at_the_values_of_the_metrics(report: Report, tmp_path: Path) -> None:
-    html = build_page(with_evaluation(report, tmp_path))
+    html = build_report_page(with_evaluation(report, tmp_path))
     positions = dict(re.findall(r'class="mark (\w+)" style="left: ([\d.]+)%" title="[^"]*: 0\.(?:75|97)"', html))
     # The axis goes from -0.1 to 1.1.
     assert {kind: float(position) for kind, position in positions.items()} == {

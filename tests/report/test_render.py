@@ -25,7 +25,7 @@ HEAD_WEIGHT = torch.eye(3, FEATURES)
 CONDITION_DIMS = {"features": FEATURES, "expression": 3, "valence_arousal": 2, "attributes": 2}
 
 
-class FakeTintModel:
+class FakeColorShiftModel:
     """Add the mean of the condition's first two numbers to the image, and record every condition."""
 
     device = "cpu"
@@ -41,7 +41,7 @@ class FakeTintModel:
             dataset={"shards": "shards", "features": "cache"},
             condition_kind=kind,
             condition_dim=condition_dim or CONDITION_DIMS[kind],
-            blackbox={"spec": "classifiers/tint", "layer": "last", "sha256": "ab" * 32}
+            blackbox={"spec": "classifiers/linear", "layer": "last", "sha256": "ab" * 32}
             if is_feature_conditioned
             else None,
             attribute_names=("Smiling", "Young") if kind == "attributes" else (),
@@ -90,13 +90,13 @@ class RenderFixture:
         splits = {"train": FakeSplit("train", 60), "validation": FakeSplit("validation", 12)}
         self.training, self.validation = splits["train"], splits["validation"]
         self.space = FeatureSpace.fit(torch.from_numpy(splits["train"].features))
-        self.model = FakeTintModel(kind, self.space, condition_dim)
+        self.model = FakeColorShiftModel(kind, self.space, condition_dim)
         shards = SimpleNamespace(
             path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32, attribute_names=("Smiling", "Young"),
             get_split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(
-            head=(HEAD_WEIGHT, torch.zeros(3)), output_kind="expression", class_names=CLASSES, output_dim=3,
+            head=(HEAD_WEIGHT, torch.zeros(3)), task="expression", class_names=CLASSES, output_dim=3,
             features=lambda split, rows, flipped: splits[split].features[rows],
             outputs=lambda split, rows: splits[split].features[rows] @ HEAD_WEIGHT.numpy().T,
         )  # fmt: skip
@@ -107,13 +107,13 @@ class RenderFixture:
         monkeypatch.setattr(training_data, "load_blackbox", self.load_blackbox)
 
     def load_blackbox(self, spec: str, layer: str, device: torch.device) -> "RenderFixture":
-        assert (spec, layer) == ("classifiers/tint", "last")
+        assert (spec, layer) == ("classifiers/linear", "last")
         return self
 
-    spec = "classifiers/tint"
+    spec = "classifiers/linear"
     device = torch.device("cpu")
     head = None
-    output_kind, output_dim, class_names = "expression", 3, CLASSES
+    task, output_dim, class_names = "expression", 3, CLASSES
 
     @property
     def sha256(self) -> str:
@@ -311,7 +311,7 @@ def test_folder_without_readable_images_is_rejected(fixture: RenderFixture, tmp_
 def test_another_classifier_is_rejected(fixture: RenderFixture, tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     fixture.classifier_sha256 = "00" * 32
-    with pytest.raises(UserError, match="classifiers/tint: not the classifier that the features were extracted with"):
+    with pytest.raises(UserError, match="classifiers/linear: not the classifier that the features were extracted with"):
         render_run(fixture.run, images=tmp_path)
 
 

@@ -17,7 +17,7 @@ from featgan.networks.ema import EMA
 from featgan.run import checkpoint, metrics_log
 from featgan.run.checkpoint import find_corruption, newest_checkpoint, save_checkpoint
 from featgan.run.metrics_log import MetricsLog, append_metrics_line
-from featgan.run.paths import committed_steps, step_folder
+from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import sha256_of
 from featgan.training.train import train
 from tests.conftest import World
@@ -33,7 +33,7 @@ def save_step(run: Path, step: int, max_checkpoints: int = 9) -> Path:
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(1, 6):
         save_step(tmp_path, step, 2)
-    assert committed_steps(tmp_path) == [4, 5]
+    assert checkpoint_steps(tmp_path) == [4, 5]
 
 
 def test_crash_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +46,9 @@ def test_crash_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkey
         patch.setattr(checkpoint, "sha256_of", lambda path: crash(path, path))
         with pytest.raises(KeyboardInterrupt):
             save_step(tmp_path, 2)
-    assert committed_steps(tmp_path) == [1] and newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
+    assert checkpoint_steps(tmp_path) == [1] and newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
     save_step(tmp_path, 2)
-    assert committed_steps(tmp_path) == [1, 2]
+    assert checkpoint_steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("corruption", ["truncate", "flip", "remove", "manifest"])

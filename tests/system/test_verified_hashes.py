@@ -29,7 +29,7 @@ def copied_shards(world: World, tmp_path_factory: pytest.TempPathFactory) -> Wor
     root = tmp_path_factory.mktemp("copied")
     shutil.copytree(world.shards.path, root / "shards")
     shards = ShardSet.open(root / "shards")
-    copy = World(world.source, shards, FeatureCache.open(shards, "stand-in"), world.classifier)
+    copy = World(world.source, shards, FeatureCache.open(shards, "linear"), world.classifier)
     train(copy.make_config(root / "run"))
     return copy
 
@@ -57,7 +57,7 @@ COMMANDS_BY_NAME = {
     "render": lambda world, run: render_run(run),
     "info": lambda world, run: describe_path(world.shards.path),
     "fit": lambda world, run: fit_blackbox(world.shards.path, "expression", run.with_name("classifier")),
-    "extract": lambda world, run: extract_features(world.shards.path, "a_classifier_that_is_never_loaded", "stand-in"),
+    "extract": lambda world, run: extract_features(world.shards.path, "a_classifier_that_is_never_loaded", "linear"),
 }
 
 
@@ -119,14 +119,14 @@ def test_changed_components_are_rejected_only_if_the_run_uses_them(world: World,
     shutil.copytree(world.shards.path, tmp_path / "shards")
     shards = ShardSet.open(tmp_path / "shards")
     copy = World(world.source, shards, world.cache, world.classifier)
-    dataset = {"shards": str(shards.path), "feature_cache": "stand-in-3"}
+    dataset = {"shards": str(shards.path), "feature_cache": "linear-3"}
     configs = {
         encoding: copy.make_config(tmp_path / encoding, dataset={**dataset, "condition": {"encoding": encoding}})
         for encoding in ("raw", "standardized", "components")
     }
     for config in configs.values():
         train(config)
-    write_features(shards, world.classifier, "stand-in-3", 2)
+    write_features(shards, world.classifier, "linear-3", 2)
     for encoding in ("raw", "standardized"):
         train(configs[encoding])
     with pytest.raises(

@@ -12,7 +12,7 @@ import torch
 from featgan.config.loading import to_yaml
 from featgan.errors import TrainingInterrupted
 from featgan.inference.model import load_model
-from featgan.run.paths import committed_steps, step_folder
+from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.training.train import train
 from tests.conftest import World, read_checkpoint_tensors
 from tests.distributed.test_distributed import StopSignalAfter
@@ -39,10 +39,10 @@ def test_bf16_trains_resumes_and_edits(world: World, tmp_path: Path) -> None:
     config = world.make_config(tmp_path / "run", **sections)
     with pytest.raises(TrainingInterrupted):
         train(config, stop_signal=StopSignalAfter(3))
-    (stop_step,) = committed_steps(config.run_dir)
+    (stop_step,) = checkpoint_steps(config.run_dir)
     assert 0 < stop_step < 8
     train(config)
-    assert committed_steps(config.run_dir) == [stop_step, 8]
+    assert checkpoint_steps(config.run_dir) == [stop_step, 8]
     lines = [json.loads(line)["step"] for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, 9))
     model = load_model(config.run_dir, device="cuda")

@@ -8,7 +8,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from featgan.config.loading import to_yaml
 from featgan.config.metric_specs import HPARAM_METRICS, METRICS
 from featgan.config.schema import Config
-from featgan.evaluation.evaluate import log_to_tensorboard
+from featgan.evaluation.evaluate import log_metrics
 from featgan.evaluation.results import EvaluationResults
 from featgan.metrics.bootstrap import Estimate
 from featgan.training.train import train
@@ -86,7 +86,7 @@ def test_hyperparameter_table_has_columns_for_evaluation_metrics(config: Config,
     columns = read_hparams(events, EXPERIMENT_TAG).experiment.metric_infos
     assert [column.display_name for column in columns] == list(HPARAM_METRICS)
     metrics = {name: Estimate(index / 10, 0, 1, 5) for index, name in enumerate(HPARAM_METRICS)}
-    log_to_tensorboard(config.run_dir, EvaluationResults({"faithfulness": {"generator": metrics}}), 4)
+    log_metrics(config.run_dir, EvaluationResults({"faithfulness": {"generator": metrics}}), 4)
     for index, column in enumerate(columns):
         evaluation_events = EventAccumulator(str(config.run_dir / "tensorboard" / column.name.group)).Reload()
         assert [point.value for point in evaluation_events.Scalars(column.name.tag)] == pytest.approx([index / 10])

@@ -22,9 +22,9 @@ from featgan.networks.generator import Generator, ResidualBlock, UpsampleConv
 from featgan.system.images import to_float, to_fp32
 from featgan.training import objective, reference_step
 from featgan.training.objective import (
-    compute_d_losses,
-    compute_d_warmup_losses,
-    compute_g_losses,
+    d_loss_closures,
+    d_warmup_loss_closures,
+    g_loss_closures,
     generate_fake,
     split_microbatches,
 )
@@ -32,13 +32,13 @@ from featgan.training.state import TrainState, build_train_state
 from featgan.training.train import train
 from tests.conftest import SELECTED_ATTRIBUTES, World
 
-FEATURE_DATASET: dict[str, Any] = {"feature_cache": "stand-in"}
+FEATURE_DATASET: dict[str, Any] = {"feature_cache": "linear"}
 CONDITION_DATASETS: dict[str, dict[str, Any]] = {
     "expression": {"condition": {"kind": "expression"}},
     "valence_arousal": {"condition": {"kind": "valence_arousal", "regression_loss": "mse"}},
     "raw": FEATURE_DATASET,
-    "both": FEATURE_DATASET | {"condition": {"targets": "both"}},
-    "components": {"feature_cache": "stand-in-3", "condition": {"encoding": "components", "ccc_reduction": "mean"}},
+    "both": FEATURE_DATASET | {"condition": {"loss_on": "both"}},
+    "components": {"feature_cache": "linear-3", "condition": {"encoding": "components", "ccc_reduction": "mean"}},
     "attributes": {"condition": {"kind": "attributes", "attributes": list(SELECTED_ATTRIBUTES)}},
 }
 WGAN_LOSSES = {"adversarial": "wgan_gp"}
@@ -112,7 +112,7 @@ def fast_and_reference_steps(
     """Return, for D and then G: the fast loss, the reference loss, the fast gradients, the reference gradients."""
     (microbatch,) = microbatches = split_microbatches(state, batch)
     x_fake = generate_fake(state, microbatch)
-    loss, _ = compute_d_losses(state, 0, microbatches, x_fake)[0]()
+    loss, _ = d_loss_closures(state, 0, microbatches, x_fake)[0]()
     expected, _ = reference_step.reference_d_loss(state, 0, batch)
     discriminator, generator = state.discriminator.module, state.generator.module
     discriminator_step = [
@@ -124,7 +124,7 @@ def fast_and_reference_steps(
         )
     ]
     with state.discriminator.frozen():
-        loss, _ = compute_g_losses(state, microbatches, x_fake)[0]()
+        loss, _ = g_loss_closures(state, microbatches, x_fake)[0]()
         generator_gradients = compute_gradients(generator, loss)
     expected, _ = reference_step.reference_g_loss(state, batch)
     return [
@@ -195,7 +195,7 @@ def test_d_warmup_loss_matches_reference(
 ) -> None:
     state = build_perturbed_state(world, tmp_path, dataset_section, losses=NON_SATURATING_LOSSES)
     batch = to_double_precision(state, BatchDataset(state.training_sets, 4, 1, random_seed())[3])
-    (d_loss,) = compute_d_warmup_losses(state, split_microbatches(state, batch))
+    (d_loss,) = d_warmup_loss_closures(state, split_microbatches(state, batch))
     actual, expected = d_loss()[0], reference_step.reference_d_warmup_loss(state, batch)[0]
     assert actual.item() == pytest.approx(expected.item(), rel=1e-9)
     actual_gradients, expected_gradients = (
@@ -245,7 +245,7 @@ def test_activation_checkpointing_does_not_change_gradients(
         (microbatch,) = split_microbatches(state, BatchDataset(state.training_sets, 4, 1, 0)[3])
         x_fake = generate_fake(state, microbatch)
         with state.discriminator.frozen():
-            loss, _ = compute_g_losses(state, [microbatch], x_fake)[0]()
+            loss, _ = g_loss_closures(state, [microbatch], x_fake)[0]()
             return [loss.detach(), *compute_gradients(state.generator.module, loss)]
 
     for actual, expected in zip(loss_and_gradients(True), loss_and_gradients(False), strict=True):
@@ -257,8 +257,8 @@ def test_generating_the_fake_images_once_or_twice_is_equal(world: World, tmp_pat
     (microbatch,) = microbatches = split_microbatches(state, BatchDataset(state.training_sets, 4, 1, 0)[3])
     x_fake = generate_fake(state, microbatch)
     for compute_losses, network in (
-        (partial(compute_d_losses, state, 0, microbatches), state.discriminator.module),
-        (partial(compute_g_losses, state, microbatches), state.generator.module),
+        (partial(d_loss_closures, state, 0, microbatches), state.discriminator.module),
+        (partial(g_loss_closures, state, microbatches), state.generator.module),
     ):
         actual, expected = (
             compute_gradients(network, loss()[0]) for loss in (*compute_losses(x_fake), *compute_losses())
@@ -363,8 +363,8 @@ def fast_losses(state: TrainState, batch: Batch) -> tuple[Losses, nn.Module]:
     (microbatch,) = microbatches = split_microbatches(state, batch)
     x_fake = generate_fake(state, microbatch)
     loss_functions = [
-        *compute_d_losses(state, 0, microbatches, x_fake),
-        *compute_g_losses(state, microbatches, x_fake),
+        *d_loss_closures(state, 0, microbatches, x_fake),
+        *g_loss_closures(state, microbatches, x_fake),
     ]
     return loss_functions, state.discriminator.module
 

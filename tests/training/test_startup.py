@@ -75,7 +75,7 @@ def test_optimizer_is_reset_once_and_not_at_every_restart(world: World, tmp_path
 
 
 def test_resetting_the_optimizer_requires_a_checkpoint(world: World, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--reset-optimizer requires --resume-from; "):
+    with pytest.raises(UserError, match=r"--reset-optimizer requires --init-from; "):
         train(world.make_config(tmp_path / "run"), reset_optimizer=True)
     assert not (tmp_path / "run").exists()
 

@@ -25,7 +25,7 @@ from featgan.data.loader import BatchDataset
 from featgan.errors import UserError
 from featgan.inference.model import load_model
 from featgan.run import checkpoint
-from featgan.run.paths import committed_steps, step_folder
+from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import atomic_write, sha256_of
 from featgan.training.lr_schedule import lr_at_step
 from featgan.training.objective import compute_d_loss, compute_g_loss, is_r1_step, split_microbatches
@@ -134,7 +134,7 @@ def test_signal_to_the_process_group_saves_a_checkpoint(
     os.killpg(process.pid, number)
     output = process.stderr.read()
     assert process.wait() == 128 + number, output
-    (step,) = committed_steps(stopped.run_dir)
+    (step,) = checkpoint_steps(stopped.run_dir)
     assert 0 < step < 60 and f"saved at step {step} of 60 and stopped" in output
     assert "Traceback" not in output
     subprocess.run(command, check=True, capture_output=True)
@@ -153,7 +153,7 @@ def test_resuming_after_sigkill_is_bitwise_exact(world: World, tmp_path: Path) -
     kills = 0
     for kill_step in (3, 21):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        while max(committed_steps(killed.run_dir), default=0) < kill_step and process.poll() is None:
+        while max(checkpoint_steps(killed.run_dir), default=0) < kill_step and process.poll() is None:
             time.sleep(0.005)
         if process.poll() is None:
             kills += 1
@@ -189,7 +189,7 @@ def test_run_with_another_configuration_or_other_files_is_rejected(world: World,
         train(world.make_config(tmp_path / "run", losses={"cycle_weight": 5}))
     train(world.make_config(tmp_path / "run", training={"log_every": 2}))  # does not change the results
     train(world.make_config(tmp_path / "run", training={"steps": 6}))  # trains longer
-    assert committed_steps(tmp_path / "run")[-1] == 6
+    assert checkpoint_steps(tmp_path / "run")[-1] == 6
     with pytest.raises(UserError, match="training.steps: 4 -> 6"):
         for steps in (4, 6):  # the learning rates would have been different
             train(world.make_config(tmp_path / "decay", training={"steps": steps}, optimizer={"lr_decay_steps": 2}))
@@ -241,7 +241,7 @@ def test_run_can_restart_after_a_full_disk(world: World, tmp_path: Path, monkeyp
     changed = world.make_config(other.run_dir, losses={"cycle_weight": 3}, generator={"dim": 8})
     train(changed)
     assert parse_config(read_yaml(other.run_dir / "config.yaml"), "written") == changed
-    assert committed_steps(other.run_dir) == [2, 4]
+    assert checkpoint_steps(other.run_dir) == [2, 4]
     lines = [json.loads(line)["step"] for line in (other.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
     # TensorBoard shows nothing of the first start and its settings.
@@ -265,7 +265,7 @@ def test_run_can_restart_after_an_invalid_image(world: World, tmp_path: Path) ->
     manifest.write_text(manifest_text.replace(hashlib.sha256(tar_content).hexdigest(), sha256_of(tar)))
     with pytest.raises(Exception, match=r"train-00000\.tar: .*not a JPEG, but 16 x 16 pixels were packed"):
         train(config)
-    assert not committed_steps(config.run_dir)
+    assert not checkpoint_steps(config.run_dir)
     tar.write_bytes(tar_content)
     manifest.write_text(manifest_text)
     train(config)
@@ -275,7 +275,7 @@ def test_run_can_restart_after_an_invalid_image(world: World, tmp_path: Path) ->
 def test_resume_from_another_runs_checkpoint(world: World, tmp_path: Path) -> None:
     train(world.make_config(tmp_path / "first"))
     train(world.make_config(tmp_path / "second", training={"steps": 6}), step_folder(tmp_path / "first", 4))
-    assert committed_steps(tmp_path / "second") == [6]
+    assert checkpoint_steps(tmp_path / "second") == [6]
     with pytest.raises(UserError, match=r"is at step 4; set training.steps to a larger number"):
         train(world.make_config(tmp_path / "fourth"), step_folder(tmp_path / "first", 4))
     wider = world.make_config(tmp_path / "third", generator={"dim": 8})
@@ -345,7 +345,7 @@ def test_losses_are_weighted_sums_of_their_terms(world: World, tmp_path: Path) -
 
 
 def test_classifier_outputs_are_computed_from_the_estimate(world: World, tmp_path: Path) -> None:
-    dataset = {"condition": {"targets": "both"}, "feature_cache": "stand-in", "shards": str(world.shards.path)}
+    dataset = {"condition": {"loss_on": "both"}, "feature_cache": "linear", "shards": str(world.shards.path)}
     state = build_train_state(
         world.make_config(tmp_path, dataset=dataset, losses={"output_weight": 2, "condition_weight": 4})
     )
@@ -364,11 +364,11 @@ def test_classifier_outputs_are_computed_from_the_estimate(world: World, tmp_pat
         {"condition": {"kind": "expression"}},
         {"condition": {"kind": "valence_arousal", "regression_loss": "mse"}},
         {"condition": {"kind": "features", "encoding": "standardized"}},
-        {"condition": {"kind": "features", "encoding": "components"}, "feature_cache": "stand-in-3"},
+        {"condition": {"kind": "features", "encoding": "components"}, "feature_cache": "linear-3"},
     ],
 )
 def test_every_condition_kind_trains_and_exports(world: World, tmp_path: Path, dataset: dict[str, object]) -> None:
-    shards = {"shards": str(world.shards.path), "feature_cache": "stand-in"}
+    shards = {"shards": str(world.shards.path), "feature_cache": "linear"}
     train(world.make_config(tmp_path / "run", dataset=shards | dataset, training={"precision": "bf16"}))
     model = load_model(tmp_path / "run")
     images = torch.rand(3, 3, 16, 16) * 2 - 1

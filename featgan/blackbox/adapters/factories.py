@@ -24,7 +24,7 @@ from featgan.blackbox.adapters.torch_module import ModuleAdapter
 from featgan.blackbox.fitting.network import last_linear_module
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
-from featgan.blackbox.weights import load_weights, read_weights
+from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def build_with_weights(spec: BlackBoxSpec, build: ModelFactory) -> nn.Module:
         try:
             model = build()
             if weights is not None:
-                linear_name = last_linear_module(model)[0]
+                linear_name = last_linear_module(model, spec.name)[0]
                 head_weight = weights.get(f"{linear_name}.weight")
                 if head_weight is not None and len(head_weight) != len(model.get_parameter(f"{linear_name}.weight")):
                     model = build(num_classes=len(head_weight))
@@ -94,7 +94,7 @@ def build_with_weights(spec: BlackBoxSpec, build: ModelFactory) -> nn.Module:
         logger.warning(f"{spec.name}: the weights are RANDOM; add a file with trained weights: {spec.name}:weights.pth")
     else:
         assert spec.weights is not None
-        load_weights(model, weights, spec.weights)
+        load_state_dict(model, weights, spec.weights)
     return model
 
 
@@ -105,7 +105,8 @@ def open_callable(spec: BlackBoxSpec, device: torch.device) -> NetworkAdapter:
         product = factory()
     except Exception as error:  # the user's own code may raise anything
         raise UserError(
-            f"{spec.location}: raised {type(error).__name__} when called ({summarize_error(error)})"
+            f"{spec.location}: raised {type(error).__name__} when called without arguments "
+            f"({summarize_error(error)}); correct the function"
         ) from error
     if isinstance(product, nn.Module):
         module_type = type(product)
@@ -130,7 +131,10 @@ def import_callable(spec: BlackBoxSpec) -> Callable[[], Any]:
     except AttributeError as error:
         raise UserError(f"{spec.location}: {module_name} has no {attribute}; {summarize_error(error)}") from error
     except Exception as error:  # importing runs the user's own code
-        raise UserError(f"{spec.location}: cannot import {module_name} ({summarize_error(error)})") from error
+        raise UserError(
+            f"{spec.location}: cannot import {module_name} ({summarize_error(error)}); "
+            "correct the module, or run featgan in the folder that contains it"
+        ) from error
     if not callable(imported):
         raise UserError(
             f"{spec.location}: is a {type(imported).__name__} and cannot be called; use a function or class"
@@ -167,7 +171,9 @@ class FunctionAdapter:
             raise forward_error(self.spec.name, images.shape, error) from error
         tensors = tuple(map(first_tensor, result)) if isinstance(result, tuple | list) else ()
         if len(tensors) != 2 or tensors[0] is None or tensors[1] is None:
-            raise UserError(f"{self.spec.location}: the function must return the two tensors (features, outputs)")
+            raise UserError(
+                f"{self.spec.location}: the function does not return two tensors; let it return (features, outputs)"
+            )
         return tensors[0], tensors[1]
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:

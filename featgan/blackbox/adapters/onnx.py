@@ -92,7 +92,10 @@ class OnnxAdapter:
         nhwc = sizes[3] in CHANNELS_BY_COUNT and sizes[1] not in CHANNELS_BY_COUNT
         channels, height, width = (sizes[3], sizes[1], sizes[2]) if nhwc else (sizes[1], sizes[2], sizes[3])
         if height and width and height != width:
-            raise UserError(f"{self.spec.name}: expects images of {width} x {height}; only square images are supported")
+            raise UserError(
+                f"{self.spec.name}: expects images of {width} x {height}, but only square images are supported; "
+                "export it with a square input"
+            )
         preprocessing = UNIT_RANGE.with_options(
             {
                 "image_size": height or width,
@@ -120,7 +123,9 @@ class OnnxAdapter:
                 model.SerializeToString(), options, providers=[*providers, "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common base
-            raise UserError(f"{self.spec.name}: onnxruntime cannot open it ({summarize_error(error)})") from error
+            raise UserError(
+                f"{self.spec.name}: onnxruntime cannot open it ({summarize_error(error)}); export it again"
+            ) from error
 
     def run_session(self, session: Any, names: list[str], images: Tensor) -> list[np.ndarray]:
         """Compute these tensors for the images, in batches of a fixed size if the graph requires it."""

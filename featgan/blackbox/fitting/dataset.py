@@ -71,9 +71,9 @@ def target_output_names(shards: ShardSet, task: str) -> tuple[str, ...]:
         "factors": shards.factor_names,
     }
     if task not in names:
-        raise UserError(f"unknown task {task!r}; use one of {', '.join(names)}")
+        raise UserError(f"--task {task}: unknown task; use one of {', '.join(names)}")
     if not names[task]:
-        raise UserError(f"{shards.path}: the shards contain no {task}; choose another --task")
+        raise UserError(f"{shards.path}: the shards have no labels for the task {task}; choose another --task")
     return names[task]
 
 
@@ -95,11 +95,14 @@ def load_classifier_dataset(shards: ShardSet, split_name: str, task: str, image_
         usable = np.asarray(np.isfinite(values).all(1))
     rows = np.flatnonzero(usable)
     if len(rows) < 2:
-        label_text = task.replace("_", " and ")
-        raise UserError(f"{shards.path}: {len(rows)} images of {split_name} have {label_text}; choose another --task")
+        raise UserError(
+            f"{shards.path}: only {len(rows)} images of split {split_name} have labels for the task {task}, "
+            "but 2 are needed; choose another --task"
+        )
     if task == "expression" and split_name == "train" and len(np.unique(values[rows])) == 1:
         only_class = shards.classes[int(values[rows[0]])]
         raise UserError(
-            f"{shards.path}: all images of {split_name} are {only_class!r}; fitting needs at least two classes"
+            f"{shards.path}: all images of split {split_name} belong to class {only_class!r}, "
+            "but 2 classes are needed; choose another --task"
         )
     return ClassifierDataset(split, rows, torch.from_numpy(values[rows]), image_size)

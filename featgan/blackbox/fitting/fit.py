@@ -1,4 +1,4 @@
-"""Fit a classifier with a 64-dimensional last hidden layer to the labels of a shard set."""
+"""Train a classifier with a 64-dimensional last hidden layer on the labels of a shard set (`featgan blackbox fit`)."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,6 @@ from featgan.blackbox.fitting.dataset import ClassifierDataset, load_classifier_
 from featgan.blackbox.fitting.model_folder import (
     METADATA_FILE,
     WEIGHTS_FILE,
-    PredictionTask,
     has_corrupt_weights,
     read_classifier_metadata,
     write_classifier,
@@ -20,7 +19,8 @@ from featgan.blackbox.fitting.network import Architecture, FittedNetwork, build_
 from featgan.blackbox.fitting.scores import compute_scores
 from featgan.blackbox.fitting.trainer import ClassifierTrainer
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
-from featgan.blackbox.weights import choose_device, load_weights, read_weights
+from featgan.blackbox.weights import choose_device, load_state_dict, read_weights
+from featgan.config.choices import FittedTask
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
@@ -33,7 +33,7 @@ class FitSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: PredictionTask
+    task: FittedTask
     network: str
     width: Annotated[float, Field(ge=0.125, le=8)]
     weights: str | None
@@ -61,7 +61,7 @@ def fit_blackbox(
     width: float = 1.0,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Fit a classifier to the training split, write it to `out`, and return its scores on the validation split.
+    """Train a classifier on the training split, write it to `out`, and return its scores on the validation split.
 
     `task` is expression, valence_arousal, attributes or factors. `network` is `vgg` or `torchvision:NAME`, and
     `weights` is a file with initial weights for its backbone. `image_size` defaults to that of the shards, and `width`
@@ -88,7 +88,7 @@ def fit_blackbox(
     )
     existing_scores = find_existing_scores(Path(out), settings)
     if existing_scores is not None:
-        logger.info(f"{out}: already fitted with these settings")
+        logger.info(f"{out}: already trained with these settings")
         return existing_scores
     return fit_and_write(shard_set, names, settings, initial_weights, Path(out), choose_device(device))
 
@@ -98,7 +98,7 @@ def hash_weights_file(path: Path | None) -> str | None:
     if path is None:
         return None
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"--weights {path}: no such file; check the path")
     return sha256_of(path)
 
 
@@ -109,7 +109,8 @@ def check_settings(**values: Any) -> FitSettings:
     except ValidationError as error:
         first_error = error.errors(include_url=False)[0]
         name = str(first_error["loc"][0])
-        raise UserError(f"{name.replace('_', ' ')} {values[name]}: {first_error['msg'].lower()}") from error
+        message = first_error["msg"]
+        raise UserError(f"{name}={values[name]}: {message[0].lower()}{message[1:]}; choose another value") from error
 
 
 def find_existing_scores(out: Path, settings: FitSettings) -> dict[str, Any] | None:
@@ -120,15 +121,15 @@ def find_existing_scores(out: Path, settings: FitSettings) -> dict[str, Any] | N
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / METADATA_FILE).is_file():
-        raise UserError(f"{out}: already exists and is not a fitted classifier; choose another --out")
+        raise UserError(f"{out}: already exists and is not a classifier of featgan; choose another --out")
     metadata = read_classifier_metadata(out)
     for name, value in settings.model_dump().items():
         existing_value = metadata.settings.get(name)
         if existing_value != value:
             difference = "on other shards" if name == "shards" else f"with {name} {existing_value}, not {value}"
-            raise UserError(f"{out}: was fitted {difference}; remove it or choose another --out")
+            raise UserError(f"{out}: was trained {difference}; remove it or choose another --out")
     if has_corrupt_weights(out, metadata):
-        logger.warning(f"{out / WEIGHTS_FILE}: missing or corrupted; fitting the classifier again")
+        logger.warning(f"{out / WEIGHTS_FILE}: missing or corrupted; training the classifier again")
         return None
     return metadata.scores
 
@@ -141,7 +142,7 @@ def fit_and_write(
     out: Path,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Fit the classifier, score it on the validation split (or the training split if there is none), and write it."""
+    """Train the classifier, score it on the validation split (or the training split if there is none), and write it."""
     architecture = Architecture(network=settings.network, width=settings.width, output_dim=len(names))
     network = init_network(architecture, settings.seed, initial_weights)
     # External weights expect the preprocessing that they were trained with.
@@ -174,14 +175,14 @@ def init_network(architecture: Architecture, seed: int, initial_weights: Path | 
         torch.manual_seed(seed)
         network = build_network(architecture)
     if initial_weights is not None:
-        load_weights(
+        load_state_dict(
             network.backbone, select_backbone_weights(network.backbone, read_weights(initial_weights)), initial_weights
         )
     return network
 
 
 def load_splits(shards: ShardSet, settings: FitSettings) -> tuple[ClassifierDataset, ClassifierDataset]:
-    """Return the dataset to fit to, and the dataset to score."""
+    """Return the dataset to train on, and the dataset to score."""
     train = load_classifier_dataset(shards, "train", settings.task, settings.image_size)
     if "validation" not in shards.split_names:
         logger.warning(f"{shards.path}: no validation split; the scores are computed on the training images")

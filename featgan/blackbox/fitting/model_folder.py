@@ -1,4 +1,4 @@
-"""The folder of a fitted classifier: classifier.json and classifier.safetensors, without executable code."""
+"""The folder of a classifier of featgan: classifier.json and classifier.safetensors, without executable code."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,25 +13,24 @@ from featgan.blackbox.adapters.torch_module import ModuleAdapter
 from featgan.blackbox.fitting.network import Architecture, build_network
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec
-from featgan.blackbox.weights import load_weights, read_weights
+from featgan.blackbox.weights import load_state_dict, read_weights
+from featgan.config.choices import FittedTask
 from featgan.errors import UserError
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
 
 METADATA_FILE, WEIGHTS_FILE = "classifier.json", "classifier.safetensors"
 MAX_METADATA_BYTES = 16 << 20
 
-PredictionTask = Literal["expression", "valence_arousal", "attributes", "factors"]
-
 
 class ClassifierMetadata(BaseModel):
-    """Content of classifier.json: what the classifier is, how it was fitted, and its scores."""
+    """Content of classifier.json: what the classifier is, how it was trained, and its scores."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: Literal["featgan-classifier"] = "featgan-classifier"
     version: Literal[1] = 1
     featgan: str = __version__
-    task: PredictionTask
+    task: FittedTask
     class_names: tuple[str, ...]
     """Names of the outputs."""
     architecture: Architecture
@@ -43,13 +42,15 @@ class ClassifierMetadata(BaseModel):
 
 
 def read_classifier_metadata(folder: Path) -> ClassifierMetadata:
-    """Read classifier.json; raises UserError if the folder is not a fitted classifier or the file is corrupted."""
+    """Read classifier.json; raises UserError if the folder is not a classifier or the file is corrupted."""
     path = folder / METADATA_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: not a fitted classifier (no {METADATA_FILE}); fit one with `featgan blackbox fit`")
+        raise UserError(
+            f"{folder}: not a classifier of featgan (no {METADATA_FILE}); train one with `featgan blackbox fit`"
+        )
     if path.stat().st_size > MAX_METADATA_BYTES:
         raise UserError(
-            f"{path}: larger than {MAX_METADATA_BYTES >> 20} MiB; remove {folder} and fit the classifier again"
+            f"{path}: larger than {MAX_METADATA_BYTES >> 20} MiB; remove {folder} and train the classifier again"
         )
     try:
         return ClassifierMetadata.model_validate_json(path.read_bytes())
@@ -57,7 +58,7 @@ def read_classifier_metadata(folder: Path) -> ClassifierMetadata:
         first_error = error.errors(include_url=False)[0]
         location = ".".join(str(part) for part in first_error["loc"]) or "the file"
         raise UserError(
-            f"{path}: corrupted ({location}: {first_error['msg']}); remove {folder} and fit the classifier again"
+            f"{path}: corrupted ({location}: {first_error['msg']}); remove {folder} and train the classifier again"
         ) from error
 
 
@@ -89,7 +90,7 @@ def has_corrupt_weights(folder: Path, metadata: ClassifierMetadata) -> bool:
 
 
 def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[ModuleAdapter, ClassifierMetadata]:
-    """Open a fitted classifier; the default layer is `hidden`. Raises UserError if its weights are corrupted."""
+    """Open a classifier of featgan; the default layer is `hidden`. Raises UserError if its weights are corrupted."""
     folder = Path(spec.location)
     metadata = read_classifier_metadata(folder)
     path = folder / WEIGHTS_FILE
@@ -98,7 +99,7 @@ def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[Mo
         raise UserError(f"{path}: {problem}; repair it by running the same `featgan blackbox fit` again")
     with torch.random.fork_rng(devices=[]):
         network = build_network(metadata.architecture)
-    load_weights(network, read_weights(path), path)
+    load_state_dict(network, read_weights(path), path)
     description = metadata.architecture.model_dump_json()
     network = network.to(device).to(memory_format=torch.channels_last)  # 1.5 times as fast on CPUs
     return ModuleAdapter(spec, network, metadata.preprocessing, description, layer="hidden"), metadata

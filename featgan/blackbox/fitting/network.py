@@ -1,4 +1,4 @@
-"""The network of a fitted classifier: a backbone, a 64-dimensional hidden layer (the features), and an output layer."""
+"""The network that `featgan blackbox fit` trains: a backbone, a 64-dimensional hidden layer, and an output layer."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -18,7 +18,7 @@ NEGATIVE_SLOPE = 0.1
 
 
 class Architecture(BaseModel):
-    """All settings that a fitted network is built from."""
+    """All settings that the network is built from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,10 +55,10 @@ def build_network(architecture: Architecture) -> FittedNetwork:
         backbone, backbone_dim = build_vgg(architecture.width)
     elif architecture.network.startswith("torchvision:"):
         if architecture.width != 1:
-            raise UserError(f"width {architecture.width}: only the network vgg has a width; leave it at 1")
+            raise UserError(f"--width {architecture.width}: only the network vgg has a width; leave it at 1")
         backbone, backbone_dim = build_backbone(architecture.network.removeprefix("torchvision:"))
     else:
-        raise UserError(f"unknown network {architecture.network!r}; use vgg or torchvision:NAME")
+        raise UserError(f"--network {architecture.network}: unknown network; use vgg or torchvision:NAME")
     return FittedNetwork(backbone, backbone_dim, architecture.hidden_dim, architecture.output_dim)
 
 
@@ -86,23 +86,23 @@ def build_backbone(name: str) -> tuple[nn.Module, int]:
     """Build a torchvision classifier without its last linear layer; return it and its output width."""
     model_names = torchvision.models.list_models(module=torchvision.models)
     if name not in model_names:
-        raise UserError(f"unknown network torchvision:{name}; {suggest_names(name, model_names)}")
+        raise UserError(f"--network torchvision:{name}: no such network; {suggest_names(name, model_names)}")
     model = torchvision.models.get_model(name, weights=None)
-    linear_name, linear = last_linear_module(model)
+    linear_name, linear = last_linear_module(model, f"--network torchvision:{name}")
     model.set_submodule(linear_name, nn.Identity())
     return model, linear.in_features
 
 
-def last_linear_module(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Return the linear layer that is defined last; raises UserError if there is none."""
+def last_linear_module(model: nn.Module, location: str) -> tuple[str, nn.Linear]:
+    """Return the linear layer that is defined last; raises UserError that begins with `location` if there is none."""
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:
-        raise UserError(f"{type(model).__name__} has no linear layer to replace; use another network")
+        raise UserError(f"{location}: has no linear layer to replace; use another network")
     return linears[-1]
 
 
 def select_backbone_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select the backbone's weights from those of a fitted or a torchvision classifier."""
+    """Select the backbone's weights from those of a classifier of featgan or of torchvision."""
     replaced = {name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)}
     backbone_tensors = {
         name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")

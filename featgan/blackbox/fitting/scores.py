@@ -1,10 +1,11 @@
-"""Scores of a fitted classifier on held-out images."""
+"""Scores of a classifier on held-out images, and the tables that show them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import (
     accuracy_score,
@@ -17,6 +18,12 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from featgan.system.statistics import concordance_correlation
+
+TABLE_WIDTH = 80
+"""Maximum width of a table in characters."""
+
+MAX_LISTED_CONFUSIONS = 3
+"""Number of wrong predictions that are listed for each class if the confusion matrix is too wide."""
 
 
 def compute_scores(outputs: Tensor, targets: Tensor, task: str, names: Sequence[str]) -> dict[str, Any]:
@@ -117,13 +124,38 @@ def build_scores_table(scores: dict[str, Any]) -> Table:
 
 
 def build_confusion_table(scores: dict[str, Any]) -> Table:
-    """Build the confusion matrix: true classes as rows, predicted classes as columns, in images."""
+    """Build the confusion matrix: true classes as rows, predicted classes as columns, in images.
+
+    If it is wider than TABLE_WIDTH, the table lists the most frequent wrong predictions of each class instead.
+    """
     names = list(scores["classes"])
-    # Short names and narrow columns, so that eight classes fit into 80 columns.
-    table = Table(title=format_headline_scores(scores), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("true class", "images", "recall", *(name[:4] for name in names)):
-        table.add_column(heading, justify="left" if heading == "true class" else "right", no_wrap=True)
+    # Short names and narrow columns, so that eight classes fit.
+    matrix = build_class_table(scores, [name[:4] for name in names])
     for (name, class_scores), row in zip(scores["classes"].items(), scores["confusion"], strict=True):
-        recall = "" if class_scores["recall"] is None else f"{class_scores['recall']:.3f}"
-        table.add_row(name, str(class_scores["count"]), recall, *(str(count) if count else "." for count in row))
+        matrix.add_row(*class_cells(name, class_scores), *(str(count) if count else "." for count in row))
+    if Console(width=10 * TABLE_WIDTH).measure(matrix).maximum <= TABLE_WIDTH:
+        return matrix
+    table = build_class_table(scores, [])
+    table.add_column("most frequent wrong predictions")
+    for code, ((name, class_scores), row) in enumerate(
+        zip(scores["classes"].items(), scores["confusion"], strict=True)
+    ):
+        wrong = sorted((-count, names[other]) for other, count in enumerate(row) if count and other != code)
+        listed = ", ".join(f"{other} {-count}" for count, other in wrong[:MAX_LISTED_CONFUSIONS])
+        table.add_row(*class_cells(name, class_scores), listed)
     return table
+
+
+def build_class_table(scores: dict[str, Any], headings: Sequence[str]) -> Table:
+    """Build an empty table with the columns of a class, followed by right-aligned columns with the given headings."""
+    table = Table(title=format_headline_scores(scores), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("true class", overflow="fold")
+    for heading in ("images", "recall", *headings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def class_cells(name: str, class_scores: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the name of a class, its number of images, and its recall."""
+    recall = "" if class_scores["recall"] is None else f"{class_scores['recall']:.3f}"
+    return name, str(class_scores["count"]), recall

@@ -11,7 +11,7 @@ from featgan.blackbox.fitting.augmentation import augment_images
 from featgan.blackbox.fitting.dataset import ClassifierDataset
 from featgan.blackbox.fitting.network import FittedNetwork
 from featgan.blackbox.preprocessing import Preprocessing
-from featgan.distributed.context import has_fast_bf16
+from featgan.system.device import has_fast_bf16
 from featgan.system.images import to_float
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.statistics import concordance_correlation
@@ -59,14 +59,14 @@ class ClassifierTrainer:
             self.target_std.clamp_min_(1e-6)
 
     def fit(self, epochs: int, batch_size: int, learning_rate: float) -> None:
-        """Fit the network; its outputs are then in the units of the labels."""
+        """Train the network; its outputs are then in the units of the labels."""
         optimizer = torch.optim.AdamW(self.network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
         # The images are divided evenly, so that no batch is too small for batch norm.
         num_batches = max(1, len(self.train_set) // batch_size)
         num_steps = epochs * num_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step / num_steps))
         self.network.train()
-        with progress_bar("fitting classifier", epochs * len(self.train_set), "images") as bar:
+        with progress_bar("training classifier", epochs * len(self.train_set), "images") as bar:
             for _ in range(epochs):
                 order = torch.randperm(len(self.train_set), generator=self.generator)
                 self.train_epoch(order.tensor_split(num_batches), optimizer, scheduler, bar)

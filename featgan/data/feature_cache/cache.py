@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class BlackBoxInfo(Protocol):
     def output_dim(self) -> int: ...
 
     @property
-    def output_kind(self) -> str: ...
+    def task(self) -> str: ...
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
@@ -80,7 +80,7 @@ class FeatureCache:
         self.manifest = manifest
         self.feature_dim = manifest.feature_dim
         self.output_dim = manifest.output_dim
-        self.output_kind = manifest.output_kind
+        self.task = manifest.task
         self.class_names = manifest.class_names
         self.num_components = manifest.num_components
         self.blackbox = manifest.blackbox.model_dump()
@@ -116,11 +116,6 @@ class FeatureCache:
         for file, entry in manifest.files.items():
             check_file_size(path / Path(file).name, entry)
         return cls(shards, path, manifest)
-
-    @cached_property
-    def manifest_dict(self) -> dict[str, Any]:
-        """The manifest as a dictionary of plain values."""
-        return self.manifest.model_dump(mode="json")
 
     @cached_property
     def space(self) -> FeatureSpace:
@@ -185,7 +180,7 @@ class FeatureWriter:
             blackbox=identity,
             feature_dim=blackbox.feature_dim,
             output_dim=blackbox.output_dim,
-            output_kind=blackbox.output_kind,  # type: ignore[arg-type]  # pydantic checks it
+            task=blackbox.task,  # type: ignore[arg-type]  # pydantic checks it
             class_names=blackbox.class_names,
         )
         if num_components is not None and not 1 <= num_components <= blackbox.feature_dim:

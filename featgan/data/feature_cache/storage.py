@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from featgan.config.choices import Task
 from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
@@ -20,7 +21,6 @@ PARTIAL_MANIFEST_FILE = "partial.json"
 """The manifest of an incomplete cache, written first; MANIFEST_FILE is that of a complete one, written last."""
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
-OutputKind = Literal["expression", "valence_arousal", "attributes", "factors", "other"]
 
 
 class CacheManifestModel(BaseModel):
@@ -47,7 +47,7 @@ class CacheProvenance(CacheManifestModel):
     blackbox: BlackBoxIdentity
     feature_dim: Annotated[int, Field(ge=1)]
     output_dim: NonNegativeInt
-    output_kind: OutputKind
+    task: Task
     class_names: tuple[str, ...] = ()
 
     def describe_difference(self, expected: "CacheProvenance") -> str:

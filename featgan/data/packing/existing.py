@@ -33,9 +33,9 @@ def find_existing_shards(out: Path, options: Mapping[str, Any], source_sha256: s
     differing = [name for name, value in expected.items() if manifest.options.get(name) != value]
     if differing:
         name = differing[0]
-        existing_value = manifest.options.get(name)
+        option, existing_value = name.replace("_", " "), manifest.options.get(name)
         raise UserError(
-            f"{out}: packed with {name} {existing_value}, not {expected[name]}; remove it or choose another --out"
+            f"{out}: packed with {option} {existing_value}, not {expected[name]}; remove it or choose another --out"
         )
     if manifest.source_sha256 != source_sha256:
         raise UserError(f"{out}: packed from different images or labels; remove it or choose another --out")

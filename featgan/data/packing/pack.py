@@ -45,6 +45,9 @@ WRITE_ERROR_REMEDY = "free some space or choose another --out; no files were lef
 MAX_LISTED_FILES = 1000
 """Maximum number of skipped files listed in the manifest."""
 
+SUMMARY_WIDTH = 80
+"""Width of the printed summary in columns; only the path of the shards may be longer."""
+
 CENTER_CROPS = {"celeba": 178}
 """Default center crop of a layout, in pixels."""
 
@@ -61,7 +64,7 @@ class PackOptions:
     margin: float
     validation_fraction: float
     max_images: int | None
-    layout_options: dict[str, Any]
+    layout_options: dict[str, str]
 
     def __post_init__(self) -> None:
         check_range("image_size", self.image_size, 8, 4096)
@@ -79,10 +82,10 @@ class PackOptions:
 
 
 def check_range(name: str, value: float, min_value: float, max_value: float) -> None:
-    """Raise UserError if `value` is outside [min_value, max_value]."""
+    """Raise UserError, with the name of the option, if `value` is outside [min_value, max_value]."""
     if not min_value <= value <= max_value:
         limits = f"at least {min_value}" if max_value == math.inf else f"between {min_value} and {max_value}"
-        raise UserError(f"{name} {value}: must be {limits}")
+        raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def pack_shards(
     workers: int | None = None,
     fail_on_unreadable: bool = False,
     max_images: int | None = None,
-    **layout_options: Any,
+    layout_options: Mapping[str, str] | None = None,
 ) -> PackSummary:
     """Pack every usable image of `source` into the folder `out`, which is created only when it is complete.
 
@@ -132,6 +135,7 @@ def pack_shards(
     `crop` is the side of a center crop in pixels. By default, images are cropped to the face bounding box with
     `margin` on each side, or to the largest center square without one. Records without a split are assigned to one by
     identity, or by key if the identity is unknown. If `max_images` is given, a fixed sample of the records is packed.
+    `layout_options` are keyword arguments of the reader of the layout.
 
     Raises UserError if there is nothing to pack, if `out` contains something else, or if the disk is full. It is also
     raised if more than 1 % of the files are unusable; with `fail_on_unreadable`, if any file is.
@@ -146,10 +150,10 @@ def pack_shards(
         margin,
         validation_fraction,
         max_images,
-        layout_options,
+        dict(layout_options or {}),
     )
     source, out = Path(source), Path(out).resolve()
-    listing = read_dataset(layout, source, **layout_options)
+    listing = read_dataset(layout, source, layout_options)
     items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
     source_sha256 = hash_planned_images(items)
     existing_manifest = find_existing_shards(out, asdict(options), source_sha256)
@@ -299,7 +303,7 @@ def ignore_interrupts() -> None:
 def print_summary(summary: PackSummary) -> None:
     """Print a table of images per class and split, and the skipped images per reason, to standard output."""
     manifest = summary.manifest
-    table = Table("class", *(name for name in manifest.splits), title=f"{summary.out}")
+    table = Table("class", *(name for name in manifest.splits))
     for column in table.columns[1:]:
         column.justify = "right"
     for name in manifest.classes:
@@ -309,9 +313,10 @@ def print_summary(summary: PackSummary) -> None:
         table.add_row("no class", *(f"{count:,}" for count in unlabeled_counts))
     table.add_section()
     table.add_row("images", *(f"{split.count:,}" for split in manifest.splits.values()))
-    stdout_console = Console()
+    stdout_console = Console(width=SUMMARY_WIDTH, highlight=False)
+    stdout_console.print(str(summary.out), soft_wrap=True, markup=False)
     stdout_console.print(table)
-    stdout_console.print(describe_summary(summary), highlight=False)
+    stdout_console.print(describe_summary(summary))
 
 
 def describe_summary(summary: PackSummary) -> str:

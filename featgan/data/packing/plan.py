@@ -61,11 +61,12 @@ def plan_packing(
         if items.setdefault(item.key, item).record != record:
             raise UserError(
                 f"{source}: two different records have the key {record.key!r} "
-                f"({items[item.key].relative_path} and {path})"
+                f"({items[item.key].relative_path} and {path}); rename one of the files"
             )
     if not items:
         skipped_text = ", ".join(f"{count} {reason}" for reason, count in listing.skipped.items())
-        raise UserError(f"{source}: no images to pack" + (f" (skipped: {skipped_text})" if skipped_text else ""))
+        skipped_text = f" (skipped: {skipped_text})" if skipped_text else ""
+        raise UserError(f"{source}: no images to pack{skipped_text}; check the folder and the layout")
     shuffled = sorted(items.values(), key=lambda item: hash_text(item.key))[:max_images]
     by_split = sorted(shuffled, key=lambda item: SPLITS.index(item.split))
     return by_split, len(listing.records) - len(items)

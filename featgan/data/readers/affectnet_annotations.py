@@ -42,9 +42,9 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the file and its permissions") from error
     if len(content) > max_bytes:
-        raise UserError(f"{path}: larger than {max_bytes} bytes; expected a file with the labels of one image")
+        raise UserError(f"{path}: larger than {max_bytes:,} bytes; give a file with the labels of one image")
     return content
 
 
@@ -59,7 +59,9 @@ def read_affectnet(source: Path) -> DatasetListing:
     """
     folders = {split: source / name for split, name in SET_FOLDERS.items() if (source / name).is_dir()}
     if not folders:
-        raise UserError(f"{source}: neither {' nor '.join(SET_FOLDERS.values())} exists")
+        raise UserError(
+            f"{source}: neither {' nor '.join(SET_FOLDERS.values())} exists; give the folder that contains them"
+        )
     factors = read_factors(source / "factors.csv")
     collector = RecordCollector(source)
     for split, folder in folders.items():
@@ -114,9 +116,9 @@ def read_scalar(path: Path) -> str:
         size = math.prod(shape)
         value = np.frombuffer(file.read(), dtype, count=1).item() if size == 1 else None
     except ValueError as error:
-        raise UserError(f"{path}: not an npy file with one number or string") from error
+        raise UserError(f"{path}: not an npy file with one number or string; copy it again") from error
     if value is None:
-        raise UserError(f"{path}: {size} values, but one is required")
+        raise UserError(f"{path}: {size} values, but one is required; copy it again")
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
 
 
@@ -142,7 +144,7 @@ def read_factors(path: Path) -> dict[str, dict[str, float]]:
         try:
             factors[row["id"]] = {name: float(row[name]) for name in names}
         except ValueError:
-            raise UserError(f"{row.location}: a factor is not a number") from None
+            raise UserError(f"{row.location}: a factor is not a number; correct this line") from None
     return factors
 
 
@@ -172,7 +174,9 @@ def find_json_files(source: Path) -> list[Path]:
         Path(folder) / name for folder, _, names in os.walk(source) for name in names if name.lower().endswith(".json")
     ]
     if not paths:
-        raise UserError(f"{source}: no JSON files; AffectNet+ has one per image")
+        raise UserError(
+            f"{source}: no JSON files, but AffectNet+ has one per image; give the folder that contains them"
+        )
     return sorted(paths)
 
 
@@ -194,12 +198,14 @@ def read_plus_labels(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_small_file(path, MAX_JSON_BYTES))
     except (JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON") from error
+        raise UserError(f"{path}: not valid JSON; copy it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object with the key Human-Label")
+        raise UserError(f"{path}: not a JSON object with the key Human-Label; copy the file again")
     keys = {normalize_word(name): value for name, value in content.items()}
     if "humanlabel" not in keys:
-        raise UserError(f"{path}: no key Human-Label; the keys are {', '.join(content) or 'none'}")
+        raise UserError(
+            f"{path}: no key Human-Label; the keys are {', '.join(content) or 'none'}; rename the key of the expression"
+        )
     metadata = keys.get("metadata")
     nested = {normalize_word(name): value for name, value in metadata.items()} if isinstance(metadata, dict) else {}
     valence, arousal = (scalar_to_text((keys | nested).get(name, ""), path, name) for name in ("valence", "arousal"))
@@ -214,5 +220,5 @@ def scalar_to_text(value: Any, path: Path, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UserError(f"{path}: {name} must be one number or name, not {str(value)[:40]!r}")
+        raise UserError(f"{path}: {name} is {str(value)[:40]!r}; it must be one number or name")
     return str(value)

@@ -76,7 +76,10 @@ def read_affectnet_lists(
             collector.add_image(path, split, image_labels)
     if not collector.records and not collector.missing_files:
         example = list_label_files(source, (list_names or LIST_NAMES)[0], "train")[0].relative_to(source)
-        raise UserError(f"{source}: none of the lists {', '.join(list_names or LIST_NAMES)} exists, such as {example}")
+        raise UserError(
+            f"{source}: none of the lists {', '.join(list_names or LIST_NAMES)} exists, such as {example}; "
+            "give the folder that contains them"
+        )
     return collector.build_listing(names)
 
 
@@ -100,7 +103,10 @@ def read_label_list(source: Path, name: str, list_split: str) -> Iterator[tuple[
         return
     images, values = (list(read_lines(file)) for file in files)
     if len(images) != len(values):
-        raise UserError(f"{files[1]}: {len(values)} lines, but {files[0].name} has {len(images)}")
+        raise UserError(
+            f"{files[1]}: {len(values)} lines, but {files[0].name} has {len(images)}; "
+            "both files need one line per image"
+        )
     for (_, image), (location, line) in zip(images, values, strict=True):
         yield image.strip(), location, check_label_count(line.split(), num_labels, location)
 
@@ -108,7 +114,7 @@ def read_label_list(source: Path, name: str, list_split: str) -> Iterator[tuple[
 def check_label_count(cells: list[str], num_labels: int, location: str) -> list[str]:
     """Return the cells. Raises UserError if their number is not `num_labels`."""
     if len(cells) != num_labels:
-        raise UserError(f"{location}: {len(cells)} labels, but {num_labels} are required")
+        raise UserError(f"{location}: {len(cells)} labels, but {num_labels} are required; correct this line")
     return cells
 
 
@@ -131,7 +137,9 @@ def read_affectnet_csv(source: Path, images: str = "") -> DatasetListing:
         split: TextTable(path, CSV_COLUMNS) for split, name in CSV_FILES.items() if (path := source / name).exists()
     }
     if not tables:
-        raise UserError(f"{source}: neither {' nor '.join(CSV_FILES.values())} exists")
+        raise UserError(
+            f"{source}: neither {' nor '.join(CSV_FILES.values())} exists; give the folder that contains them"
+        )
     collector = RecordCollector(source)
     folder = find_image_folder(collector, list(tables.values()))
     if images:

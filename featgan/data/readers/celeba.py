@@ -20,7 +20,7 @@ def read_celeba(source: Path, images: str = "") -> DatasetListing:
     """
     attributes = find_list_file(source, ATTRIBUTES_FILE)
     if attributes is None:
-        raise UserError(f"{source}: no {ATTRIBUTES_FILE}")
+        raise UserError(f"{source}: no {ATTRIBUTES_FILE}; copy it from CelebA (folder Anno) into this folder")
     splits = {
         name: parse_split(value, location)
         for name, value, location in read_value_list(source, "list_eval_partition.txt")
@@ -49,7 +49,9 @@ def read_value_list(source: Path, name: str) -> Iterable[tuple[str, str, str]]:
     for location, line in read_lines(path) if path else ():
         cells = line.split()
         if len(cells) != 2:
-            raise UserError(f"{location}: {len(cells)} words, but a file name and a value are required")
+            raise UserError(
+                f"{location}: {len(cells)} words, but a file name and a value are required; correct this line"
+            )
         yield cells[0], cells[1], location
 
 
@@ -61,15 +63,17 @@ def read_attributes(path: Path) -> Iterable[tuple[str, dict[str, int], str]]:
     lines = iter(read_lines(path))
     location, first_line = next(lines, (str(path), ""))
     if not first_line.strip().isdigit():
-        raise UserError(f"{location}: the first line must contain the number of images")
+        raise UserError(f"{location}: the first line must contain the number of images; add it")
     names = next(lines, ("", ""))[1].split()
     if not names:
-        raise UserError(f"{path}: the second line must contain the attribute names")
+        raise UserError(f"{path}: the second line must contain the attribute names; add them")
     count = 0
     for location, line in lines:
         name, *values = line.split()
         if len(values) != len(names):
-            raise UserError(f"{location}: {len(values)} values, but the list has {len(names)} attributes")
+            raise UserError(
+                f"{location}: {len(values)} values, but the list has {len(names)} attributes; correct this line"
+            )
         yield (
             name,
             {key: parse_attribute(value, location, key) for key, value in zip(names, values, strict=True)},
@@ -78,5 +82,6 @@ def read_attributes(path: Path) -> Iterable[tuple[str, dict[str, int], str]]:
         count += 1
     if count != int(first_line):
         raise UserError(
-            f"{path}: {count} images, but the first line declares {first_line.strip()}; is the file truncated?"
+            f"{path}: {count} images, but the first line declares {first_line.strip()}; "
+            "copy the file again if it is truncated"
         )

@@ -42,7 +42,7 @@ def read_class_folders(source: Path) -> DatasetListing:
                 add_image(collector, path, split, None)
     if not collector.records:
         problem = f"no images in its {len(names)} class folders" if names else "no images and no class folders"
-        raise UserError(f"{source}: {problem}")
+        raise UserError(f"{source}: {problem}; give a folder with one subfolder of images per class")
     return collector.build_listing(classes)
 
 

@@ -57,7 +57,7 @@ def parse_number(text: str, location: str, name: str) -> float | None:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{location}: {name} {text[:40]!r} is not a number")
+        raise UserError(f"{location}: {name} {text[:40]!r} is not a number; correct it, or leave the cell empty")
     return number
 
 
@@ -67,7 +67,7 @@ def parse_affect_value(text: str, location: str, name: str) -> float | None:
     if number is None or number == MISSING_AFFECT:
         return None
     if abs(number) > 1.001:
-        raise UserError(f"{location}: {name} {number:g} is outside -1 .. 1 (-2 marks a missing value)")
+        raise UserError(f"{location}: {name} {number:g} is not between -1 and 1; write -2 for a missing value")
     return max(-1.0, min(1.0, number))
 
 
@@ -83,7 +83,9 @@ def parse_code(text: str, location: str, num_classes: int, name: str = "expressi
     """Return an integer in 0 .. num_classes - 1, which may be written as 3.0. Raises UserError otherwise."""
     number = parse_number(text, location, name)
     if number is None or number != int(number) or not 0 <= number < num_classes:
-        raise UserError(f"{location}: {name} {text[:40]!r} is not an integer in 0 .. {num_classes - 1}")
+        raise UserError(
+            f"{location}: {name} {text[:40]!r} is not a class code; use an integer in 0 .. {num_classes - 1}"
+        )
     return int(number)
 
 
@@ -131,7 +133,7 @@ def split_from_folder_name(name: str) -> str:
 def parse_attribute(text: str, location: str, name: str) -> int:
     """Return 1 for 1, and 0 for 0 or -1. Raises UserError otherwise."""
     if text.strip() not in ("-1", "0", "1"):
-        raise UserError(f"{location}: attribute {name} {text[:40]!r} is not -1, 0 or 1")
+        raise UserError(f"{location}: attribute {name} {text[:40]!r} is not valid; use -1, 0 or 1")
     return int(text.strip() == "1")
 
 
@@ -151,7 +153,7 @@ def resolve_path_below(folder: Path, name: str, location: str) -> Path:
             f"{location}: the path {name[:80]!r} points outside {folder}; use a path relative to that folder"
         )
     if not relative.parts:
-        raise UserError(f"{location}: the file name is empty")
+        raise UserError(f"{location}: the file name is empty; correct this line")
     return folder / relative
 
 

@@ -123,7 +123,9 @@ class RecordCollector:
         """Return the listing. Raises UserError if none of the listed files exists."""
         if not self.records and self.missing_files:
             count, first = len(self.missing_files), self.missing_files[0]
-            raise UserError(f"{self.source}: none of the {count} listed images exists, such as {first}")
+            raise UserError(
+                f"{self.source}: none of the {count} listed images exists, such as {first}; check the paths in the list"
+            )
         return DatasetListing(self.assign_test_images(), classes, self.skipped, self.missing_files)
 
     def assign_test_images(self) -> list[Record]:

@@ -1,9 +1,8 @@
 """The registry of data set layouts: the reader function of each layout, by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from featgan.data.readers.affectnet_annotations import read_affectnet, read_affectnet_plus
 from featgan.data.readers.affectnet_lists import read_affectnet_csv, read_affectnet_lists
@@ -25,7 +24,7 @@ LAYOUT_READERS: dict[str, Callable[..., DatasetListing]] = {
 """Layout name => reader function; its parameters after `source` are the options of the layout."""
 
 
-def read_dataset(name: str, source: Path, **options: Any) -> DatasetListing:
+def read_dataset(name: str, source: Path, options: Mapping[str, str] | None = None) -> DatasetListing:
     """Read the records of the data set in the folder `source`, which has the layout `name`, a key of LAYOUT_READERS.
 
     Raises UserError if the layout, an option or the folder does not exist, or if the data set contains an error; the
@@ -34,9 +33,12 @@ def read_dataset(name: str, source: Path, **options: Any) -> DatasetListing:
     if name not in LAYOUT_READERS:
         raise UserError(f"layout {name!r}: unknown; choose from {', '.join(LAYOUT_READERS)}")
     if not Path(source).is_dir():
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: no such folder; give the folder of the data set as SOURCE")
     known_options = [option for option in inspect.signature(LAYOUT_READERS[name]).parameters if option != "source"]
-    for option in options:
+    for option in options or {}:
         if option not in known_options:
-            raise UserError(f"layout {name}: no option {option}; its options are {', '.join(known_options) or 'none'}")
-    return LAYOUT_READERS[name](Path(source), **options)
+            raise UserError(
+                f"--layout-option {option}: not an option of layout {name}; its options are "
+                f"{', '.join(known_options) or 'none'}"
+            )
+    return LAYOUT_READERS[name](Path(source), **(options or {}))

@@ -31,16 +31,16 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                 line_number += 1
                 if len(line) > MAX_LINE_LENGTH:
                     raise UserError(
-                        f"{path}, line {line_number}: longer than {MAX_LINE_LENGTH} characters; is it a text file?"
+                        f"{path}, line {line_number}: longer than {MAX_LINE_LENGTH:,} characters; give a text file"
                     )
                 if line.strip():
                     yield f"{path}, line {line_number}", line.rstrip("\r\n")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+        raise UserError(f"{path}: not UTF-8 text; convert it to UTF-8") from None
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the file and its permissions") from error
 
 
 class TextTable:
@@ -54,7 +54,7 @@ class TextTable:
         self.path = path
         first_line = next(read_lines(path), None)
         if first_line is None:
-            raise UserError(f"{path}: the file is empty")
+            raise UserError(f"{path}: the file is empty; write the column names to the first line")
         # If the columns are known, cells may contain semicolons: AffectNet separates landmarks by semicolons.
         self.delimiter = "," if header else max(",;\t", key=first_line[1].count)
         cells = self.split_cells(*first_line)
@@ -64,14 +64,16 @@ class TextTable:
         """Lower-case column name => name as written in the header."""
         self.columns = tuple(name.strip().lower() for name in names)
         if len(set(self.columns)) < len(self.columns):
-            raise UserError(f"{path}, line 1: a column name occurs twice")
+            raise UserError(f"{path}, line 1: a column name occurs twice; rename one of the columns")
 
     def split_cells(self, location: str, line: str) -> list[str]:
         """Return the cells of one line; a quoted cell may contain delimiters but no line breaks."""
         try:
             return next(csv.reader([line], delimiter=self.delimiter, strict=True))
         except csv.Error as error:
-            raise UserError(f"{location}: not separated values: {error}") from None
+            raise UserError(
+                f"{location}: not a table with separated values ({error}); check the quotes in this line"
+            ) from None
 
     def __iter__(self) -> Iterator[TableRow]:
         lines = read_lines(self.path)
@@ -80,7 +82,9 @@ class TextTable:
         for location, line in lines:
             cells = self.split_cells(location, line)
             if len(cells) != len(self.columns):
-                raise UserError(f"{location}: {len(cells)} cells, but the table has {len(self.columns)} columns")
+                raise UserError(
+                    f"{location}: {len(cells)} cells, but the table has {len(self.columns)} columns; correct this line"
+                )
             yield TableRow(location, dict(zip(self.columns, cells, strict=True)))
 
     def require_columns(self, *columns: str) -> None:
@@ -88,4 +92,4 @@ class TextTable:
         for column in columns:
             if column.lower() not in self.columns:
                 names = ", ".join(self.original_names.values())
-                raise UserError(f"{self.path}, line 1: no column {column}; the columns are {names}")
+                raise UserError(f"{self.path}, line 1: no column {column}; the columns are {names}; add or rename one")

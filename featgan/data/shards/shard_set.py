@@ -57,11 +57,6 @@ class ShardSet:
                 check_shard_size(folder / shard.name, shard)
         return cls(folder, manifest)
 
-    @cached_property
-    def manifest_dict(self) -> dict[str, Any]:
-        """The manifest as a dictionary of plain values."""
-        return self.manifest.model_dump(mode="json")
-
     @property
     def split_names(self) -> tuple[str, ...]:
         return tuple(self.manifest.splits)

@@ -191,7 +191,7 @@ def is_finished(out: Path, recipe: Mapping[str, int]) -> bool:
         if not isinstance(existing_recipe, dict) or existing_recipe.get(name) != value:
             existing_value = existing_recipe.get(name) if isinstance(existing_recipe, dict) else None
             raise UserError(
-                f"{out}: contains faces generated with {name} {existing_value}, not {value}; "
+                f"{out}: contains faces generated with {name.replace('_', ' ')} {existing_value}, not {value}; "
                 "choose another folder or remove it"
             )
     return True
@@ -206,10 +206,13 @@ def synthesize_faces(out: Path, count: int, seed: int, image_size: int = 112, wo
     Raises UserError if an argument is out of range, the folder is in use, or the disk is full.
     """
     out = Path(out).absolute()
-    for name, value, max_value in (("count", count, 10**7), ("seed", seed, 2**63), ("image size", image_size, 2048)):
-        min_value = {"count": 2, "seed": 0, "image size": 16}[name]
+    for option, value, min_value, max_value in (
+        ("--num-images", count, 2, 10**7),
+        ("--seed", seed, 0, 2**63),
+        ("--image-size", image_size, 16, 2048),
+    ):
         if not min_value <= value <= max_value:
-            raise UserError(f"{name} {value}: must be between {min_value} and {max_value}")
+            raise UserError(f"{option} {value}: must be between {min_value} and {max_value}")
     recipe = {"format": RECIPE_VERSION, "count": count, "seed": seed, "image_size": image_size}
     if is_finished(out, recipe):
         logger.info(f"{out}: the {count} synthetic faces already exist")

@@ -148,8 +148,9 @@ function setUpClassStep() {
   queryAll('input[name="class-step"]').forEach((input) => input.addEventListener("change", () => {
     const [kind, index] = input.value.split(" ");
     if (kind && kind !== editRequest.class_step?.kind) {
-      const { max, initial } = input.closest(".choices").dataset;
+      const { max, initial, amountLabel } = input.closest(".choices").dataset;
       Object.assign(slider, { min: -max, max, value: initial });
+      slider.labels[0].textContent = amountLabel;
       slider.updateOutput();
     }
     editRequest.class_step = kind ? { kind, index: Number(index), amount: Number(slider.value) } : null;

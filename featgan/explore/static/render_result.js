@@ -49,8 +49,7 @@ export function showRunResult(run, runResult, scale, sourceImageName) {
 
 function describeTargetProgress(targetProgress) {
   if (targetProgress === null) return "";
-  const percent = String(Math.round(100 * targetProgress) || 0).replace("-", "\u2212");
-  return `Target progress: ${percent} % (0 %: features unchanged, 100 %: target reached).`;
+  return `Target progress: ${formatNumber(targetProgress)} (0: features unchanged, 1: target reached).`;
 }
 
 // Each bar goes from zero to the value for the edited image; the tick marks the value for the source.

@@ -10,15 +10,13 @@ from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.report.analysis.predictions import OutputSpec
 from featgan.report.edits.rendering import FramePredictions, RenderedSweep
 from featgan.report.edits.sweeps import Sweep
+from featgan.report.sentences import COLOR_CHANGES
 
 MIN_COLOR_CHANGE = 0.1
 """Change of the image's mean color, as a share of the range, that is clearly visible."""
 
-PREFERRED_GROUPS = {
-    "class": "Each edit moves the features from the mean of the predicted class to the mean of the target class.",
-    "head": "Each edit moves the features along the classifier's weights for the target output.",
-}
-"""Groups of sweeps with one class or output per frame, the most informative first => how the edits are made.
+PREFERRED_GROUPS = ("class", "head")
+"""Groups of sweeps with one class or output per frame, the most informative first.
 
 The class means come first because the generator was trained on features near them. Features along the weights alone
 may be unlike those of any training image, and edits of confidently classified images then fall short.
@@ -39,7 +37,6 @@ class ClassEdits:
     """The edits of a sweep toward each class or output, and the classifier's predictions for them."""
 
     sweep: Sweep
-    description: str
     source_classes: tuple[str, ...]  # predicted class of each source; empty if the outputs are not classes
     edits: tuple[tuple[ClassEdit | None, ...], ...]  # [N][T]; None if the classifier has no such output
     color_changes: Floats  # change of the mean color from source to edit, as shares of the range [N, T, 3]
@@ -81,7 +78,7 @@ def build_class_edits(
     """Return the edits of the most informative sweep; None if there is none or the outputs have no names."""
     if output_spec is None or source_predictions is None or not output_spec.names:
         return None
-    for group, description in PREFERRED_GROUPS.items():
+    for group in PREFERRED_GROUPS:
         candidates = [
             candidate
             for candidate in renderings
@@ -106,7 +103,7 @@ def build_class_edits(
             )
             color_changes = (rendering.frames.float().mean((3, 4)) - images.float().mean((2, 3))[:, None]) / 255
             source_classes = tuple(predicted_class(output_spec, outputs[0]) for outputs in before)
-            return ClassEdits(rendering.sweep, description, source_classes, edits, to_float64(color_changes))
+            return ClassEdits(rendering.sweep, source_classes, edits, to_float64(color_changes))
     return None
 
 
@@ -125,18 +122,14 @@ def build_class_edit(output_spec: OutputSpec, name: str, before: Floats, after: 
 
 
 def describe_color_change(change: Floats) -> str:
-    """Describe a change of the mean red, green and blue: `redder and darker`; `a different color` if no word fits."""
+    """Describe a change of the mean red, green and blue by an entry of COLOR_CHANGES."""
     brightness_change = float(change.mean())
-    rising_channels = "".join(
-        name
-        for name, channel_change in zip("rgb", change - brightness_change, strict=True)
-        if channel_change >= MIN_COLOR_CHANGE / 2
-    )
-    color = {"r": "redder", "g": "greener", "b": "bluer", "rg": "yellower"}.get(rising_channels, "")
+    color_changes = zip(("red", "green", "blue"), change - brightness_change, strict=True)
+    channels = " ".join(name for name, color_change in color_changes if color_change >= MIN_COLOR_CHANGE / 2)
     brightness = (
         "" if abs(brightness_change) < MIN_COLOR_CHANGE / 2 else "brighter" if brightness_change > 0 else "darker"
     )
-    return " and ".join(word for word in (color, brightness) if word) or "a different color"
+    return COLOR_CHANGES.get((channels, brightness), COLOR_CHANGES["", brightness])
 
 
 def predicted_class(output_spec: OutputSpec, outputs: Floats) -> str:

@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from featgan.evaluation.document import EstimateRecord, EvaluationDocument, SubgroupRecord
 from featgan.report.analysis.predictions import OutputSpec
 from featgan.report.analysis.subgroup_tables import REAL_BASELINES
+from featgan.report.sentences import RELIABILITY_LABELS
+from featgan.run.evaluation_document import EstimateRecord, EvaluationDocument, SubgroupRecord
 
 MIN_AGREEMENT = 0.5
 """Share of the edits that must be predicted as the target class for it to count as confirmed."""
-
-EDIT_LABEL = "edits predicted as the target class"
-SECOND_CLASSIFIER_LABEL = "by the second classifier"
-REAL_IMAGES_LABEL = "real images, second classifier"
-ACCURACY_LABEL = "labeled images predicted correctly"
 
 
 @dataclass(frozen=True)
@@ -58,12 +54,13 @@ def build_reliability_table(
     class_subgroups = [subgroups.get(name) for name in names]
     edited_cells = [metric_cell(subgroup, "second_classifier_agreement") for subgroup in class_subgroups]
     real_cells = [metric_cell(subgroup, "second_classifier_agreement", REAL_BASELINES) for subgroup in class_subgroups]
-    rows = [
-        ReliabilityRow(EDIT_LABEL, tuple(metric_cell(subgroup, "validity") for subgroup in class_subgroups)),
-        ReliabilityRow(SECOND_CLASSIFIER_LABEL, tuple(edited_cells)),
-        ReliabilityRow(REAL_IMAGES_LABEL, tuple(real_cells)),
-        ReliabilityRow(ACCURACY_LABEL, tuple(recall_cell(output_spec, name) for name in names)),
-    ]
+    cells_by_metric = {
+        "validity": [metric_cell(subgroup, "validity") for subgroup in class_subgroups],
+        "second_classifier": edited_cells,
+        "real_images": real_cells,
+        "accuracy": [recall_cell(output_spec, name) for name in names],
+    }
+    rows = [ReliabilityRow(RELIABILITY_LABELS[metric], tuple(cells)) for metric, cells in cells_by_metric.items()]
     return ReliabilityTable(
         tuple(row for row in rows if any(cell.share is not None for cell in row.cells)),
         tuple(

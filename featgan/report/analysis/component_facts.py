@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from featgan.evaluation.document import ComponentRecord
 from featgan.features.space import FeatureSpace
 from featgan.metrics.bootstrap import Floats, to_float64
+from featgan.run.evaluation_document import ComponentRecord
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class ComponentRanking:
         None  # number of images behind the metrics; None if they are the images of the page
     )
     crosstalk: Floats | None = None  # measured on the images of the page [K, M]
+    is_importance_measured: bool = False  # on the images of the page; otherwise computed from the last layer
 
     @property
     def explained_share(self) -> float | None:
@@ -132,7 +133,11 @@ def rank_components(
     ]
     components.sort(key=lambda component: (-(component.importance or 0.0), -component.change.visibility))
     return ComponentRanking(
-        components, uses_total_variation, facts.num_evaluated_images if is_evaluated else None, matrix
+        components,
+        uses_total_variation,
+        facts.num_evaluated_images if is_evaluated else None,
+        matrix,
+        is_importance_measured=importances is not None and facts.head_weight is None,
     )
 
 

@@ -3,14 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from featgan.evaluation.document import EstimateRecord, SubgroupRecord, metric_value
-
-SUBGROUP_TITLES = {
-    "class": "By target class",
-    "octant": "By octant of the target valence and arousal",
-    "component": "By range of a target component, between its training quantiles",
-}
-"""Kind of subgroup => title of its table."""
+from featgan.config.metric_specs import SUBGROUP_TITLES
+from featgan.run.evaluation_document import EstimateRecord, SubgroupRecord, metric_value
 
 REAL_BASELINES = ("nearest_real", "target_real")
 """Baselines that are real images: the nearest to the target, else those of the target class."""

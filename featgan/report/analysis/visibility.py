@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from featgan.metrics.preservation import low_frequency_share
 from featgan.report.edits.rendering import RenderedSweep
+from featgan.report.sentences import GRID_CELLS, GRID_COLUMNS, GRID_ROWS, LOCATIONS
 
 PATCHES_PER_SIDE = 8
 """Number of patches per side: a patch is small enough for an eye or a mouth, and too large for texture."""
@@ -22,11 +23,9 @@ MAX_FREQUENCY_SOURCES = 4
 MAIN_ENERGY_SHARE = 0.5
 """Share of the energy of the change that the named locations must cover."""
 MAX_LOCATIONS = 3
+"""Maximum number of grid cells that are named; LOCATIONS has a template for each number."""
 MIN_BRIGHTNESS_CHANGE = 0.03
 """Change of the mean brightness, as a share of the range, that the report mentions."""
-
-ROW_NAMES, COLUMN_NAMES = ("upper", "middle", "lower"), ("left", "center", "right")
-FULL_COLUMN_NAMES = ("left third", "middle from top to bottom", "right third")
 
 
 @dataclass(frozen=True)
@@ -82,24 +81,19 @@ class PixelChange:
         cumulative_shares = torch.cumsum(shares[order], 0) / total
         count = int((cumulative_shares < MAIN_ENERGY_SHARE).sum()) + 1
         if count > MAX_LOCATIONS:
-            return "everywhere"
-        return "mostly in the " + describe_grid_cells([divmod(int(index), 3) for index in order[:count]])
+            return LOCATIONS[0]
+        return describe_grid_cells([divmod(int(index), 3) for index in order[:count]])
 
 
 def describe_grid_cells(cells: Sequence[tuple[int, int]]) -> str:
-    """Describe cells (row, column) of a 3 x 3 grid; complete rows and columns have names of their own."""
+    """Describe 1 to MAX_LOCATIONS cells (row, column) of a 3 x 3 grid; complete rows and columns have one name."""
     rows, columns = ({cell[axis] for cell in cells} for axis in (0, 1))
+    names = [GRID_CELLS[row][column] for row, column in sorted(cells)]
     if len(cells) == 3 and len(rows) == 1:
-        return f"{ROW_NAMES[rows.pop()]} third"
-    if len(cells) == 3 and len(columns) == 1:
-        return FULL_COLUMN_NAMES[columns.pop()]
-    names = [describe_grid_cell(*cell) for cell in sorted(cells)]
-    return " and ".join(text for text in (", ".join(names[:-1]), names[-1]) if text)
-
-
-def describe_grid_cell(row: int, column: int) -> str:
-    """Describe one cell: `center`, `lower center`, `middle left`."""
-    return "center" if (row, column) == (1, 1) else f"{ROW_NAMES[row]} {COLUMN_NAMES[column]}"
+        names = [GRID_ROWS[rows.pop()]]
+    elif len(cells) == 3 and len(columns) == 1:
+        names = [GRID_COLUMNS[columns.pop()]]
+    return LOCATIONS[len(names)].format(*names)
 
 
 def choose_typical_source(

@@ -5,6 +5,7 @@ import torch
 from featgan.errors import UserError
 from featgan.features import directions
 from featgan.report.edits.sweeps import MAX_CLASSES, Sweep, SweepInputs, categorical_sweep, encode_targets
+from featgan.report.sentences import SWEEP_NOTES
 
 AXIS_NAMES = ("valence", "arousal")
 VALENCE_AROUSAL_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -14,7 +15,7 @@ def expression_sweeps(inputs: SweepInputs) -> list[Sweep]:
     """Edit every source toward every class."""
     names = inputs.class_names[:MAX_CLASSES]
     targets = torch.eye(len(inputs.class_names))[: len(names)].expand(len(inputs.images), -1, -1)
-    sweep_info = ("expressions", "expression", "Expressions", "The source is edited toward each class.")
+    sweep_info = ("expressions", "expression", "Expressions", SWEEP_NOTES["expression"])
     return [categorical_sweep(inputs, sweep_info, names, targets)]
 
 
@@ -36,7 +37,7 @@ def plane_sweep(inputs: SweepInputs, headings: tuple[str, ...]) -> Sweep:
         title="Valence and arousal",
         headings=tuple(f"valence {heading}" for heading in headings),
         conditions=encode_targets(inputs, plane.expand(len(inputs.images), -1, -1)),
-        note="Valence (unpleasant to pleasant) increases to the right, arousal (calm to excited) to the top.",
+        note=SWEEP_NOTES["valence_arousal"],
         has_film=False,
         rows_per_source=num_levels,
         row_labels=tuple(f"arousal {heading}" for heading in reversed(headings)),
@@ -44,8 +45,7 @@ def plane_sweep(inputs: SweepInputs, headings: tuple[str, ...]) -> Sweep:
 
 
 def axis_sweep(inputs: SweepInputs, axis: int, name: str, headings: tuple[str, ...]) -> Sweep:
-    """Sweep valence or arousal over its range; the other stays at 0."""
-    other = AXIS_NAMES[1 - axis]
+    """Sweep valence or arousal over its range; the other is set to 0."""
     targets = torch.zeros(len(headings), 2)
     targets[:, axis] = torch.tensor(VALENCE_AROUSAL_LEVELS)
     return Sweep(
@@ -54,14 +54,14 @@ def axis_sweep(inputs: SweepInputs, axis: int, name: str, headings: tuple[str, .
         title=name.capitalize(),
         headings=headings,
         conditions=encode_targets(inputs, targets.expand(len(inputs.images), -1, -1)),
-        note=f"{name.capitalize()} varies over its range; {other} stays at 0.",
+        note=SWEEP_NOTES[name],
         is_ordered=True,
         start=len(headings) - 1,
     )
 
 
 def attribute_sweeps(inputs: SweepInputs) -> list[Sweep]:
-    """Flip each attribute in turn; of the hair colors, one is set at a time.
+    """Flip each attribute in turn; setting a hair color clears the others.
 
     Raises UserError if the attributes of the sources are not known.
     """
@@ -71,5 +71,5 @@ def attribute_sweeps(inputs: SweepInputs) -> list[Sweep]:
         )
     targets = directions.attribute_flips(inputs.values, inputs.attribute_names)
     headings = tuple(name.replace("_", " ") for name in inputs.attribute_names)
-    note = "One attribute of the source is flipped; the others stay. Of the hair colors, one is set at a time."
-    return [categorical_sweep(inputs, ("attributes", "attributes", "Attributes", note), headings, targets)]
+    sweep_info = ("attributes", "attributes", "Attributes", SWEEP_NOTES["attributes"])
+    return [categorical_sweep(inputs, sweep_info, headings, targets)]

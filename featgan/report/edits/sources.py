@@ -67,7 +67,7 @@ def read_image_folder(folder: Path, image_size: int, max_images: int) -> tuple[T
             logger.info(f"{folder}: using the first {max_images} readable images")
             break
         try:
-            images.append(read_image(path, image_size))
+            images.append(read_square_image(path, image_size))
             names.append(path.name)
         except UserError as error:
             logger.warning(f"skipped {error}")
@@ -92,17 +92,18 @@ def list_visible_files(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def read_image(path: Path, image_size: int) -> Tensor:
+def read_square_image(path: Path, image_size: int) -> Tensor:
     """Decode an image, rotate it upright, crop the central square and resize it: uint8 [3, image_size, image_size].
 
     Raises UserError if the file is too large, has too many pixels, or is not readable in one of FORMATS.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; reduce the image")
+            raise UserError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; use a smaller image")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path}: {image.width} x {image.height} is over {MAX_PIXELS} pixels; reduce the image")
+                limit = MAX_PIXELS // 1_000_000
+                raise UserError(f"{path}: has more than {limit} million pixels; use a smaller image")
             image.draft("RGB", (2 * image_size, 2 * image_size))
             upright = ImageOps.exif_transpose(image)
             fitted = ImageOps.fit(flatten_on_white(upright), (image_size, image_size), Image.Resampling.LANCZOS)

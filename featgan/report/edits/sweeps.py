@@ -4,13 +4,14 @@ Each sweep starts from the source values, so no change carries over from one swe
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from featgan.features import directions
 from featgan.features.space import FeatureSpace
+from featgan.report.sentences import SWEEP_NOTES, SWEEP_SUMMARIES
 
 FILM_QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 """Quantiles of a component that its film shows."""
@@ -21,34 +22,14 @@ MAX_CLASSES = 16
 MAX_KEPT_COMPONENTS = 10
 """The projections keep 0, 1, ... this many components, then all of them."""
 CLASS_AMOUNTS = (1.0, 1.25, 1.5)
-"""Factors of the shift between class means; the smallest one that the last layer is confident of is used."""
+"""Factors of the shift between class means.
+
+The smallest one that gives the target class a probability of MIN_CONFIDENCE by the classifier's last layer is used.
+"""
 HEAD_AMOUNTS = (2.0, 2.5, 3.0, 3.5, 4.0)
 """Lengths of the shift along an output's weights, in standard deviations; used as CLASS_AMOUNTS."""
 MAX_DONORS = 8
 """Maximum number of images whose features are transferred to every source."""
-
-
-PREDICTED_CLASS_NOTE = (
-    "The target is the source's features, minus the mean features of the training images with the same prediction, "
-    "plus the mean features of those predicted as the target class."
-)
-LABELED_CLASS_NOTE = (
-    "The target is the source's features, minus the mean of all class means of the training images, "
-    "plus the mean features of the target class."
-)
-CLASS_FACTOR_NOTE = (
-    f"The shift is multiplied by the smallest factor from 1 to {CLASS_AMOUNTS[-1]} that gives the target class "
-    f"a probability of {100 * directions.MIN_CONFIDENCE:.0f} % by the classifier's last layer."
-)
-HEAD_FIXED_NOTE = (
-    f"The source's features move {HEAD_AMOUNTS[0]:.0f} SD along the weights of an output "
-    "in the classifier's last layer."
-)
-HEAD_CONFIDENT_NOTE = (
-    f"The source's features move {HEAD_AMOUNTS[0]:.0f} to {HEAD_AMOUNTS[-1]:.0f} SD along the weights of the target "
-    "class in the classifier's last layer, until that layer gives it a probability of "
-    f"{100 * directions.MIN_CONFIDENCE:.0f} %."
-)
 
 
 @dataclass(frozen=True)
@@ -96,6 +77,7 @@ class Sweep:
     conditions: Tensor
     details: tuple[str, ...] = ()  # T longer labels for the slider, if the headings are too short
     note: str = ""
+    summary: str = ""  # how edits toward each class are made, for the top of the page
     grid_columns: tuple[int, ...] | None = None  # targets shown on the grid; None for all
     component: int | None = None  # index of the component that is swept
     values: tuple[float, ...] = ()  # T target values of that component, in standard deviations
@@ -126,10 +108,10 @@ def quantile_sweeps(inputs: SweepInputs) -> list[Sweep]:
     """Sweep every component over its training quantiles; all others stay as in the source."""
     space = inputs.feature_space
     num_components = min(inputs.num_components, space.num_components)
-    return [quantile_sweep(inputs, component) for component in range(num_components)]
+    return [component_quantile_sweep(inputs, component) for component in range(num_components)]
 
 
-def quantile_sweep(inputs: SweepInputs, component: int) -> Sweep:
+def component_quantile_sweep(inputs: SweepInputs, component: int) -> Sweep:
     space = inputs.feature_space
     targets = directions.quantile_sweep(space, inputs.features, component, FILM_QUANTILES)
     values = tuple(float(space.quantile(level)[component]) for level in FILM_QUANTILES)
@@ -143,7 +125,7 @@ def quantile_sweep(inputs: SweepInputs, component: int) -> Sweep:
             f"{heading} quantile, {format_signed(value)} SD" for heading, value in zip(headings, values, strict=True)
         ),
         conditions=encode_targets(inputs, targets),
-        note="The component takes quantiles of its training values. All other components stay as in the source.",
+        note=SWEEP_NOTES["quantiles"],
         grid_columns=tuple(FILM_QUANTILES.index(level) for level in GRID_QUANTILES),
         component=component,
         values=values,
@@ -175,7 +157,7 @@ def projection_sweeps(inputs: SweepInputs) -> list[Sweep]:
             title="Components kept",
             headings=tuple(f"first {count}" if count else "none" for count in counts),
             conditions=encode_targets(inputs, targets),
-            note="The first components of the source are kept; the others are set to their training mean.",
+            note=SWEEP_NOTES["projections"],
             has_film=False,
         )
     ]
@@ -193,7 +175,7 @@ def interpolation_sweeps(inputs: SweepInputs) -> list[Sweep]:
             title="Interpolation to another image",
             headings=tuple(f"{25 * step} %" for step in range(5)),
             conditions=encode_targets(inputs, targets),
-            note="The features move on a straight line from the source to the next source image.",
+            note=SWEEP_NOTES["interpolation"],
             is_ordered=True,
             start=4,
             goal_images=inputs.images.roll(-1, 0),
@@ -214,7 +196,7 @@ def transfer_sweeps(inputs: SweepInputs) -> list[Sweep]:
             title="Edits toward another image's features",
             headings=tuple(f"image {index + 1}" for index in range(len(donors))),
             conditions=encode_targets(inputs, targets),
-            note="The source (row) is edited toward the features of the image above the column.",
+            note=SWEEP_NOTES["transfer"],
             has_film=False,
             heading_images=inputs.images[: len(donors)],
         )
@@ -233,29 +215,36 @@ def class_sweeps(inputs: SweepInputs) -> list[Sweep]:
     shifts = torch.stack(
         [directions.shift_toward_class_means(inputs.features, means, amount, source_indices) for amount in amounts]
     )
-    note = PREDICTED_CLASS_NOTE if inputs.source_classes else LABELED_CLASS_NOTE
-    note += f" {CLASS_FACTOR_NOTE}" if amounts[1:] else ""
-    return [
-        categorical_sweep(
-            inputs, ("class-means", "class", "Edits by class means", note), names, choose_shift(inputs, names, shifts)
-        )
-    ]
+    kind = "predicted_class" if inputs.source_classes else "labeled_class"
+    note = " ".join(SWEEP_NOTES[name] for name in ((kind, "class_factor") if amounts[1:] else (kind,)))
+    sweep_info = ("class-means", "class", "Edits by class means", fill_amounts(note, amounts))
+    sweep = categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))
+    return [replace(sweep, summary=fill_amounts(SWEEP_SUMMARIES[kind], CLASS_AMOUNTS))]
 
 
 def head_sweeps(inputs: SweepInputs) -> list[Sweep]:
     """Move each source along the weights of every output of the classifier's linear head.
 
-    The move is two standard deviations, or, if the head computes class logits, as far as it needs to be confident.
+    The move is two standard deviations. If the head computes class logits, the move ends when the probability of the
+    target class is at least MIN_CONFIDENCE.
     """
     if inputs.head_weight is None:
         return []
     names = inputs.output_names[:MAX_CLASSES]
     space, features, weight = inputs.feature_space, inputs.features, inputs.head_weight[: len(names)]
     amounts = HEAD_AMOUNTS if inputs.has_logits_for(names) else HEAD_AMOUNTS[:1]
-    note = HEAD_CONFIDENT_NOTE if amounts[1:] else HEAD_FIXED_NOTE
+    note = fill_amounts(SWEEP_NOTES["head_confident" if amounts[1:] else "head_fixed"], amounts)
     shifts = torch.stack([directions.shift_along_head_weights(space, features, weight, amount) for amount in amounts])
     sweep_info = ("head-weights", "head", "Edits by last-layer weights", note)
-    return [categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))]
+    sweep = categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))
+    return [replace(sweep, summary=SWEEP_SUMMARIES["head"])]
+
+
+def fill_amounts(text: str, amounts: Sequence[float]) -> str:
+    """Fill the placeholders for the smallest and the largest amount of a shift, and for its minimum probability."""
+    low, high = f"{min(amounts):g}", f"{max(amounts):g}"
+    probability = f"{100 * directions.MIN_CONFIDENCE:.0f} %"
+    return text.format(min_amount=low, max_amount=high, probability=probability)
 
 
 def choose_shift(inputs: SweepInputs, names: Sequence[str], shifts: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 from markupsafe import Markup
 
 from featgan.config.metric_specs import BASELINES, METRICS
-from featgan.evaluation.document import EstimateRecord
 from featgan.metrics.bootstrap import Floats
 from featgan.report.figures.curves import HEIGHT, WIDTH, Axes, draw_axes, svg_path
+from featgan.run.evaluation_document import EstimateRecord
 
 MARK_CLASSES = {
     "copy_source": "copy",
@@ -17,6 +17,7 @@ MARK_CLASSES = {
     "training_mean": "mean",
     "nearest_real": "nearest",
     "target_jpeg": "jpeg",
+    "source_jpeg": "compressed",
     "target_flipped": "flipped",
     "target_real": "real",
 }
@@ -70,7 +71,7 @@ def build_baseline_chart(
         baseline_marks = [
             build_mark(MARK_CLASSES[baseline], BASELINES[baseline].label, values.get(name))
             for baseline, values in baselines.items()
-            if baseline in MARK_CLASSES
+            if baseline in BASELINES
         ]
         if generator_mark is not None:
             marks = [generator_mark, *(mark for mark in baseline_marks if mark is not None)]

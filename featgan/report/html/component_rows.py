@@ -7,6 +7,7 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
+from featgan.config.metric_specs import METRICS
 from featgan.report.analysis.component_ranking import ComponentRanking, RankedComponent
 from featgan.report.analysis.visibility import FAINT_CHANGE
 from featgan.report.edits.rendering import difference_images
@@ -14,8 +15,8 @@ from featgan.report.edits.sources import SourceImages
 from featgan.report.figures.charts import draw_response_curve
 from featgan.report.figures.data_uris import data_uri, downscale_images
 from featgan.report.figures.grids import to_pil_image
-from featgan.report.html.sentences import METRIC_DESCRIPTIONS, SHORT_LIMITATIONS, VISIBILITY_LABELS
 from featgan.report.html.summary_text import format_percent, output_change_sentences
+from featgan.report.sentences import METRIC_DESCRIPTIONS, SHORT_LIMITATIONS, VISIBILITY_LABELS, fill_sentence
 
 MAX_EFFECTS = 8
 MINOR_IMPORTANCE = 0.015
@@ -33,6 +34,14 @@ class DisplayedMetric:
     description: str
     share: float | None = None
     note: str = ""
+    ideal: str = ""
+
+    @property
+    def full_description(self) -> str:
+        """The description with the ideal value, if there is one."""
+        if not self.ideal:
+            return self.description
+        return str(fill_sentence("ideal_value", description=self.description, ideal=self.ideal))
 
 
 @dataclass(frozen=True)
@@ -129,23 +138,30 @@ def build_ranking_metrics(component: RankedComponent, uses_total_variation: bool
             change.visibility,
             VISIBILITY_LABELS[change.visibility_grade],
         ),
-        build_unit_metric("slope", component.slope, METRIC_DESCRIPTIONS["slope"]),
-        build_unit_metric("cross-talk", component.crosstalk, METRIC_DESCRIPTIONS["cross-talk"]),
+        build_registry_metric("slope", component.slope),
+        build_unit_metric("cross-talk", component.crosstalk, METRIC_DESCRIPTIONS["cross-talk"], "0"),
     )
 
 
-def build_unit_metric(name: str, value: float | None, description: str) -> DisplayedMetric:
+def build_unit_metric(name: str, value: float | None, description: str, ideal: str) -> DisplayedMetric:
     """Return a metric whose ideal range is [0, 1]; its bar is clipped to that range."""
     if value is None:
-        return DisplayedMetric(name, "\N{EN DASH}", description)
-    return DisplayedMetric(name, f"{value:.2f}".replace("-", "\N{MINUS SIGN}"), description, min(1.0, max(0.0, value)))
+        return DisplayedMetric(name, "\N{EN DASH}", description, ideal=ideal)
+    text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return DisplayedMetric(name, text, description, min(1.0, max(0.0, value)), ideal=ideal)
+
+
+def build_registry_metric(name: str, value: float | None) -> DisplayedMetric:
+    """Return a metric with the texts of the metric registry."""
+    spec = METRICS[name]
+    return build_unit_metric(spec.label, value, spec.description, spec.ideal)
 
 
 def build_detail_metrics(component: RankedComponent) -> tuple[DisplayedMetric, ...]:
     """Return the metrics that only the card shows."""
     change = component.change
     measured_metrics = [
-        build_unit_metric(name, component.metrics[name], METRIC_DESCRIPTIONS[name])
+        build_registry_metric(name, component.metrics[name])
         for name in ("monotonicity", "linearity")
         if name in component.metrics
     ]
@@ -154,9 +170,7 @@ def build_detail_metrics(component: RankedComponent) -> tuple[DisplayedMetric, .
         DisplayedMetric(
             "mean change", f"{100 * float(change.location_map.mean()):.1f} %", METRIC_DESCRIPTIONS["mean change"]
         ),
-        build_unit_metric(
-            "low-frequency share", change.low_frequency_share, METRIC_DESCRIPTIONS["low-frequency share"]
-        ),
+        build_registry_metric("edit_low_frequency_share", change.low_frequency_share),
     )
 
 

@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from featgan.config.metric_specs import BASELINES, metric_label
-from featgan.evaluation.document import EvaluationDocument
 from featgan.report.analysis.class_edits import ClassEdits, build_class_edits
 from featgan.report.analysis.class_reliability import ReliabilityTable, build_reliability_table
 from featgan.report.analysis.component_ranking import ComponentRanking
@@ -27,8 +26,11 @@ from featgan.report.figures.thread_map import map_in_threads
 from featgan.report.html import summary_text
 from featgan.report.html.cards import FilmCard, build_film_card, build_mosaic_card
 from featgan.report.html.component_rows import ComponentRow, build_component_rows
-from featgan.report.html.sentences import SECTION_TEXTS
-from featgan.report.run_files import MetricSeries, is_number
+from featgan.report.html.number_format import format_number
+from featgan.report.html.scope_text import evaluation_scope, ranking_scope
+from featgan.report.run_files import MetricSeries
+from featgan.report.sentences import SECTION_TEXTS
+from featgan.run.evaluation_document import EvaluationDocument
 
 NUM_OPEN_CURVES = 6
 """Number of training curves that are open; the others are folded away."""
@@ -93,22 +95,6 @@ class Report:
         return choose_typical_source(
             [component.change for component in self.ranking.components], reconstruction_errors, reached_counts
         )
-
-
-def format_number(value: object, digits: int = 3) -> str:
-    """Return a cell's text: `digits` decimals (fewer if large, 3 if small), a true minus sign, a dash for no value."""
-    if value is None:
-        return "\N{EN DASH}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
-    if not is_number(value):
-        return "\N{EN DASH}" if isinstance(value, float) else str(value)
-    size = abs(value)
-    digits = max(digits, 3) if 0 < size < 0.1 else digits
-    text = f"{value:.{digits}f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
-    return text.replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
 def build_environment() -> Environment:
@@ -214,7 +200,44 @@ def build_page_data(
     }
 
 
-def build_page(report: Report) -> str:
+def list_conclusions(report: Report) -> list[Markup]:
+    """Return what can be concluded from the edits."""
+    return [
+        *summary_text.reached_class_conclusions(report.class_edits, report.reliability),
+        *summary_text.component_conclusions(report.ranking),
+        *summary_text.second_classifier_summary(report.evaluation),
+    ]
+
+
+def list_limitations(report: Report) -> list[Markup]:
+    """Return what cannot be concluded from the edits."""
+    return [
+        *summary_text.unreached_class_limitations(report.class_edits, report.output_spec),
+        *summary_text.unconfirmed_class_limitations(report.reliability),
+        *summary_text.component_limitations(report.ranking, report.evaluation),
+        *summary_text.evaluation_limitations(report.evaluation, report.ranking, len(report.sources)),
+    ]
+
+
+def build_evaluation_context(report: Report) -> dict[str, Any]:
+    """Return what the sections on the evaluation show, by the names that the template uses."""
+    evaluation = report.evaluation
+    classes = classifier_classes(report.output_spec)
+    return {
+        "evaluation": evaluation,
+        "evaluation_scope": evaluation_scope(evaluation, report.sources.is_user_provided, report.step)
+        if evaluation
+        else "",
+        "baseline_chart": build_baseline_chart(evaluation.metrics, evaluation.baselines) if evaluation else [],
+        "mark_labels": MARK_LABELS,
+        "crosstalk": build_crosstalk_matrix(report),
+        "shown_components": sorted(report.ranking.components, key=lambda component: component.index),
+        "subgroup_tables": build_subgroup_tables(evaluation.subgroups, classes) if evaluation else [],
+        "tables": format_tables(evaluation),
+    }
+
+
+def build_report_page(report: Report) -> str:
     """Return the page as HTML."""
     film_renderings = [rendering for rendering in report.renderings if rendering.sweep.has_film]
     film_cards = map_in_threads(
@@ -225,51 +248,32 @@ def build_page(report: Report) -> str:
     mosaic_cards = map_in_threads(lambda rendering: build_mosaic_card(report.sources, rendering), mosaic_renderings)
     thumbnails = [encode_thumbnail(image) for image in report.sources.images]
     curves = draw_curves(report.metrics)
-    evaluation = report.evaluation
     class_edits, start = report.class_edits, report.start
     component_rows = build_component_rows(
         report.ranking, report.sources, {card.id: card.films[start] for card in film_cards}
     )
-    return (
-        build_environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            introduction=summary_text.introduction(
-                report.output_spec, report.num_features, report.num_components, class_edits is None
-            ),
-            conclusions=[
-                *summary_text.reached_class_conclusions(class_edits, report.reliability),
-                *summary_text.component_conclusions(report.ranking),
-                *summary_text.second_classifier_conclusions(evaluation),
-            ],
-            limitations=[
-                *summary_text.unreached_class_limitations(class_edits, report.output_spec),
-                *summary_text.unconfirmed_class_limitations(report.reliability),
-                *summary_text.component_limitations(report.ranking, evaluation),
-                *summary_text.evaluation_limitations(evaluation, report.ranking, len(report.sources)),
-            ],
-            class_edits=class_edits,
-            reliability=report.reliability,
-            folded=find_folded_components(component_rows),
-            component_rows=component_rows,
-            row_by_sweep={row.component.rendering.sweep.name: row for row in component_rows},
-            start=start,
-            card_by_id={card.id: card for card in film_cards},
-            thumbnails=thumbnails,
-            groups=group_film_cards(film_cards, report.ranking),
-            mosaic_cards=mosaic_cards,
-            evaluation=evaluation,
-            baseline_chart=build_baseline_chart(evaluation.metrics, evaluation.baselines) if evaluation else [],
-            mark_labels=MARK_LABELS,
-            crosstalk=build_crosstalk_matrix(report),
-            shown_components=sorted(report.ranking.components, key=lambda component: component.index),
-            subgroup_tables=build_subgroup_tables(evaluation.subgroups, classifier_classes(report.output_spec))
-            if evaluation
-            else [],
-            tables=format_tables(evaluation),
-            curves=curves[:NUM_OPEN_CURVES],
-            more_curves=curves[NUM_OPEN_CURVES:],
-            data=build_page_data(report, film_cards, thumbnails, class_edits),
-        )
+    introduction = summary_text.introduction(
+        report.output_spec, report.num_features, report.num_components, class_edits is None
     )
+    context = {
+        "report": report,
+        "introduction": introduction,
+        "conclusions": list_conclusions(report),
+        "limitations": list_limitations(report),
+        "class_edits": class_edits,
+        "reliability": report.reliability,
+        "folded": find_folded_components(component_rows),
+        "component_rows": component_rows,
+        "ranking_scope": ranking_scope(report.ranking, report.sources, report.evaluation, report.num_components),
+        "row_by_sweep": {row.component.rendering.sweep.name: row for row in component_rows},
+        "start": start,
+        "card_by_id": {card.id: card for card in film_cards},
+        "thumbnails": thumbnails,
+        "groups": group_film_cards(film_cards, report.ranking),
+        "mosaic_cards": mosaic_cards,
+        "curves": curves[:NUM_OPEN_CURVES],
+        "more_curves": curves[NUM_OPEN_CURVES:],
+        "data": build_page_data(report, film_cards, thumbnails, class_edits),
+        **build_evaluation_context(report),
+    }
+    return build_environment().get_template("report.html.j2").render(context)

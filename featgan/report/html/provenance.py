@@ -9,9 +9,9 @@ import torch
 
 from featgan import __version__
 from featgan.data.shards.shard_set import ShardSet
-from featgan.evaluation.document import EvaluationDocument
 from featgan.inference.model import EditingModel
 from featgan.report.edits.sources import SourceImages
+from featgan.run.evaluation_document import EvaluationDocument
 from featgan.run.paths import step_folder
 from featgan.system.files import sha256_of
 
@@ -19,11 +19,11 @@ EXPORTED_FILES = ("generator_ema.safetensors", "model.json", "space.safetensors"
 """Files of a checkpoint that make up the exported generator."""
 
 
-def collect_run_facts(run: Path, model: EditingModel, sources: SourceImages) -> list[tuple[str, str]]:
+def collect_run_facts(run_dir: Path, model: EditingModel, sources: SourceImages) -> list[tuple[str, str]]:
     """Return the facts about the run: term and description."""
-    facts = [("Run", run.resolve().name), ("Step", str(model.metadata.step))]
+    facts = [("Run", run_dir.resolve().name), ("Step", str(model.metadata.step))]
     if model.metadata.blackbox:
-        facts += [("Black box", model.metadata.blackbox["spec"]), ("Layer", model.metadata.blackbox["layer"])]
+        facts += [("Classifier", model.metadata.blackbox["spec"]), ("Layer", model.metadata.blackbox["layer"])]
     facts.append(
         ("Condition", f"{model.metadata.condition_kind.replace('_', ' ')}, {model.metadata.condition_dim} dimensions")
     )
@@ -33,7 +33,7 @@ def collect_run_facts(run: Path, model: EditingModel, sources: SourceImages) -> 
 
 
 def list_reproduction_commands(
-    run: Path, model: EditingModel, evaluation: EvaluationDocument | None, render_options: Sequence[str]
+    run_dir: Path, model: EditingModel, evaluation: EvaluationDocument | None, render_options: Sequence[str]
 ) -> list[str]:
     """Return the commands that lead from the shards to the report, quoted for a shell."""
     command_lines = []
@@ -45,21 +45,21 @@ def list_reproduction_commands(
         extract_arguments = [argument for option, value in options.items() if value for argument in (option, value)]
         command_lines.append(shlex.join(["featgan", "extract", *extract_arguments]))
     step_arguments = ["--step", str(model.metadata.step)]
-    command_lines.append(shlex.join(["featgan", "train", str(run / "config.yaml")]))
+    command_lines.append(shlex.join(["featgan", "train", str(run_dir / "config.yaml")]))
     if evaluation is not None:
         evaluate_arguments = ["--step", str(evaluation.step), *evaluation.arguments]
-        command_lines.append(shlex.join(["featgan", "evaluate", str(run), *evaluate_arguments]))
-    return [*command_lines, shlex.join(["featgan", "render", str(run), *step_arguments, *render_options])]
+        command_lines.append(shlex.join(["featgan", "evaluate", str(run_dir), *evaluate_arguments]))
+    return [*command_lines, shlex.join(["featgan", "render", str(run_dir), *step_arguments, *render_options])]
 
 
-def hash_artifacts(run: Path, model: EditingModel, shards: ShardSet | None) -> dict[str, str]:
-    """Return the sha256 of the exported generator's files, of the shards and of the black box."""
-    folder = step_folder(run, model.metadata.step)
+def hash_artifacts(run_dir: Path, model: EditingModel, shards: ShardSet | None) -> dict[str, str]:
+    """Return the sha256 of the exported generator's files, of the shards and of the classifier."""
+    folder = step_folder(run_dir, model.metadata.step)
     digests = {
         f"{folder.name}/{name}": sha256_of(folder / name) for name in EXPORTED_FILES if (folder / name).is_file()
     }
     if shards is not None:
         digests["shards"] = shards.fingerprint
     if model.metadata.blackbox:
-        digests["black box"] = model.metadata.blackbox["sha256"]
+        digests["classifier"] = model.metadata.blackbox["sha256"]
     return digests

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from featgan.evaluation.document import EvaluationDocument, metric_value
 from featgan.report.analysis.class_edits import ClassEdits
 from featgan.report.analysis.class_reliability import ReliabilityTable
 from featgan.report.analysis.component_ranking import ComponentRanking, RankedComponent
 from featgan.report.analysis.predictions import OutputSpec
 from featgan.report.analysis.visibility import MIN_BRIGHTNESS_CHANGE
-from featgan.report.html.sentences import fill_sentence
+from featgan.report.edits.sweeps import MAX_CLASSES
+from featgan.report.sentences import fill_sentence
+from featgan.run.evaluation_document import EvaluationDocument, metric_value
 
 MAX_CONCLUSIONS = 2
 MAX_NAMED_COMPONENTS = 2
@@ -127,7 +128,7 @@ def output_change_sentences(component: RankedComponent, emphasized: bool = False
 def reached_class_conclusions(
     class_edits: ClassEdits | None, reliability: ReliabilityTable | None = None
 ) -> list[Markup]:
-    """Return which classes most edits reach, and which classes are reached by changing the color of the whole image."""
+    """Return which classes at least half of the edits reach, and which edits change the color of the whole image."""
     if class_edits is None:
         return []
     excluded = {*reliability.unconfirmed_classes, *reliability.unverifiable_classes} if reliability else set()
@@ -152,14 +153,23 @@ def unreached_class_limitations(class_edits: ClassEdits | None, output_spec: Out
     """Return which classes no edit reaches, and which classes have no edits."""
     if class_edits is None or output_spec is None:
         return []
-    limitations = []
+    limitations, headings = [], class_edits.sweep.headings
     unreached = [name for name, share in class_edits.reached_shares().items() if share == 0]
     if unreached:
         limitations.append(fill_sentence("unreached_classes", classes=emphasized_names(unreached)))
-    unpredicted = [name for name in output_spec.names if name not in class_edits.sweep.headings]
-    if unpredicted and class_edits.sweep.group == "class" and output_spec.kind == "expression":
-        limitations.append(fill_sentence("unpredicted_classes", classes=emphasized_names(unpredicted)))
+    missing = [name for name in output_spec.names if name not in headings]
+    if missing and output_spec.kind == "expression":
+        limitations.append(missing_class_limitation(missing, len(headings), len(output_spec.names)))
     return limitations
+
+
+def missing_class_limitation(missing: Sequence[str], num_shown: int, count: int) -> Markup:
+    """Return which of the `count` classes have no edits, and why; many classes are counted instead of named."""
+    if num_shown == MAX_CLASSES:
+        return fill_sentence("class_limit", num_shown=num_shown, count=count, max_classes=MAX_CLASSES)
+    if len(missing) > MAX_NAMED_CLASSES:
+        return fill_sentence("many_unpredicted_classes", num_missing=len(missing), count=count)
+    return fill_sentence("unpredicted_classes", classes=emphasized_names(missing))
 
 
 def unconfirmed_class_limitations(reliability: ReliabilityTable | None) -> list[Markup]:
@@ -207,11 +217,16 @@ def inconclusive_components_limitation(components: Sequence[RankedComponent], li
         for component in components
         if limitation and component.limitation == limitation and component.is_important
     ]
-    return fill_sentence(limitation, components=join_names(names)) if names else Markup("")
+    if not names:
+        return Markup("")
+    sentences = [fill_sentence(limitation, components=join_names(names))]
+    if limitation != "unresponsive":
+        sentences.append(fill_sentence("unknown_appearance" if len(names) == 1 else "unknown_appearances"))
+    return join_sentences(sentences)
 
 
 def entanglement_limitation(components: Sequence[RankedComponent], real_crosstalk: float | None) -> Markup:
-    """Return which components change together with others; `real_crosstalk` is the mean between real images."""
+    """Return which components change together with others; `real_crosstalk` is that of the nearest real images."""
     entangled = [
         component
         for component in components
@@ -226,13 +241,13 @@ def entanglement_limitation(components: Sequence[RankedComponent], real_crosstal
         else join_names([component.title for component in entangled])
     )
     name = "entangled_component" if len(entangled) == 1 else "entangled_components"
-    sentences = [fill_sentence(name, components=named_components, max_crosstalk=MAX_CROSSTALK)]
+    sentences = [fill_sentence(name, components=named_components, max_crosstalk=format_percent(MAX_CROSSTALK))]
     if real_crosstalk is not None:
-        sentences.append(fill_sentence("real_crosstalk", real_crosstalk=f"{real_crosstalk:.2f}"))
+        sentences.append(fill_sentence("real_crosstalk", real_crosstalk=format_percent(real_crosstalk)))
     return join_sentences(sentences)
 
 
-def second_classifier_conclusions(evaluation: EvaluationDocument | None) -> list[Markup]:
+def second_classifier_summary(evaluation: EvaluationDocument | None) -> list[Markup]:
     """Return that the second classifier confirms the edits, if it does."""
     if evaluation is None or second_classifier_status(evaluation) != "supports":
         return []
@@ -261,7 +276,7 @@ def reported_limitations(evaluation: EvaluationDocument) -> list[str]:
     """Return the first limitation of each family in SUMMARY_FAMILIES, as the evaluation states it.
 
     For realism, an unknown result counts as a limitation, too. Limitations of components and of the second classifier
-    have sentences of their own in the summary.
+    have other sentences in the summary.
     """
     conclusions = [
         conclusion

@@ -9,7 +9,7 @@ from featgan.report.edits.rendering import RenderedSweep
 from featgan.report.figures.animation import animate_sweep
 from featgan.report.figures.grids import render_grid
 from featgan.report.figures.thread_map import map_in_threads
-from featgan.report.html.page import Report, build_page
+from featgan.report.html.page import Report, build_report_page
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.progress import progress_bar
 
@@ -48,7 +48,7 @@ def draw_sweep_files(
 
 def write_page(path: Path, report: Report) -> None:
     """Write the page atomically."""
-    content = build_page(report).encode()
+    content = build_report_page(report).encode()
     if len(content) > MAX_PAGE_BYTES:
         size = f"{len(content) / (1 << 20):.0f} MiB"
         logger.info(f"{path}: the page has {size}; reduce --num-images or --num-components to make it smaller")

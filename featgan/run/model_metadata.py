@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from featgan.config.schema import GeneratorConfig
 from featgan.errors import UserError
-from featgan.run.checkpoint import read_json
+from featgan.run.checkpoint import CORRUPTED_REMEDY, read_json
 
 
 class ModelMetadata(BaseModel):
@@ -18,6 +18,7 @@ class ModelMetadata(BaseModel):
     step: int
     image_size: int
     condition_dim: int
+    """E, the width of the embedded condition: the values of all data sets, with the mask."""
     generator: GeneratorConfig
     condition_kind: str
     encoding: str
@@ -35,4 +36,5 @@ def read_model_metadata(path: Path) -> ModelMetadata:
         return ModelMetadata.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        location = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {location}: {first['msg']}; {CORRUPTED_REMEDY}") from None

@@ -92,13 +92,13 @@ NamedTexts = Annotated[dict[str, str | None] | None, BeforeValidator(to_named_te
 Cell = Annotated[str | bool | int | float | None, BeforeValidator(to_table_cell)]
 
 
-class Record(BaseModel):
+class DocumentModel(BaseModel):
     """A part of the document."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class EstimateRecord(Record):
+class EstimateRecord(DocumentModel):
     """A metric with its 95 % interval and the number of images; None if it was not measured."""
 
     value: Number = None
@@ -109,7 +109,7 @@ class EstimateRecord(Record):
     @model_validator(mode="before")
     @classmethod
     def drop_half_interval(cls, values: Any) -> Any:
-        """An interval needs both bounds."""
+        """Drop the bounds of an interval that has only one."""
         if isinstance(values, dict) and None in (
             to_finite_number(values.get("low")),
             to_finite_number(values.get("high")),
@@ -150,7 +150,7 @@ class HeadlineEntry(EstimateRecord):
         return values
 
 
-class Conclusion(Record):
+class Conclusion(DocumentModel):
     """A sentence that `supports` the edits as explanations, `limits` them, or states what is `unknown`."""
 
     family: Text
@@ -159,7 +159,7 @@ class Conclusion(Record):
     text: Text
 
 
-class SubgroupRecord(Record):
+class SubgroupRecord(DocumentModel):
     """The metrics over the pairs of one subgroup of targets."""
 
     group: Text = ""
@@ -171,7 +171,7 @@ class SubgroupRecord(Record):
     baselines: Baselines = {}
 
 
-class TableRecord(Record):
+class TableRecord(DocumentModel):
     """A table that is ready to be shown."""
 
     family: Text = ""
@@ -180,7 +180,7 @@ class TableRecord(Record):
     rows: tuple[tuple[Cell, ...], ...]
 
 
-class ComponentRecord(Record):
+class ComponentRecord(DocumentModel):
     """Traversal metrics of one component; `index` starts at 0."""
 
     index: int
@@ -218,7 +218,7 @@ def valid_components(value: object) -> list[object]:
     ]
 
 
-class EvaluationDocument(Record):
+class EvaluationDocument(DocumentModel):
     """One evaluation of one checkpoint; every part may be empty."""
 
     step: Integer = None
@@ -230,7 +230,7 @@ class EvaluationDocument(Record):
     swept_images: Integer = None
     """Number of images whose components were swept."""
     second_classifier: NamedTexts = None
-    """`spec`, `layer`, `sha256`, and `features`: the feature cache its predictions were read from."""
+    """`spec`, `layer`, `sha256`, and `feature_cache`: the cache its predictions were read from."""
     weights: Annotated[dict[str, dict[str, str | None]], BeforeValidator(to_weight_files)] = {}
     """`inception` and `lpips`: `file` and `sha256` of the weights."""
     arguments: Texts = ()
@@ -281,13 +281,13 @@ def parse_evaluation(content: dict[str, Any], path: Path | None = None) -> Evalu
     return EvaluationDocument.model_validate({**content, "path": path})
 
 
-def best_evaluation(run: Path, step: int) -> EvaluationDocument | None:
+def best_evaluation(run_dir: Path, step: int) -> EvaluationDocument | None:
     """Return the most thorough evaluation of a step, or of another step if that step has none.
 
     The most thorough evaluation has the most pairs, then the most metrics, then the newest file. None if there is none.
     """
     candidates = []
-    for path in sorted((run / "evaluations").glob("*.json")):
+    for path in sorted((run_dir / "evaluations").glob("*.json")):
         document = read_evaluation(path)
         if document is not None:
             thoroughness = document.pairs or 0, len(document.metrics)

@@ -12,6 +12,7 @@ import pytest
 from featgan.config.metric_docs import INTRODUCTIONS, LIMITATIONS, build_metric_reference
 from featgan.config.metric_specs import (
     BASELINES,
+    COMPONENT_METRICS,
     DEFAULT_SELECTION_METRICS,
     HPARAM_METRICS,
     LEADERBOARD_METRICS,
@@ -24,16 +25,20 @@ from featgan.config.metric_specs import (
     Family,
     MetricSpec,
     TerminalTable,
+    component_metric_name,
     find_metric,
     higher_is_better,
+    is_component_metric,
     metric_label,
 )
 from featgan.config.schema import ConditionConfig
 from featgan.metrics.decisions import attribute_metrics, label_metrics, regression_metrics, valence_arousal_metrics
 from featgan.metrics.factors import FactorNames, factor_metrics
+from featgan.run.evaluation_document import ComponentRecord
 
 ALL_SPECS = (*METRICS.values(), *METRIC_PATTERNS)
 MAX_HEADING_LENGTH = 8
+MAX_SHORT_LABEL_LENGTH = 16
 
 
 @pytest.mark.parametrize("spec", ALL_SPECS, ids=[spec.name for spec in ALL_SPECS])
@@ -66,6 +71,19 @@ def test_names_and_labels_are_unique() -> None:
     for table in TERMINAL_TABLES:
         headings = [spec.heading for spec in METRICS.values() if spec.terminal_table == table]
         assert headings and len(headings) == len(set(headings)), table
+
+
+def test_baselines_have_short_labels_for_the_terminal() -> None:
+    short_labels = [spec.short_label for spec in BASELINES.values()]
+    assert all(0 < len(label) <= MAX_SHORT_LABEL_LENGTH for label in short_labels)
+    assert len(short_labels) == len(set(short_labels))
+
+
+def test_metrics_of_single_components_are_the_fields_of_a_component() -> None:
+    assert set(COMPONENT_METRICS) == set(ComponentRecord.model_fields) - {"index", "dominance"}
+    assert component_metric_name(3, "slope") == "component_03_slope"
+    assert all(is_component_metric(component_metric_name(12, name)) for name in COMPONENT_METRICS)
+    assert not any(is_component_metric(name) for name in METRICS)
 
 
 def test_tables_have_every_family_terminal_table_and_condition_kind() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from featgan.evaluation.document import (
+from featgan.run.evaluation_document import (
     MAX_EVALUATION_BYTES,
     ComponentRecord,
     Conclusion,
@@ -30,7 +30,7 @@ def make_document() -> EvaluationDocument:
         blackbox={"spec": "classifiers/a", "layer": "hidden", "sha256": "1" * 64},
         pairs=200,
         swept_images=25,
-        second_classifier={"spec": "classifiers/b", "layer": "hidden", "sha256": "2" * 64, "features": None},
+        second_classifier={"spec": "classifiers/b", "layer": "hidden", "sha256": "2" * 64, "feature_cache": None},
         weights={"lpips": {"file": "vgg16.pth", "sha256": "3" * 64}},
         arguments=("--suite", "quick"),
         headline=(
@@ -109,6 +109,13 @@ def test_values_that_are_not_finite_numbers_are_none(tmp_path: Path, number: str
     path.write_text(f'{{"metrics": {{"ccc": {{"value": {number}, "low": 0, "high": {number}, "count": 5}}}}}}')
     document = read_evaluation(path)
     assert document is not None and document.metrics["ccc"] == EstimateRecord(count=5)
+
+
+def test_missing_estimate_is_written_as_null(tmp_path: Path) -> None:
+    path, nan = tmp_path / "a.json", float("nan")
+    estimate = EstimateRecord(value=nan, low=nan, high=nan, count=0)
+    write_evaluation(path, EvaluationDocument(metrics={"ccc": estimate}))
+    assert json.loads(path.read_text())["metrics"]["ccc"] == {"value": None, "low": None, "high": None, "count": 0}
 
 
 def test_table_cells_are_scalars() -> None:

@@ -13,6 +13,7 @@ from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EditResults, EvaluationPairs, MetricsByColumn
 from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel
+from featgan.inference.training_data import evenly_spaced_rows
 from featgan.metrics import baselines, decisions, faithfulness
 from featgan.metrics.bootstrap import Booleans, Floats, Integers, to_float64
 from featgan.metrics.predictions import Predictions, standardize_features
@@ -46,8 +47,8 @@ class FeatureEvaluator:
         self.pairs = EvaluationPairs.sample(len(self.split), max_pairs)
 
     @property
-    def output_kind(self) -> str:
-        return self.cache.output_kind
+    def task(self) -> str:
+        return self.cache.task
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -64,26 +65,26 @@ class FeatureEvaluator:
         return self.validation_images(self.pairs.source_rows)
 
     @cached_property
-    def source(self) -> Predictions:
+    def source_predictions(self) -> Predictions:
         return self.cached_predictions("validation", self.pairs.source_rows)
 
     @cached_property
-    def target(self) -> Predictions:
-        return self.source.select_rows(self.pairs.target_indices)
+    def target_predictions(self) -> Predictions:
+        return self.source_predictions.select_rows(self.pairs.target_indices)
 
     @property
     def source_conditions(self) -> Tensor:
-        return torch.from_numpy(self.source.features)
+        return torch.from_numpy(self.source_predictions.features)
 
     @property
     def target_differs(self) -> Booleans | None:
-        return decisions.decision_differs(self.output_kind, self.source, self.target)
+        return decisions.decision_differs(self.task, self.source_predictions, self.target_predictions)
 
     @cached_property
     def training_rows(self) -> Integers:
         """The training images among which the nearest real image is searched."""
         count = len(self.shards.get_split("train"))
-        return np.unique(np.linspace(0, count - 1, min(count, MAX_TRAINING_IMAGES)).round().astype(np.int64))
+        return evenly_spaced_rows(np.arange(count), MAX_TRAINING_IMAGES)
 
     @cached_property
     def training_predictions(self) -> Predictions:
@@ -97,7 +98,7 @@ class FeatureEvaluator:
     @cached_property
     def nearest_to_target(self) -> Integers:
         """Index in `training_rows` of the image nearest to each target [N]."""
-        return self.nearest_training_indices(self.target.features)
+        return self.nearest_training_indices(self.target_predictions.features)
 
     def training_images(self, indices: Integers) -> Tensor:
         """Return the training images with the given indices in `training_rows`, uint8."""
@@ -123,13 +124,13 @@ class FeatureEvaluator:
         return {"nearest_real": self.training_images(self.nearest_to_target)}
 
     def real_reconstructions(self) -> dict[str, Tensor]:
-        return {"nearest_real": self.training_images(self.nearest_training_indices(self.source.features))}
+        return {"nearest_real": self.training_images(self.nearest_training_indices(self.source_predictions.features))}
 
     def predict_columns(self, images: Mapping[str, Tensor]) -> dict[str, Predictions]:
-        num_pairs = len(self.target)
+        num_pairs = len(self.target_predictions)
         return {
             "generator": self.predict(images["generator"]),
-            "copy_source": self.source,
+            "copy_source": self.source_predictions,
             "shuffled_target": self.predict(images["shuffled_target"]),
             "training_mean": baselines.training_mean_predictions(self.space, num_pairs, self.cache.head),
             "nearest_real": self.training_predictions.select_rows(self.nearest_to_target),
@@ -141,11 +142,11 @@ class FeatureEvaluator:
         return self.standardize_features(predictions.features)
 
     def standardize_features(self, features: Floats) -> Floats:
-        """Standardize raw features [N, F] with the training mean and SD, without dead features => [N, L]."""
+        """Standardize raw features [N, F] with the training mean and SD, without constant features => [N, L]."""
         return standardize_features(self.space, features)
 
     def shared_targets(self) -> Tensor:
-        return torch.from_numpy(self.target.features[:MAX_SHARED_TARGETS])
+        return torch.from_numpy(self.target_predictions.features[:MAX_SHARED_TARGETS])
 
     @cached_property
     def gallery(self) -> Floats:
@@ -156,20 +157,22 @@ class FeatureEvaluator:
         return [*self.target_class_subgroups(), *self.target_octant_subgroups()]
 
     def target_class_subgroups(self) -> list[Subgroup]:
-        """By the predicted class of the target image, or by its label if the classifier predicts no classes."""
-        if self.output_kind == "expression" and self.target.outputs is not None:
-            return class_subgroups(self.target.outputs.argmax(1), self.class_names)
+        """Split by the predicted class of the target image, or by its label if the classifier predicts no classes."""
+        if self.task == "expression" and self.target_predictions.outputs is not None:
+            return class_subgroups(self.target_predictions.outputs.argmax(1), self.class_names)
         return class_subgroups(self.split.expression[self.pairs.target_rows], self.shards.classes)
 
     def target_octant_subgroups(self) -> list[Subgroup]:
-        """By the predicted valence and arousal of the target image, or by its labels if they are not predicted."""
-        if self.output_kind == "valence_arousal" and self.target.outputs is not None:
-            return octant_subgroups(self.target.outputs)
+        """Split by the predicted valence and arousal of the target image, or by its labels without a prediction."""
+        if self.task == "valence_arousal" and self.target_predictions.outputs is not None:
+            return octant_subgroups(self.target_predictions.outputs)
         labels = np.stack([self.split.valence, self.split.arousal], 1)[self.pairs.target_rows]
         return octant_subgroups(to_float64(labels))
 
     def progress_scores(self, predictions: Predictions) -> dict[str, SubgroupScore]:
-        source, target, measured = map(self.standardize, (self.source, self.target, predictions))
+        source, target, measured = map(
+            self.standardize, (self.source_predictions, self.target_predictions, predictions)
+        )
         return target_progress_scores(source, target, measured, self.standardize_features(self.gallery))
 
 
@@ -178,7 +181,7 @@ def measure_feature_agreement(evaluator: FeatureEvaluator, edits: EditResults) -
     columns = track_progress(edits.predictions.items(), "faithfulness", len(edits.predictions))
     return {
         name: faithfulness.faithfulness_metrics(
-            evaluator.space, evaluator.source, evaluator.target, predictions, evaluator.gallery
+            evaluator.space, evaluator.source_predictions, evaluator.target_predictions, predictions, evaluator.gallery
         )
         for name, predictions in columns
     }

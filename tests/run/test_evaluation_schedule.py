@@ -11,8 +11,7 @@ from featgan.config.metric_specs import SELECTION_METRICS
 from featgan.config.schema import EvaluationConfig
 from featgan.errors import UserError
 from featgan.run.checkpoint import save_checkpoint
-from featgan.run.paths import committed_steps, evaluation_path
-from featgan.run.schedule import (
+from featgan.run.evaluation_schedule import (
     best_step,
     due_evaluations,
     due_steps,
@@ -20,6 +19,7 @@ from featgan.run.schedule import (
     scheduled_steps,
     warn_dropped_checkpoints,
 )
+from featgan.run.paths import checkpoint_steps, evaluation_path
 
 EVERY_100_STEPS = EvaluationConfig(every=100)
 
@@ -53,20 +53,20 @@ def test_pending_claimed_and_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in range(50, 501, 50):
         save_step(tmp_path, step, EVERY_100_STEPS)
     # 50, 150 ... are not scheduled: of these, only the two newest checkpoints are kept.
-    assert committed_steps(tmp_path) == [100, 200, 300, 400, 450, 500]
+    assert checkpoint_steps(tmp_path) == [100, 200, 300, 400, 450, 500]
     write_result(tmp_path, 100, ccc=0.3)
     write_result(tmp_path, 200, ccc=0.9)
     write_result(tmp_path, 300, ccc=None)
     evaluation_path(tmp_path, 300, "quick").with_suffix(".claim").write_text("{}")
     save_step(tmp_path, 550, EVERY_100_STEPS)
-    assert committed_steps(tmp_path) == [200, 300, 400, 500, 550]
+    assert checkpoint_steps(tmp_path) == [200, 300, 400, 500, 550]
     failed = evaluation_path(tmp_path, 400, "quick").with_suffix(".failed")
     failed.write_text('{"failures": [{}, {}]}')
     save_step(tmp_path, 570, EVERY_100_STEPS)
-    assert 400 in committed_steps(tmp_path), "the evaluation will be tried again"
+    assert 400 in checkpoint_steps(tmp_path), "the evaluation will be tried again"
     failed.write_text('{"failures": [{}, {}, {}]}')
     save_step(tmp_path, 600, EVERY_100_STEPS)
-    assert committed_steps(tmp_path) == [200, 300, 500, 570, 600], "failed evaluations do not protect a checkpoint"
+    assert checkpoint_steps(tmp_path) == [200, 300, 500, 570, 600], "failed evaluations do not protect a checkpoint"
 
 
 def test_number_of_pending_checkpoints_is_limited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_number_of_pending_checkpoints_is_limited(tmp_path: Path, capsys: pytest
         save_step(tmp_path, step, config)
         if step < 400:
             warn_dropped_checkpoints(tmp_path, config, protected_steps(tmp_path, config))
-    assert len(committed_steps(tmp_path)) <= 4 + 2
+    assert len(checkpoint_steps(tmp_path)) <= 4 + 2
     assert capsys.readouterr().err == ""
     warn_dropped_checkpoints(tmp_path, config, protected_steps(tmp_path, config))
     output = " ".join(capsys.readouterr().err.split())
@@ -91,7 +91,7 @@ def test_best_step_is_due_with_the_best_suite(tmp_path: Path) -> None:
     write_result(tmp_path, 200, ccc=0.3)
     assert due_evaluations(tmp_path, config) == [(300, "quick"), (100, "full")]
     save_step(tmp_path, 400, config, max_checkpoints=1)
-    assert 100 in committed_steps(tmp_path), "kept for the evaluation with the best suite"
+    assert 100 in checkpoint_steps(tmp_path), "kept for the evaluation with the best suite"
     evaluation_path(tmp_path, 100, "full").write_text("{}")
     assert due_evaluations(tmp_path, config) == [(400, "quick"), (300, "quick")]
 

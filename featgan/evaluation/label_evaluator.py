@@ -38,7 +38,7 @@ class LabelEvaluator:
         return EvaluationPairs.sample_rows(self.condition.rows, self.max_pairs)
 
     @property
-    def output_kind(self) -> str:
+    def task(self) -> str:
         return self.condition.config.kind
 
     @property
@@ -61,16 +61,16 @@ class LabelEvaluator:
         return Predictions(labels, labels)
 
     @cached_property
-    def source(self) -> Predictions:
+    def source_predictions(self) -> Predictions:
         return self.source_labels if self.classifier is None else self.predict(self.source_images)
 
     @property
-    def target(self) -> Predictions:
+    def target_predictions(self) -> Predictions:
         return self.source_labels.select_rows(self.pairs.target_indices)
 
     @property
     def target_differs(self) -> Booleans | None:
-        return decisions.decision_differs(self.output_kind, self.source_labels, self.target)
+        return decisions.decision_differs(self.task, self.source_labels, self.target_predictions)
 
     def edit(self, images: Tensor, target: Tensor, source: Tensor) -> Tensor:
         return self.editor.edit_uint8(images, self.layout.embed(target, self.dataset))
@@ -94,24 +94,24 @@ class LabelEvaluator:
             return {}
         return {
             "generator": self.predict(images["generator"]),
-            "copy_source": self.source,
+            "copy_source": self.source_predictions,
             "shuffled_target": self.predict(images["shuffled_target"]),
             # The errors of the classifier on real images with the target label are an upper bound for the generator.
-            "target_real": self.source.select_rows(self.pairs.target_indices),
+            "target_real": self.source_predictions.select_rows(self.pairs.target_indices),
         }
 
     def standardize(self, predictions: Predictions) -> Floats:
-        return standardize_by_real(self.source.features, predictions.features)
+        return standardize_by_real(self.source_predictions.features, predictions.features)
 
     def shared_targets(self) -> Tensor:
         return torch.unique(self.source_conditions, dim=0)[:MAX_SHARED_TARGETS]
 
     def target_subgroups(self) -> list[Subgroup]:
-        """By target class, or by octant of the target valence and arousal."""
-        labels = self.target.features
-        if self.output_kind == "expression":
+        """Split by target class, or by octant of the target valence and arousal."""
+        labels = self.target_predictions.features
+        if self.task == "expression":
             return class_subgroups(labels.argmax(1), self.class_names)
-        return octant_subgroups(labels) if self.output_kind == "valence_arousal" else []
+        return octant_subgroups(labels) if self.task == "valence_arousal" else []
 
     def progress_scores(self, predictions: Predictions) -> dict[str, SubgroupScore]:
         return {}
@@ -131,7 +131,7 @@ def assign_evaluation_classifiers(
         if not matches:
             labels = "; ".join(f"{condition.config.kind} ({', '.join(condition.names)})" for condition in conditions)
             raise UserError(
-                f"--classifier {classifier.spec}: predicts {classifier.output_kind} "
+                f"--classifier {classifier.spec}: predicts {classifier.task} "
                 f"({', '.join(classifier.class_names)}), but the labels of this run are {labels}; "
                 "train an evaluation classifier with `featgan blackbox fit`"
             )
@@ -140,8 +140,8 @@ def assign_evaluation_classifiers(
 
 
 def classifier_fits(classifier: BlackBox, condition: Condition) -> bool:
-    """Whether a classifier predicts the labels of a condition: the same classes, or at least its attributes."""
-    if classifier.output_kind != condition.config.kind:
+    """Return whether a classifier predicts the labels of a condition: the same classes, or at least its attributes."""
+    if classifier.task != condition.config.kind:
         return False
     if condition.config.kind == "attributes":
         return set(condition.names) <= set(classifier.class_names)

@@ -1,4 +1,4 @@
-"""The job folder: a copy of the code and the configuration at submission, so that later edits do not affect the job."""
+"""The job folder: a copy of the code, so that later edits do not affect the job, and the records of its attempts."""
 
 import json
 import re
