@@ -20,7 +20,7 @@ from featgan.report.sentences import METRIC_DESCRIPTIONS, SHORT_LIMITATIONS, VIS
 
 MAX_EFFECTS = 8
 MINOR_IMPORTANCE = 0.015
-"""Importance below which a row is folded away at first; it would be shown as 1 % or less."""
+"""Importance below which a row is folded away at first."""
 BACKGROUND_BRIGHTNESS = 0.4
 """Brightness of the mean source image under the location map."""
 
