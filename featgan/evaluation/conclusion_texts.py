@@ -27,7 +27,8 @@ CONCLUSION_TEXTS = {
         "shuffled target."
     ),
     "decisions_unchanged": (
-        "For edited images, the classifier predicts the target class not clearly more often than for unchanged sources."
+        "The classifier does not predict the target class clearly more often for edited images than for unchanged "
+        "sources."
     ),
     "retrieval_at_chance": (
         "Retrieval is at chance level: for {top1:.1%} of the pairs, the target is the nearest of {gallery:.0f} images. "

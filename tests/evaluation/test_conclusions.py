@@ -108,7 +108,7 @@ def test_decisions_of_copies_are_a_limitation() -> None:
     assert conclusion_texts(EvaluationResults({"faithfulness": metrics}), "faithfulness") == [
         (
             "limits",
-            "For edited images, the classifier predicts the target class not clearly more often than for unchanged "
+            "The classifier does not predict the target class clearly more often for edited images than for unchanged "
             "sources.",
         )
     ]
