@@ -1,12 +1,14 @@
-"""Atomic writes of files and folders, write errors, and file hashes."""
+"""Atomic writes of files and folders, write errors, file hashes, and reading of regular files of limited size."""
 
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from featgan.errors import UserError
@@ -28,9 +30,49 @@ def atomic_write(path: Path, data: bytes) -> None:
         raise
 
 
+def open_regular_file(path: Path) -> BufferedReader:
+    """Open a file for reading in binary mode, without waiting for a writer.
+
+    Raises UserError if the path is a folder, a pipe, a socket or a device, and OSError if it cannot be opened.
+    """
+    check_regular_mode(path, path.stat().st_mode)  # opening a device can already change its state
+    # The file may be replaced after the first check: opening a pipe waits for a writer without O_NONBLOCK.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        check_regular_mode(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular_mode(path: Path, mode: int) -> None:
+    """Raise UserError unless the mode is that of a regular file."""
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{path}: is {kind}, not a file; give the path of a regular file")
+
+
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes` bytes.
+
+    Raises UserError if the file is larger or not a regular file, and OSError if it cannot be read.
+    """
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise UserError(f"{path}: has {size} bytes; at most {max_bytes} are allowed for this kind of file")
+        return file.read(size)
+
+
+def describe_read_error(error: OSError) -> str:
+    """Return the reason of an error while a file was read, for a message."""
+    return "missing" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+
+
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Return the hexadecimal SHA-256 of a regular file."""
+    with open_regular_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,0 +1,34 @@
+"""Limits for files that featgan reads; each is checked before memory is allocated for the content."""
+
+MAX_JSON_BYTES = 16 << 20
+"""Size of a JSON file in bytes. The largest are manifests that list 100,000 skipped images."""
+
+MAX_JSON_VALUES = 500_000
+"""Values and keys in a JSON file. Each needs about 100 bytes of memory, however short it is in the file."""
+
+MAX_LABEL_BYTES = 1 << 20
+"""Size of the labels of one image in bytes."""
+
+MAX_YAML_BYTES = 1 << 20
+"""Size of a YAML file in bytes; a complete configuration has 5,000."""
+
+MAX_YAML_VALUES = 50_000
+"""Values and keys in a YAML file after every alias is replaced by its value."""
+
+MAX_DEPTH = 64
+"""Nested lists and mappings in a JSON or YAML file; files of featgan have at most 8. Parsers recurse into them."""
+
+MAX_NUMBER_DIGITS = 100
+"""Digits of a number in a JSON or YAML file. Exact decimal forms of usual floats have 60; Python rejects 4,300."""
+
+MAX_LOG_BYTES = 256 << 20
+"""Size of a file with one JSON object per line, such as metrics.jsonl, in bytes: about a million entries."""
+
+MAX_LINE_BYTES = 1 << 20
+"""Size of one line of such a file in bytes; an entry of metrics.jsonl has 2,000."""
+
+MAX_ZIP_DIRECTORY_BYTES = 16 << 20
+"""Size of the list of members of a zip archive in bytes, for about 150,000 members."""
+
+MAX_ARRAY_HEADER_BYTES = 10_000
+"""Size of the header of a NumPy array in bytes; NumPy uses the same limit."""

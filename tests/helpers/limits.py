@@ -1,0 +1,44 @@
+"""Measure what a call costs in a child process, beyond the start of the process."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+MEASURE = """
+import json, resource, sys, time
+{setup}
+from featgan.errors import UserError
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, start, message = peak(), time.perf_counter(), None
+try:
+    {call}
+except UserError as error:
+    message = str(error)
+print(json.dumps([peak() - before, time.perf_counter() - start, message]))
+"""
+
+
+@dataclass(frozen=True)
+class MeasuredCall:
+    """Peak memory in MB and time in seconds of a call, and the message of its UserError, or None."""
+
+    megabytes: float
+    seconds: float
+    message: str | None
+
+    def is_cheap(self) -> bool:
+        """Return whether the call needed less than 200 MB and 2 s; the time limit allows for a loaded machine."""
+        return self.megabytes < 200 and self.seconds < 8
+
+
+def measure_call(setup: str, call: str) -> MeasuredCall:
+    """Run the statement `call` after `setup` in a child process; a call that waits for a minute fails the test."""
+    command = [sys.executable, "-c", MEASURE.format(setup=setup, call=call)]
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    return MeasuredCall(*json.loads(completed.stdout.splitlines()[-1]))
