@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from featgan.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
-FILE_PATTERNS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js")
+FILE_PATTERNS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js", "*.sh")
 
 ATTEMPTS_FILE = "attempts.jsonl"
 """File in the job folder with one line for each attempt (start of the job) that has ended."""
+
+REQUEUE_SCRIPT = "requeue.sh"
+"""Shell part of the job script, in this package and in the job folder."""
 
 DONE_FILE = "done"
 """File that marks the success of a job submitted with sbatch. For jobs of the launcher, submitit writes a result."""
@@ -46,6 +50,12 @@ def copy_code(folder: Path) -> Path:
     for source in (ROOT / "configs").rglob("*.yaml"):
         copy_file(source, code / source.relative_to(ROOT))
     return code
+
+
+def write_requeue_script(folder: Path) -> None:
+    """Write the shell part of the job script, which the job script sources."""
+    text = resources.files("launch").joinpath(REQUEUE_SCRIPT).read_text()
+    (folder / REQUEUE_SCRIPT).write_text(text)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -15,8 +15,8 @@ from featgan.cli.click_helpers import CONTEXT_SETTINGS, PATH_TYPE, resume_option
 from featgan.config.loading import load_config
 from featgan.errors import UserError
 from featgan.run.paths import check_run_folder
-from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info
-from launch.jobs import EXIT_CODE_FILE, TrainJob, is_rank_zero
+from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info, write_requeue_script
+from launch.jobs import TrainJob, is_rank_zero
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -41,7 +41,7 @@ def cli(
     if config is None:
         raise UserError("sbatch_entry: no configuration; give a YAML file or the name of a preset")
     folder = find_or_create_job_folder(config, overrides, init_from, reset_optimizer)
-    (folder / EXIT_CODE_FILE).unlink(missing_ok=True)
+    write_requeue_script(folder)
     click.echo(folder)
 
 

@@ -13,21 +13,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
 from launch.cluster import ClusterConfig, parse_minutes
-from launch.job_folder import copy_code, make_job_folder, write_job_info
-from launch.jobs import EXIT_CODE_FILE, Job
-
-RESTART_CHECK = '[ "${{SLURM_RESTART_COUNT:-0}}" -eq 0 ] || {python} -m launch.requeue {folder} || exit'
-"""Run first by a restarted job: check how its previous attempt ended."""
-
-REQUEUE_TRAP = """\
-featgan_requeue() {{
-  code=$?
-  trap - EXIT
-  [ "$code" -eq 0 ] || {python} -m launch.requeue {folder} "$code"
-  exit "$code"
-}}
-trap featgan_requeue EXIT"""
-"""Run after srun: requeue the job if it failed. The exit code of the script is unchanged."""
+from launch.job_folder import REQUEUE_SCRIPT, copy_code, make_job_folder, write_job_info, write_requeue_script
+from launch.jobs import Job
 
 
 def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
@@ -39,12 +26,14 @@ def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1",
     ]
     if cluster.executor == "slurm":
-        # A previous attempt may have been killed before its exit code was read.
-        lines.append(f"rm -f {shlex.quote(str(folder / EXIT_CODE_FILE))}")
-        lines.append(f"export FEATGAN_MAX_FAILURES={cluster.max_failures}")
-        lines.append(RESTART_CHECK.format(python=python_command(cluster), folder=shlex.quote(str(folder))))
-        lines.append(REQUEUE_TRAP.format(python=python_command(cluster), folder=shlex.quote(str(folder))))
+        lines += [f"export FEATGAN_MAX_FAILURES={cluster.max_failures}", *requeue_lines(cluster, folder)]
     return lines
+
+
+def requeue_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
+    """Return the shell lines that check a restarted job, and requeue the job after srun if it has failed."""
+    job, python = shlex.quote(str(folder)), python_command(cluster)
+    return [f"featgan_job={job}", f'featgan_python() {{ {python} "$@"; }}', f'. "$featgan_job/{REQUEUE_SCRIPT}"']
 
 
 def python_command(cluster: ClusterConfig) -> str:
@@ -77,8 +66,9 @@ def sbatch_parameters(cluster: ClusterConfig, folder: Path, name: str, dependenc
         "dependency": dependency,
         "signal_delay_s": cluster.signal_delay,
         "setup": setup_lines(cluster, folder),
-        # srun does not inherit --cpus-per-task. One process that fails must end the others.
-        "srun_args": [f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        # srun does not inherit --cpus-per-task, nor, on sites with SBATCH_EXPORT=NONE, the variables of the setup. One
+        # process that fails must end the others.
+        "srun_args": ["--export=ALL", f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
         "additional_parameters": extra_parameters,
     }
     return {key: value for key, value in parameters.items() if value is not None} | {"wckey": cluster.wckey}
@@ -110,6 +100,7 @@ def submit_job(
         raise UserError("local: jobs run on one machine and cannot wait for other jobs; use --cluster slurm")
     folder = make_job_folder(jobs_folder.absolute(), kind)
     copy_code(folder)
+    write_requeue_script(folder)
     dependency = f"afterok:{after_job}" if after_job else None
     try:
         executor = make_executor(cluster, folder, name, dependency)

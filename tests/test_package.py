@@ -17,6 +17,7 @@ def test_package_contains_presets_and_templates(tmp_path: Path) -> None:
     assert Path("cluster/slurm.yaml") in expected
     assert {path.relative_to(packed) for path in packed.rglob("*") if path.is_file()} == expected
     assert (tmp_path / "lib" / "launch" / "leaderboard.html.j2").is_file()
+    assert (tmp_path / "lib" / "launch" / "requeue.sh").is_file()
     assert (package / "report/html/templates/report.html.j2").is_file()
     assert (package / "report/html/static/report.css").is_file()
     assert {"explore.html.j2", "explore.css", "explore.js"} <= {path.name for path in (package / "explore").rglob("*")}

@@ -3,36 +3,25 @@
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Sequence
 
 COMMAND_TIMEOUT = 60
 """Seconds after which a command without a response counts as failed."""
 
 UNREACHABLE_MESSAGES = ("Unable to contact", "Socket timed out", "Zero Bytes were transmitted", "Connection refused")
-"""Error messages of the commands if the controller does not respond."""
+"""Error messages of the commands if the controller does not respond; launch/requeue.sh contains them too."""
 
 
-def run_slurm_command(*command: str, retry_delays: Sequence[float] = ()) -> "subprocess.CompletedProcess[str] | None":
+def run_slurm_command(*command: str) -> "subprocess.CompletedProcess[str] | None":
     """Run squeue or scontrol and return the result, which may be an error of the command.
 
-    Returns None if SLURM is not installed or its controller does not respond. The command is retried after each of the
-    `retry_delays`, in seconds.
+    Returns None if SLURM is not installed or its controller does not respond.
     """
-    for delay in (*retry_delays, None):
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
-        except OSError:
-            return None
-        except subprocess.TimeoutExpired:
-            result = None
-        if result is not None and not (
-            result.returncode and any(message in result.stderr for message in UNREACHABLE_MESSAGES)
-        ):
-            return result
-        if delay is not None:
-            time.sleep(delay)
-    return None
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    is_unreachable = result.returncode and any(message in result.stderr for message in UNREACHABLE_MESSAGES)
+    return None if is_unreachable else result
 
 
 def job_state(job: str) -> str | None:

@@ -1,29 +1,31 @@
 """A job that ended is requeued, not restarted with a verdict, or left alone because it was canceled."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from launch import requeue
-from launch.job_folder import read_attempts
+from featgan.system.slurm import UNREACHABLE_MESSAGES
+from launch import requeue, submit
+from launch.cluster import ClusterConfig
+from launch.job_folder import read_attempts, write_requeue_script
 from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
 
-FAKE_SCONTROL = """#!/bin/sh
-echo "$@" >> {calls}
-[ "$1" = show ] && echo "JobId=17 JobState={state} Requeue=1"
-[ -z "{error}" ] || [ "$1" = show ] || {{ echo "{error}" >&2; exit 1; }}
-exit 0
-"""
+RUNNING = "JobId=17 JobState=RUNNING Requeue=1"
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
 def job_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Create a job folder in a run at step 20, and a fake scontrol that reports a running job."""
+    """Create a job folder in a run at step 20."""
     folder = tmp_path / "run" / "jobs" / "001-train"
     folder.mkdir(parents=True)
     commit_checkpoint(folder, 20)
-    use_fake_scontrol(tmp_path, "RUNNING", monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     return folder
 
@@ -34,23 +36,10 @@ def commit_checkpoint(folder: Path, step: int) -> None:
     (checkpoint / "manifest.json").write_text("{}")
 
 
-def use_fake_scontrol(folder: Path, state: str, monkeypatch: pytest.MonkeyPatch, error: str = "") -> None:
-    script = folder / "bin" / "scontrol"
-    script.parent.mkdir(exist_ok=True)
-    script.write_text(FAKE_SCONTROL.format(calls=folder / "calls", state=state, error=error))
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
-
-
-def count_requeues(folder: Path) -> int:
-    calls = folder.parents[2] / "calls"
-    return calls.read_text().count("requeue 17") if calls.exists() else 0
-
-
 def test_job_is_requeued_after_a_signal_and_after_a_crash(job_folder: Path) -> None:
-    requeue.main(job_folder, EXIT_REQUEUE)
-    requeue.main(job_folder, 137)
-    assert count_requeues(job_folder) == 2 and not (job_folder / "verdict.txt").exists()
+    assert requeue.decide_restart(job_folder, EXIT_REQUEUE, RUNNING) == "requeue"
+    assert requeue.decide_restart(job_folder, 137, RUNNING) == "requeue"
+    assert not (job_folder / "verdict.txt").exists()
     attempts = [json.loads(line) for line in (job_folder / "attempts.jsonl").read_text().splitlines()]
     assert [(attempt["code"], attempt["step"]) for attempt in attempts] == [(75, 20), (137, 20)]
 
@@ -58,84 +47,72 @@ def test_job_is_requeued_after_a_signal_and_after_a_crash(job_folder: Path) -> N
 def test_job_is_not_restarted_after_three_failures_at_one_step(
     job_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    requeue.main(job_folder, 1)
+    requeue.decide_restart(job_folder, 1)
     commit_checkpoint(job_folder, 40)
-    for _ in range(3):
-        requeue.main(job_folder, 1)
-    assert count_requeues(job_folder) == 3
+    assert [requeue.decide_restart(job_folder, 1) for _ in range(3)] == ["requeue", "requeue", "stop"]
     assert "failed 3 times at step 40 (exit code 1)" in (job_folder / "verdict.txt").read_text()
     assert "not restarted" in capsys.readouterr().err
 
 
 def test_signals_are_not_failures_but_their_number_is_limited(job_folder: Path) -> None:
     for _ in range(requeue.MAX_SIGNALS_PER_FAILURE * 3 - 1):
-        requeue.main(job_folder, EXIT_REQUEUE)
+        requeue.decide_restart(job_folder, EXIT_REQUEUE)
     assert not (job_folder / "verdict.txt").exists()
-    requeue.main(job_folder, EXIT_REQUEUE)
+    requeue.decide_restart(job_folder, EXIT_REQUEUE)
     assert "its run time is too short for one step" in (job_folder / "verdict.txt").read_text()
 
 
 def test_stored_exit_code_replaces_the_code_of_srun(job_folder: Path) -> None:
     (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
-    requeue.main(job_folder, 143)
-    requeue.main(job_folder, 143)
-    attempts = [json.loads(line) for line in (job_folder / "attempts.jsonl").read_text().splitlines()]
-    assert [attempt["code"] for attempt in attempts] == [EXIT_REQUEUE, 143]
+    requeue.decide_restart(job_folder, 143)
+    requeue.decide_restart(job_folder, 143)
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE, 143]
 
 
 def test_stored_user_error_replaces_the_code_of_srun(job_folder: Path) -> None:
     (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_USER_ERROR))
-    requeue.main(job_folder, 143)
-    assert count_requeues(job_folder) == 0 and "a restart cannot fix" in (job_folder / "verdict.txt").read_text()
+    assert requeue.decide_restart(job_folder, 143) == "stop"
+    assert "a restart cannot fix" in (job_folder / "verdict.txt").read_text()
 
 
 def test_job_is_not_restarted_after_a_user_error(job_folder: Path) -> None:
-    requeue.main(job_folder, EXIT_USER_ERROR)
-    assert count_requeues(job_folder) == 0 and "a restart cannot fix" in (job_folder / "verdict.txt").read_text()
+    assert requeue.decide_restart(job_folder, EXIT_USER_ERROR) == "stop"
+    assert "a restart cannot fix" in (job_folder / "verdict.txt").read_text()
 
 
 def test_failures_of_an_evaluation_are_counted_while_a_training_progresses(job_folder: Path) -> None:
     evaluation = job_folder.with_name("002-evaluate")
     evaluation.mkdir()
+    decisions = []
     for step in (40, 60, 80):
         commit_checkpoint(job_folder, step)
-        requeue.main(evaluation, 1)
-    assert count_requeues(job_folder) == 2 and "failed 3 times" in (evaluation / "verdict.txt").read_text()
-
-
-def test_rejected_requeue_writes_a_verdict(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fake_scontrol(
-        job_folder.parents[2], "RUNNING", monkeypatch, "Requested operation is presently disabled for job 17"
-    )
-    requeue.main(job_folder, EXIT_REQUEUE)
-    assert "cannot requeue the job (Requested operation" in (job_folder / "verdict.txt").read_text()
-
-
-def test_requeue_is_retried_if_the_controller_is_unavailable(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fake_scontrol(job_folder.parents[2], "RUNNING", monkeypatch, "Unable to contact slurm controller")
-    monkeypatch.setattr(requeue, "RETRY_DELAYS", (0, 0))
-    requeue.main(job_folder, EXIT_REQUEUE)
-    assert count_requeues(job_folder) == 3 and "does not respond" in (job_folder / "verdict.txt").read_text()
+        decisions.append(requeue.decide_restart(evaluation, 1))
+    assert decisions == ["requeue", "requeue", "stop"] and "failed 3 times" in (evaluation / "verdict.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("state", "num_requeues"),
-    [("TIMEOUT", 1), ("COMPLETING Reason=TimeLimit", 1), ("COMPLETING Reason=None", 0), ("CANCELLED Reason=None", 0)],
+    ("state", "decision"),
+    [
+        ("RUNNING", "requeue"),
+        ("TIMEOUT", "requeue"),
+        ("COMPLETING Reason=TimeLimit", "requeue"),
+        ("COMPLETING Reason=None", "leave"),
+        ("CANCELLED Reason=None", "leave"),
+    ],
 )
-def test_job_that_reached_its_time_limit_is_requeued(
-    job_folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, num_requeues: int
+def test_job_that_reached_its_time_limit_is_requeued_and_a_canceled_one_is_not(
+    job_folder: Path, state: str, decision: str
 ) -> None:
     # While its last processes end, a job is COMPLETING, whatever ended it.
-    use_fake_scontrol(job_folder.parents[2], state, monkeypatch)
-    requeue.main(job_folder, 143)
-    assert count_requeues(job_folder) == num_requeues
+    assert requeue.decide_restart(job_folder, 143, f"JobId=17 JobState={state} Requeue=1") == decision
+    assert not (job_folder / "verdict.txt").exists()
 
 
 def test_lost_attempts_are_counted(
     job_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert requeue.count_lost_starts(job_folder), "the first start"
-    requeue.main(job_folder, 1)
+    requeue.decide_restart(job_folder, 1)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 1, (
         "the job script has recorded it"
@@ -148,7 +125,140 @@ def test_lost_attempts_are_counted(
     assert "attempt 2 ended without a record" in capsys.readouterr().err
 
 
-def test_canceled_job_is_not_requeued(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_fake_scontrol(job_folder.parents[2], "CANCELLED", monkeypatch)
-    requeue.main(job_folder, EXIT_REQUEUE)
-    assert count_requeues(job_folder) == 0 and not (job_folder / "verdict.txt").exists()
+def test_lost_attempt_that_stored_its_exit_code_is_not_a_failure(
+    job_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert requeue.count_lost_starts(job_folder)
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE]
+
+
+FAKE_SCONTROL = """#!/bin/sh
+echo "$@" >> {calls}
+[ "$1" = show ] && echo "JobId=17 JobState={state} Requeue=1"
+[ -z "{error}" ] || [ "$1" = show ] || {{ echo "{error}" >&2; exit 1; }}
+exit 0
+"""
+
+CONTAINER = """#!/bin/sh
+# A container: it has Python, but not SLURM's commands.
+PATH={path}; export PATH
+exec "$@"
+"""
+
+
+class JobScript:
+    """Runs the shell lines of a job script with a fake scontrol, and Python in a container without scontrol."""
+
+    def __init__(self, job_folder: Path) -> None:
+        self.job_folder, self.folder = job_folder, job_folder.parents[2] / "machine"
+        (self.folder / "container").mkdir(parents=True)
+        write_requeue_script(job_folder)
+        self.write_program("apptainer", CONTAINER.format(path=self.folder / "container"))
+        self.use_scontrol("RUNNING")
+
+    def write_program(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+    def use_scontrol(self, state: str, error: str = "") -> None:
+        self.write_program("scontrol", FAKE_SCONTROL.format(calls=self.folder / "calls", state=state, error=error))
+
+    def run_script(
+        self, command: str, cluster: ClusterConfig | None = None, restart: int = 0
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run the setup and then a command in the place of srun."""
+        cluster = cluster or ClusterConfig(python=f"apptainer exec.sif {shlex.quote(sys.executable)}")
+        lines = [line for line in submit.setup_lines(cluster, self.job_folder) if "PYTHONPATH" not in line]
+        environment = os.environ | {
+            "PATH": f"{self.folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "17",
+            "SLURM_RESTART_COUNT": str(restart), "FEATGAN_RETRY_DELAYS": "0 0",
+        }  # fmt: skip
+        script = "\n".join([*lines, command])
+        return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+    def count_requeues(self) -> int:
+        calls = self.folder / "calls"
+        return calls.read_text().count("requeue 17") if calls.exists() else 0
+
+
+@pytest.fixture
+def job_script(job_folder: Path) -> JobScript:
+    script = JobScript(job_folder)
+    # `apptainer exec.sif PYTHON` starts PYTHON; only this folder is in its PATH.
+    script.write_program("exec.sif", '#!/bin/sh\nexec "$@"\n')
+    shutil.copy(script.folder / "exec.sif", script.folder / "container" / "exec.sif")
+    return script
+
+
+def test_job_with_python_in_a_container_is_requeued_and_keeps_its_exit_code(
+    job_folder: Path, job_script: JobScript
+) -> None:
+    result = job_script.run_script("(exit 143)")
+    assert result.returncode == 143 and job_script.count_requeues() == 1, result.stderr
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [143]
+    assert "it is requeued" in result.stderr and not (job_folder / "verdict.txt").exists()
+
+
+def test_job_that_succeeds_runs_nothing(job_folder: Path, job_script: JobScript) -> None:
+    assert job_script.run_script("true").returncode == 0
+    assert job_script.count_requeues() == 0 and not read_attempts(job_folder)
+
+
+def test_rejected_requeue_writes_a_verdict(job_folder: Path, job_script: JobScript) -> None:
+    job_script.use_scontrol("RUNNING", "Requested operation is presently disabled for job 17")
+    assert job_script.run_script("(exit 75)").returncode == 75
+    assert "cannot requeue the job (Requested operation" in (job_folder / "verdict.txt").read_text()
+
+
+@pytest.mark.parametrize("message", UNREACHABLE_MESSAGES)
+def test_requeue_is_retried_if_the_controller_is_unavailable(
+    job_folder: Path, job_script: JobScript, message: str
+) -> None:
+    job_script.use_scontrol("RUNNING", f"scontrol: error: {message}")
+    job_script.run_script("(exit 75)")
+    assert job_script.count_requeues() == 3 and "does not respond" in (job_folder / "verdict.txt").read_text()
+
+
+def test_canceled_job_is_not_requeued(job_folder: Path, job_script: JobScript) -> None:
+    job_script.use_scontrol("CANCELLED")
+    assert job_script.run_script("(exit 75)").returncode == 75
+    assert job_script.count_requeues() == 0 and not (job_folder / "verdict.txt").exists()
+
+
+def test_restarted_job_reads_the_stored_code_before_it_is_removed(job_folder: Path, job_script: JobScript) -> None:
+    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
+    result = job_script.run_script("echo started", restart=1)
+    assert result.stdout == "started\n" and not (job_folder / EXIT_CODE_FILE).exists(), result.stderr
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE]
+
+
+def test_restarted_job_stops_after_too_many_lost_attempts(job_folder: Path, job_script: JobScript) -> None:
+    result = job_script.run_script("echo started", restart=3)
+    assert result.returncode == EXIT_USER_ERROR and not result.stdout and (job_folder / "verdict.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "stored", "state", "restart", "num_requeues"),
+    [
+        (143, "75", "RUNNING", 5, 1),
+        (1, "", "RUNNING", 2, 1),
+        (1, "", "RUNNING", 3, 0),
+        (143, "2", "RUNNING", 0, 0),
+        (143, "75", "CANCELLED", 0, 0),
+    ],
+)
+def test_job_script_decides_if_python_cannot_run(
+    job_folder: Path, job_script: JobScript, code: int, stored: str, state: str, restart: int, num_requeues: int
+) -> None:
+    job_script.use_scontrol(state)
+    command = f"echo {stored} > {job_folder / EXIT_CODE_FILE}; exit {code}"
+    result = job_script.run_script(command, ClusterConfig(python="apptainer /nowhere/python"), restart)
+    assert result.returncode == code and "the job script decides" in result.stderr
+    assert job_script.count_requeues() == num_requeues
+
+
+def test_requeue_script_is_posix_shell() -> None:
+    for shell in filter(shutil.which, ("dash", "sh")):
+        assert subprocess.run([shell, "-n", str(ROOT / "launch" / "requeue.sh")], check=False).returncode == 0

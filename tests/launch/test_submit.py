@@ -104,21 +104,6 @@ def test_script_leaves_out_unset_options() -> None:
         assert f"--{word}" not in script
 
 
-@pytest.mark.parametrize(("code", "is_called"), [(0, False), (75, True), (137, True)])
-def test_script_calls_requeue_after_a_failure_and_keeps_the_exit_code(
-    tmp_path: Path, code: int, is_called: bool
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
-    python.chmod(0o755)
-    lines = submit.setup_lines(ClusterConfig(python=str(python)), tmp_path / "a job")
-    result = subprocess.run(["bash", "-c", "\n".join([*lines, f"(exit {code})"])], check=False)
-    assert result.returncode == code
-    assert (tmp_path / "called").exists() == is_called
-    if is_called:
-        assert (tmp_path / "called").read_text() == f"-m launch.requeue {tmp_path}/a job {code}\n"
-
-
 def test_job_folders_are_numbered(tmp_path: Path) -> None:
     assert [make_job_folder(tmp_path, kind).name for kind in ("train", "render", "train")] == [
         "001-train",

@@ -14,17 +14,11 @@
 
 # setup
 export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-rm -f /runs/one/jobs/001-train/exit_code
 export FEATGAN_MAX_FAILURES=3
-[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || PYTHON -m launch.requeue /runs/one/jobs/001-train || exit
-featgan_requeue() {
-  code=$?
-  trap - EXIT
-  [ "$code" -eq 0 ] || PYTHON -m launch.requeue /runs/one/jobs/001-train "$code"
-  exit "$code"
-}
-trap featgan_requeue EXIT
+featgan_job=/runs/one/jobs/001-train
+featgan_python() { PYTHON "$@"; }
+. "$featgan_job/requeue.sh"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /runs/one/jobs/001-train
+srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --export=ALL --cpus-per-task=1 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /runs/one/jobs/001-train

@@ -29,17 +29,11 @@
 module load cuda
 source env.sh
 export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-rm -f /runs/one/jobs/001-train/exit_code
 export FEATGAN_MAX_FAILURES=3
-[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || python3 -m launch.requeue /runs/one/jobs/001-train || exit
-featgan_requeue() {
-  code=$?
-  trap - EXIT
-  [ "$code" -eq 0 ] || python3 -m launch.requeue /runs/one/jobs/001-train "$code"
-  exit "$code"
-}
-trap featgan_requeue EXIT
+featgan_job=/runs/one/jobs/001-train
+featgan_python() { python3 "$@"; }
+. "$featgan_job/requeue.sh"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 python3 -u -m submitit.core._submit /runs/one/jobs/001-train
+srun --unbuffered --output /runs/one/jobs/001-train/%j_%t_log.out --error /runs/one/jobs/001-train/%j_%t_log.err --export=ALL --cpus-per-task=12 --kill-on-bad-exit=1 python3 -u -m submitit.core._submit /runs/one/jobs/001-train
