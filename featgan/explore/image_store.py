@@ -1,13 +1,10 @@
 """The images that can be edited: validation images of the run and uploaded images."""
 
 import secrets
-import tempfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -15,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featgan.data.packing.crop import DECODER_ERRORS
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
-from featgan.report.edits.sources import label_names, read_square_image, sample_rows
+from featgan.report.edits.sources import label_names, read_square_images, sample_rows
 from featgan.report.figures.grids import to_pil_image
 
 MAX_UPLOAD_BYTES = 16 << 20
@@ -28,8 +24,6 @@ MAX_UPLOAD_PIXELS = 25_000_000
 MAX_STORED_UPLOADS = 32
 """Number of uploaded images that are kept; the oldest is evicted."""
 MAX_NAME_LENGTH = 80
-FILE_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
-"""First bytes of the accepted file formats; other files never reach a decoder."""
 
 
 class ImageNotFoundError(UserError):
@@ -114,7 +108,7 @@ class ImageStore:
     def add_upload(self, content: bytes, name: str) -> StoredImage:
         """Decode and store an uploaded image.
 
-        Raises UserError if the file is not a JPEG or PNG image, is corrupted or is too large.
+        Raises UserError if the file is not an image, is corrupted or is too large.
         """
         display_name = " ".join(name.split())[:MAX_NAME_LENGTH] or "your image"
         stored_image = StoredImage(f"u{secrets.token_hex(8)}", display_name, decode_upload(content, self.sizes))
@@ -125,33 +119,10 @@ class ImageStore:
 
 
 def decode_upload(content: bytes, sizes: Sequence[int]) -> dict[int, Tensor]:
-    """Decode a JPEG or PNG file into uint8 [3, S, S] for every S of `sizes`, upright and cropped to the center square.
+    """Decode the content of an image file into uint8 [3, S, S] for every S of `sizes`.
 
-    Raises UserError if the file is not a JPEG or PNG image, is corrupted or is too large.
+    The image is upright and cropped to the center square. Raises UserError if it cannot be used or is too large.
     """
     if len(content) > MAX_UPLOAD_BYTES:
         raise UserError(f"larger than {MAX_UPLOAD_BYTES >> 20} MiB; upload a smaller image")
-    if not content.startswith(tuple(FILE_SIGNATURES.values())):
-        raise UserError("not a JPEG or PNG image")
-    with tempfile.NamedTemporaryFile(prefix="featgan-") as file:
-        file.write(content)
-        file.flush()
-        path = Path(file.name)
-        try:
-            check_pixel_count(path)
-            return {size: read_square_image(path, size) for size in sizes}
-        except UserError as error:
-            raise UserError(str(error).removeprefix(f"{path}: ")) from None
-        except (*DECODER_ERRORS, zlib.error, MemoryError):
-            raise UserError("not a readable image: the file is corrupted") from None
-
-
-def check_pixel_count(path: Path) -> None:
-    """Raise UserError if an image has too many pixels to decode; reads only the header."""
-    try:
-        with Image.open(path, formats=tuple(FILE_SIGNATURES)) as image:
-            num_pixels = image.width * image.height
-    except Image.DecompressionBombError:
-        num_pixels = MAX_UPLOAD_PIXELS + 1
-    if num_pixels > MAX_UPLOAD_PIXELS:
-        raise UserError(f"more than {MAX_UPLOAD_PIXELS // 1_000_000} million pixels; upload a smaller image")
+    return read_square_images(content, sizes, MAX_UPLOAD_PIXELS)

@@ -18,6 +18,7 @@ from featgan.report.analysis.component_facts import ComponentFacts
 from featgan.report.analysis.predictions import most_affected_outputs
 from featgan.report.html import page as report_page
 from featgan.run.evaluation_document import best_evaluation
+from featgan.system.image_files import FORMAT_NAMES, IMAGE_SUFFIXES
 
 MARKED_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Training quantiles marked on a slider."""
@@ -156,6 +157,8 @@ def build_explore_page(session: ExploreSession) -> str:
         "class_directions": build_class_directions(run),
         "label_controls": build_label_controls(run),
         "images": images_to_json(session.image_store.sample(NUM_IMAGES)),
+        "image_formats": FORMAT_NAMES,
+        "image_suffixes": ",".join(IMAGE_SUFFIXES),
     }
     return create_environment().get_template("explore.html.j2").render(context)
 

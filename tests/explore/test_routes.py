@@ -97,7 +97,7 @@ def test_images_are_served_and_uploaded(client: TestClient, session: ExploreSess
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"no image", "not a JPEG or PNG image\n"), (b"\xff\xd8\xff" + bytes(90), "not a readable"), (b"", "not a JPEG")],
+    [(b"no image", "not an image; use JPEG"), (b"\xff\xd8\xff" + bytes(90), "not an image"), (b"", "empty file")],
 )
 def test_upload_that_is_not_an_image_is_rejected_in_one_line(client: TestClient, content: bytes, message: str) -> None:
     response = client.post("/images", content=content)

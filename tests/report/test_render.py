@@ -1,5 +1,6 @@
 """Rendering: the targets of the edits, the choice of the images, and the files that are written."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,6 @@ from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.inference import training_data
 from featgan.report import render
-from featgan.report.edits import sources as report_sources
 from featgan.report.edits.sources import read_image_folder, sample_rows
 from featgan.report.edits.sweeps import FILM_QUANTILES
 from featgan.report.render import render_run
@@ -301,7 +301,7 @@ def test_user_images_are_rendered_without_the_shards(
 
 def test_folder_without_readable_images_is_rejected(fixture: RenderFixture, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("no image")
-    with pytest.raises(UserError, match="none of its 1 files is a readable"):
+    with pytest.raises(UserError, match="contains no image files"):
         render_run(fixture.run, images=tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         render_run(fixture.run, images=tmp_path / "absent")
@@ -327,13 +327,23 @@ def test_directions_that_do_not_apply_are_rejected(
         render_run(RenderFixture(tmp_path / "other", monkeypatch, "attributes").run, images=tmp_path)
 
 
-def test_large_files_and_other_formats_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_image(tmp_path / "large.png", (50, 50))
-    Image.new("RGB", (8, 8)).save(tmp_path / "other.jpg", "TIFF")
-    save_image(tmp_path / "small.png", (8, 4))
-    monkeypatch.setattr(report_sources, "MAX_PIXELS", 1000)
+def test_unusable_files_are_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_image(tmp_path / "narrow.png", (8, 4))
+    (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "._small.png").write_text("text")
+    os.mkfifo(tmp_path / "pipe.png")
+    save_image(tmp_path / "small.PNG", (8, 10))
     images, names = read_image_folder(tmp_path, 4, 10)
-    assert names == ("small.png",) and images.shape == (1, 3, 4, 4)
+    assert names == ("small.PNG",) and images.shape == (1, 3, 4, 4)
+    assert [message.split("/")[-1] for message in caplog.messages] == [
+        "narrow.png: smaller than 8 pixels; use a larger image",
+        "pipe.png: not a regular file; give an image file",
+        "text.jpg: not an image; use JPEG, PNG, WebP, GIF, BMP, TIFF or PPM",
+    ]
+    with pytest.raises(UserError, match="contains no image files; use JPEG"):
+        (tmp_path / "empty").mkdir()
+        read_image_folder(tmp_path / "empty", 4, 10)
 
 
 def test_images_are_center_cropped_rotated_upright_and_flattened_on_white(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from featgan.data.readers.parsing import (
     parse_valence_arousal,
     split_from_folder_name,
 )
-from featgan.data.readers.records import EXPRESSIONS, IMAGE_SUFFIXES, DatasetListing, RecordCollector
+from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TextTable
 from featgan.errors import UserError
+from featgan.system.image_files import IMAGE_SUFFIXES
 from featgan.system.progress import track_progress
 
 SET_FOLDERS = {"train": "train_set", "validation": "val_set"}

@@ -13,8 +13,9 @@ from featgan.data.readers.parsing import (
     normalize_word,
     split_from_folder_name,
 )
-from featgan.data.readers.records import EXPRESSIONS, IMAGE_SUFFIXES, DatasetListing, RecordCollector
+from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
 from featgan.errors import UserError
+from featgan.system.image_files import IMAGE_SUFFIXES
 
 RAFD_NAME_PATTERN = re.compile(r"Rafd\d+_(\d+)_", re.IGNORECASE)
 """Pattern of RaFD file names; the second number identifies the person."""

@@ -14,9 +14,6 @@ from featgan.errors import UserError
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 """The 8 expressions by AffectNet class code."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-"""Suffixes of image files, used if no list names the images; a list may name files with any suffix."""
-
 BoundingBox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 

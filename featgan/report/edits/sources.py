@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from featgan.errors import UserError
+from featgan.system.image_files import (
+    FORMAT_NAMES,
+    MAX_PIXELS,
+    fit_center_square,
+    has_image_suffix,
+    is_system_file,
+    read_image,
+    resize_crop,
+)
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_FILE_BYTES = 64 << 20
-MAX_PIXELS = 50_000_000
-"""A larger image is skipped before it is decoded."""
 MAX_FOLDER_ENTRIES = 10_000
 
 
@@ -61,23 +65,24 @@ def read_image_folder(folder: Path, image_size: int, max_images: int) -> tuple[T
     """
     images: list[Tensor] = []
     names: list[str] = []
-    paths = list_visible_files(folder)
+    paths = list_image_files(folder)
     for path in paths:
         if len(images) == max_images:
             logger.info(f"{folder}: using the first {max_images} readable images")
             break
         try:
-            images.append(read_square_image(path, image_size))
+            images.append(read_square_images(path, [image_size])[image_size])
             names.append(path.name)
         except UserError as error:
             logger.warning(f"skipped {error}")
     if not images:
-        raise UserError(f"{folder}: none of its {len(paths)} files is a readable image; use JPEG, PNG, WebP or BMP")
+        problem = f"none of its {len(paths)} image files is readable" if paths else "contains no image files"
+        raise UserError(f"{folder}: {problem}; use {FORMAT_NAMES}")
     return torch.stack(images), tuple(names)
 
 
-def list_visible_files(folder: Path) -> list[Path]:
-    """Return the files of a folder in order of name, without hidden files.
+def list_image_files(folder: Path) -> list[Path]:
+    """Return the files of a folder with the suffix of an image in order of name, without hidden files.
 
     Raises UserError if it is not a folder or has more than MAX_FOLDER_ENTRIES files.
     """
@@ -85,44 +90,24 @@ def list_visible_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; --images expects a folder of images")
     paths = []
     for path in folder.iterdir():
-        if path.is_file() and not path.name.startswith("."):
+        if has_image_suffix(path.name) and not is_system_file(path.name) and not path.is_dir():
             paths.append(path)
         if len(paths) > MAX_FOLDER_ENTRIES:
             raise UserError(f"{folder}: more than {MAX_FOLDER_ENTRIES} files; copy the images to edit to a folder")
     return sorted(paths)
 
 
-def read_square_image(path: Path, image_size: int) -> Tensor:
-    """Decode an image, rotate it upright, crop the central square and resize it: uint8 [3, image_size, image_size].
+def read_square_images(source: Path | bytes, sizes: Sequence[int], max_pixels: int = MAX_PIXELS) -> dict[int, Tensor]:
+    """Read an image file, or the content of one, and crop the center square: uint8 [3, S, S] for every S of `sizes`.
 
-    Raises UserError if the file is too large, has too many pixels, or is not readable in one of FORMATS.
+    Raises UserError if the file cannot be used.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; use a smaller image")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                limit = MAX_PIXELS // 1_000_000
-                raise UserError(f"{path}: has more than {limit} million pixels; use a smaller image")
-            image.draft("RGB", (2 * image_size, 2 * image_size))
-            upright = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(flatten_on_white(upright), (image_size, image_size), Image.Resampling.LANCZOS)
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable image; use JPEG, PNG, WebP or BMP") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not a readable image ({error}); the file may be corrupted") from None
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
-
-
-def flatten_on_white(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB; transparent parts become white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layers = image.convert("RGBA")
-    background = Image.new("RGBA", layers.size, "white")
-    return Image.alpha_composite(background, layers).convert("RGB")
+    image = read_image(source, max_pixels)
+    window = fit_center_square(image.size)
+    return {
+        size: torch.from_numpy(np.array(resize_crop(image, window, size))).permute(2, 0, 1).contiguous()
+        for size in sizes
+    }
 
 
 def label_names(codes: np.ndarray, rows: Sequence[int] | np.ndarray, classes: Sequence[str]) -> list[str]:

@@ -1,0 +1,261 @@
+"""The reader of image files: every command gets the same pixels for the same file, and checks it before decoding."""
+
+import errno
+import io
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from featgan.errors import UserError
+
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""Accepted file formats. Pillow's other decoders are not needed, and some of them start external programs."""
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Lower-case suffixes of image files, used where no list names the images."""
+
+FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
+
+MAX_IMAGE_BYTES = 256 << 20
+MAX_PIXELS = 100_000_000
+"""Pillow needs 4 bytes per pixel, so that one image needs at most 400 MB."""
+MAX_SIDE = 65_535
+"""Maximum width and height in pixels, which is JPEG's own limit. Other formats allow images of 1 x 24,000,000."""
+MIN_SIDE = 8
+"""Minimum width and height in pixels; a smaller image contains nothing to edit."""
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+"""Exceptions that Pillow's decoders raise for corrupted files."""
+
+REMEDIES = {
+    "missing file": "check the path",
+    "unreadable file": "check the file and its permissions",
+    "not a regular file": "give an image file",
+    "empty file": "copy it again",
+    "not an image": f"use {FORMAT_NAMES}",
+    "too many bytes": "use a smaller image",
+    "too many pixels": "use a smaller image",
+    f"a side is longer than {MAX_SIDE:,} pixels": "use a smaller image",
+    f"smaller than {MIN_SIDE} pixels": "use a larger image",
+    "truncated": "copy it again",
+    "corrupted": "copy it again",
+}
+"""What to do, by the reason why a file is rejected."""
+
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
+"""Lower-case names of files and folders that operating systems add to folders of images."""
+
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation => the operation that turns the image upright."""
+
+SUBBYTE_SCALE = {"L;2": 85, "L;4": 17}
+"""Raw mode of a PNG file with 2 or 4 bits per pixel => the factor by which Pillow multiplies its gray values."""
+
+
+class ImageFileError(UserError):
+    """An image file cannot be used; `reason` is a key of REMEDIES."""
+
+    def __init__(self, location: str, reason: str) -> None:
+        super().__init__(f"{location}{': ' if location else ''}{reason}; {REMEDIES[reason]}")
+        self.reason = reason
+
+
+def is_system_file(name: str) -> bool:
+    """Return whether a file or folder was added by an operating system, such as `._a.jpg`, or is hidden."""
+    return name.startswith((".", "__MACOSX")) or name.lower() in SYSTEM_FILES
+
+
+def has_image_suffix(name: str) -> bool:
+    """Return whether a file name ends like the name of an image, in upper or lower case."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_IMAGE_BYTES) -> Image.Image:
+    """Return the image of a file, or of the content of a file, as upright RGB with 8 bits per channel.
+
+    Transparent parts become white. Only the first frame of an animation is used. Format, size and sides are checked
+    before an image is decoded. Raises ImageFileError if the file cannot be used.
+    """
+    location = "" if isinstance(source, bytes) else str(source)
+    with warnings.catch_warnings(), convert_decoder_errors(location):
+        warnings.simplefilter("ignore")
+        with open_image_file(source, location, max_bytes) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+            check_image_size(image, location, max_pixels)
+            transparency_scale = read_transparency_scale(image)
+            image.load()
+            scale_transparency(image, *transparency_scale)
+            return turn_upright(convert_to_rgb(image), read_orientation(image))
+
+
+@contextmanager
+def convert_decoder_errors(location: str) -> Iterator[None]:
+    """Convert what the system and Pillow raise for an unusable file to an ImageFileError."""
+    try:
+        yield
+    except ImageFileError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageFileError(location, "missing file") from None
+    except UnidentifiedImageError:
+        raise ImageFileError(location, "not an image") from None
+    except Image.DecompressionBombError:
+        raise ImageFileError(location, "too many pixels") from None
+    except (*DECODER_ERRORS, MemoryError) as error:
+        # A decoder's own OSError has no error number; with a number, the file system refused to read the file.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageFileError(location, "unreadable file") from None
+        raise ImageFileError(location, "truncated" if "truncated" in str(error).lower() else "corrupted") from None
+
+
+def open_image_file(source: Path | bytes, location: str, max_bytes: int) -> BinaryIO:
+    """Open a file, or the content of one. Raises ImageFileError if it is no regular file, empty or too large."""
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open_without_waiting(source)
+    try:
+        if isinstance(source, Path) and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ImageFileError(location, "not a regular file")
+        size = file.seek(0, os.SEEK_END)
+        if size == 0 or size > max_bytes:
+            raise ImageFileError(location, "too many bytes" if size else "empty file")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def open_without_waiting(path: Path) -> BinaryIO:
+    """Open a file to read. Unlike `open`, this does not wait for the writer of a pipe."""
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+def check_image_size(image: Image.Image, location: str, max_pixels: int) -> None:
+    """Raise ImageFileError, before decoding, if the image is too large or too small."""
+    if min(image.size) < MIN_SIDE:
+        raise ImageFileError(location, f"smaller than {MIN_SIDE} pixels")
+    if max(image.size) > MAX_SIDE:
+        raise ImageFileError(location, f"a side is longer than {MAX_SIDE:,} pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageFileError(location, "too many pixels")
+
+
+# -- conversion to upright RGB -----------------------------------------------------------------------------------------
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a decoded image of any mode to RGB; transparent parts become white."""
+    if image.mode.startswith(("I", "F")):
+        return convert_deep_image(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Pillow converts gray values with premultiplied transparency in two steps only.
+    layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+
+
+def convert_deep_image(image: Image.Image) -> Image.Image:
+    """Convert gray values with 16 or 32 bits to RGB; the transparent value becomes white."""
+    values = np.asarray(image)
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    gray = (values.astype(np.int32) >> 8).astype(np.uint8) if is_16_bit else scale_unknown_range(values)
+    transparent_value = image.info.get("transparency")
+    if isinstance(transparent_value, int):
+        gray = np.where(values == transparent_value, np.uint8(255), gray)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def scale_unknown_range(values: np.ndarray) -> np.ndarray:
+    """Scale 32-bit values to uint8: these files do not contain their range, so it is derived from the values.
+
+    Values in 0 .. 1 (fractions only), 0 .. 255 and 0 .. 65535 are read as such. Otherwise, the lowest value becomes
+    black and the highest one white. Values that are not finite become black.
+    """
+    is_fraction = np.issubdtype(values.dtype, np.floating)
+    finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
+    low, high = finite.min(), finite.max()
+    if low < 0 or high > 65535:
+        scaled = (finite - low) * (255 / max(high - low, 1e-30))
+    elif high > 255:
+        scaled = finite / 257
+    else:
+        scaled = finite * 255 if is_fraction and high <= 1 else finite
+    return np.rint(scaled).astype(np.uint8)
+
+
+def read_transparency_scale(image: Image.Image) -> tuple[int, int]:
+    """Return the factor and the right shift between the transparent value of a PNG file and its decoded pixels.
+
+    Pillow scales the pixels of these files to 8 bits, but not the value. Only an image that is not decoded yet has
+    this information.
+    """
+    raw_mode = str(image.tile[0].args) if image.format == "PNG" and getattr(image, "tile", None) else ""
+    return SUBBYTE_SCALE.get(raw_mode, 1), 8 * (raw_mode == "RGB;16B")
+
+
+def scale_transparency(image: Image.Image, factor: int, shift: int) -> None:
+    """Scale the transparent value of an image, if any, in the same way as its pixels."""
+    value = image.info.get("transparency")
+    if isinstance(value, int):
+        image.info["transparency"] = value * factor
+    elif isinstance(value, tuple):
+        image.info["transparency"] = tuple(channel >> shift for channel in value)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, that is upright, if the EXIF data are corrupted."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DECODER_ERRORS:
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Apply an EXIF orientation."""
+    return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
+
+
+# -- crops -------------------------------------------------------------------------------------------------------------
+
+CropWindow = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels."""
+
+
+def fit_square(size: tuple[int, int], center_x: float, center_y: float, side: float) -> CropWindow:
+    """Return a square around a point in integer pixels, moved and shrunk as needed to fit inside an image."""
+    side = min(round(side), *size)
+    left = min(max(int(center_x - side / 2), 0), size[0] - side)
+    top = min(max(int(center_y - side / 2), 0), size[1] - side)
+    return (left, top, left + side, top + side)
+
+
+def fit_center_square(size: tuple[int, int], side: int | None = None) -> CropWindow:
+    """Return the center square of an image of size (width, height): `side` pixels wide, or as large as possible."""
+    width, height = size
+    return fit_square(size, width / 2, height / 2, side or min(size))
+
+
+def resize_crop(image: Image.Image, window: CropWindow, image_size: int) -> Image.Image:
+    """Crop a square and resize it to `image_size` pixels."""
+    return image.resize((image_size, image_size), Image.Resampling.LANCZOS, window)
