@@ -1,9 +1,7 @@
 """The reader of image files: every command gets the same pixels for the same file, and checks it before decoding."""
 
-import errno
 import io
 import os
-import stat
 import struct
 import warnings
 import zlib
@@ -16,6 +14,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from featgan.errors import UserError
+from featgan.system.files import open_regular_file
+from featgan.system.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """Accepted file formats. Pillow's other decoders are not needed, and some of them start external programs."""
@@ -28,11 +28,6 @@ IMAGE_SUFFIXES = (
 
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
 
-MAX_IMAGE_BYTES = 256 << 20
-MAX_PIXELS = 100_000_000
-"""Pillow needs 4 bytes per pixel, so that one image needs at most 400 MB."""
-MAX_SIDE = 65_535
-"""Maximum width and height in pixels, which is JPEG's own limit. Other formats allow images of 1 x 24,000,000."""
 MIN_SIDE = 8
 """Minimum width and height in pixels; a smaller image contains nothing to edit."""
 
@@ -47,7 +42,7 @@ REMEDIES = {
     "not an image": f"use {FORMAT_NAMES}",
     "too many bytes": "use a smaller image",
     "too many pixels": "use a smaller image",
-    f"a side is longer than {MAX_SIDE:,} pixels": "use a smaller image",
+    f"a side is longer than {MAX_IMAGE_SIDE:,} pixels": "use a smaller image",
     f"smaller than {MIN_SIDE} pixels": "use a larger image",
     "truncated": "copy it again",
     "corrupted": "copy it again",
@@ -90,7 +85,7 @@ def has_image_suffix(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_IMAGE_BYTES) -> Image.Image:
+def read_image(source: Path | bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Return the image of a file, or of the content of a file, as upright RGB with 8 bits per channel.
 
     Transparent parts become white. Only the first frame of an animation is used. Format, size and sides are checked
@@ -99,7 +94,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, max_bytes: in
     location = "" if isinstance(source, bytes) else str(source)
     with warnings.catch_warnings(), convert_decoder_errors(location):
         warnings.simplefilter("ignore")
-        with open_image_file(source, location, max_bytes) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+        with open_image_file(source, location) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             check_image_size(image, location, max_pixels)
             transparency_scale = read_transparency_scale(image)
             image.load()
@@ -114,6 +109,8 @@ def convert_decoder_errors(location: str) -> Iterator[None]:
         yield
     except ImageFileError:
         raise
+    except UserError:
+        raise ImageFileError(location, "not a regular file") from None
     except (FileNotFoundError, NotADirectoryError):
         raise ImageFileError(location, "missing file") from None
     except UnidentifiedImageError:
@@ -127,14 +124,12 @@ def convert_decoder_errors(location: str) -> Iterator[None]:
         raise ImageFileError(location, "truncated" if "truncated" in str(error).lower() else "corrupted") from None
 
 
-def open_image_file(source: Path | bytes, location: str, max_bytes: int) -> BinaryIO:
-    """Open a file, or the content of one. Raises ImageFileError if it is no regular file, empty or too large."""
-    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open_without_waiting(source)
+def open_image_file(source: Path | bytes, location: str) -> BinaryIO:
+    """Open a file, or the content of one. Raises ImageFileError if it is empty or too large."""
+    file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open_regular_file(source)
     try:
-        if isinstance(source, Path) and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ImageFileError(location, "not a regular file")
         size = file.seek(0, os.SEEK_END)
-        if size == 0 or size > max_bytes:
+        if size == 0 or size > MAX_IMAGE_BYTES:
             raise ImageFileError(location, "too many bytes" if size else "empty file")
         file.seek(0)
     except BaseException:
@@ -143,19 +138,12 @@ def open_image_file(source: Path | bytes, location: str, max_bytes: int) -> Bina
     return file
 
 
-def open_without_waiting(path: Path) -> BinaryIO:
-    """Open a file to read. Unlike `open`, this does not wait for the writer of a pipe."""
-    if path.is_dir():
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-
-
 def check_image_size(image: Image.Image, location: str, max_pixels: int) -> None:
     """Raise ImageFileError, before decoding, if the image is too large or too small."""
     if min(image.size) < MIN_SIDE:
         raise ImageFileError(location, f"smaller than {MIN_SIDE} pixels")
-    if max(image.size) > MAX_SIDE:
-        raise ImageFileError(location, f"a side is longer than {MAX_SIDE:,} pixels")
+    if max(image.size) > MAX_IMAGE_SIDE:
+        raise ImageFileError(location, f"a side is longer than {MAX_IMAGE_SIDE:,} pixels")
     if image.width * image.height > max_pixels:
         raise ImageFileError(location, "too many pixels")
 
@@ -209,7 +197,8 @@ def read_transparency_scale(image: Image.Image) -> tuple[int, int]:
     Pillow scales the pixels of these files to 8 bits, but not the value. Only an image that is not decoded yet has
     this information.
     """
-    raw_mode = str(image.tile[0].args) if image.format == "PNG" and getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None) if image.format == "PNG" else None
+    raw_mode = str(tiles[0].args) if tiles else ""
     return SUBBYTE_SCALE.get(raw_mode, 1), 8 * (raw_mode == "RGB;16B")
 
 

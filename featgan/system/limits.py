@@ -32,3 +32,12 @@ MAX_ZIP_DIRECTORY_BYTES = 16 << 20
 
 MAX_ARRAY_HEADER_BYTES = 10_000
 """Size of the header of a NumPy array in bytes; NumPy uses the same limit."""
+
+MAX_IMAGE_BYTES = 256 << 20
+"""Size of an image file in bytes: an uncompressed image of 80 million pixels."""
+
+MAX_IMAGE_PIXELS = 100_000_000
+"""Width times height of an image. Decoding needs 4 bytes per pixel, and an image file of 1 MB can contain them all."""
+
+MAX_IMAGE_SIDE = 65_535
+"""Width or height of an image in pixels, which is JPEG's own limit. Other formats allow images of 8 x 12,000,000."""

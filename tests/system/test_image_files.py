@@ -18,6 +18,7 @@ from featgan.explore.image_store import decode_upload
 from featgan.report.edits.sources import read_image_folder
 from featgan.system import image_files
 from featgan.system.image_files import ImageFileError, convert_to_rgb, read_image
+from featgan.system.limits import MAX_IMAGE_BYTES
 
 COLOR = (200, 100, 50)
 MODES = (
@@ -164,11 +165,9 @@ def test_corrupted_exif_data_are_ignored(tmp_path: Path) -> None:
 
 
 def test_only_the_first_frame_is_used(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    red, blue = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
     for name in ("a.gif", "a.png", "a.webp", "a.tif"):
-        frames[0].save(
-            tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "w" in name else {})
-        )
+        red.save(tmp_path / name, save_all=True, append_images=[blue], lossless=True)
         assert read_image(tmp_path / name).getpixel((3, 3)) == (255, 0, 0)
 
 
@@ -211,11 +210,11 @@ def test_special_files_are_rejected_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     (tmp_path / "large.png").touch()
-    os.truncate(tmp_path / "large.png", image_files.MAX_IMAGE_BYTES + 1)
+    os.truncate(tmp_path / "large.png", MAX_IMAGE_BYTES + 1)
     reasons = {
         "pipe.png": "not a regular file",
         "device.png": "not a regular file",
-        "folder.png": "unreadable file",
+        "folder.png": "not a regular file",
         "loop.png": "unreadable file",
         "large.png": "too many bytes",
         "none.png": "missing file",
@@ -242,6 +241,7 @@ def test_truncated_files_are_rejected(image_format: str) -> None:
 MEASURE_MEMORY = """
 import resource, sys, time
 from pathlib import Path
+from featgan.system.limits import MAX_IMAGE_BYTES
 from featgan.system.image_files import ImageFileError, read_image
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:

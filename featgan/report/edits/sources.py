@@ -12,13 +12,13 @@ from torch import Tensor
 from featgan.errors import UserError
 from featgan.system.image_files import (
     FORMAT_NAMES,
-    MAX_PIXELS,
     fit_center_square,
     has_image_suffix,
     is_system_file,
     read_image,
     resize_crop,
 )
+from featgan.system.limits import MAX_IMAGE_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,9 @@ def list_image_files(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def read_square_images(source: Path | bytes, sizes: Sequence[int], max_pixels: int = MAX_PIXELS) -> dict[int, Tensor]:
+def read_square_images(
+    source: Path | bytes, sizes: Sequence[int], max_pixels: int = MAX_IMAGE_PIXELS
+) -> dict[int, Tensor]:
     """Read an image file, or the content of one, and crop the center square: uint8 [3, S, S] for every S of `sizes`.
 
     Raises UserError if the file cannot be used.
