@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from featgan.errors import UserError
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
 FILE_PATTERNS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js", "*.sh")
-
-ATTEMPTS_FILE = "attempts.jsonl"
-"""File in the job folder with one line for each attempt (start of the job) that has ended."""
 
 REQUEUE_SCRIPT = "requeue.sh"
 """Shell part of the job script, in this package and in the job folder."""
@@ -76,12 +72,3 @@ def read_job_info(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return job_info if isinstance(job_info, dict) else {}
-
-
-def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return the attempts of a job that have ended, skipping incomplete lines."""
-    path, attempts = folder / ATTEMPTS_FILE, []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            attempts.append(json.loads(line))
-    return attempts

@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from featgan.run.evaluation_options import EvaluationOptions
+from launch.attempts import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, record_exit, record_start
 
 logger = logging.getLogger(__name__)
-
-EXIT_REQUEUE = 75
-"""Exit code of a job that has saved a checkpoint and must be restarted (EX_TEMPFAIL of sysexits.h)."""
-
-EXIT_USER_ERROR = 2
-"""Exit code of an error that a restart cannot fix."""
-
-EXIT_CODE_FILE = "exit_code"
-"""File in the job folder that holds one of these codes."""
 
 POLL_SECONDS = 10.0
 """Seconds between two checks whether another process has completed an evaluation."""
@@ -32,13 +24,16 @@ class Job(ABC):
     """The work of a job, called in every process of the job. The fields are its arguments."""
 
     def __call__(self) -> None:
+        for signal_number in (signal.SIGUSR2, signal.SIGTERM):
+            # By default there is nothing to save, so the job is restarted from the beginning.
+            signal.signal(signal_number, lambda number, frame: exit_with_code(EXIT_REQUEUE))
+
         from featgan.cli.log_handler import install_log_handler
         from featgan.errors import TrainingInterrupted, UserError
 
         install_log_handler()
-        for signal_number in (signal.SIGUSR2, signal.SIGTERM):
-            # By default there is nothing to save, so the job is restarted from the beginning.
-            signal.signal(signal_number, lambda number, frame: exit_with_code(EXIT_REQUEUE))
+        if count_processes() == 1:
+            record_start(job_folder(), restart_count())
         try:
             self.execute()
         except TrainingInterrupted as interruption:
@@ -52,7 +47,7 @@ class Job(ABC):
         except Exception:
             # Exit here: submitit would write a result file, which marks a job as successful.
             traceback.print_exc()
-            sys.exit(1)
+            exit_with_code(EXIT_FAILURE)
 
     @abstractmethod
     def execute(self) -> None:
@@ -76,12 +71,24 @@ class Job(ABC):
 
 
 def exit_with_code(code: int) -> NoReturn:
-    """Exit with a code for `launch.requeue`, and write it to the job folder.
-
-    srun kills the processes that end later, and then returns their exit code instead of this one.
-    """
-    (Path(os.environ["SUBMITIT_FOLDER"]) / EXIT_CODE_FILE).write_text(str(code))
+    """Record the exit code of this attempt in the job folder for `launch.requeue`, and exit with it."""
+    record_exit(job_folder(), restart_count(), code)
     sys.exit(code)
+
+
+def job_folder() -> Path:
+    """Return the folder of the job of this process."""
+    return Path(os.environ["SUBMITIT_FOLDER"])
+
+
+def restart_count() -> str:
+    """Return how often SLURM has restarted the job of this process; 0 for a job on this machine."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") if "SLURM_JOB_ID" in os.environ else "0"
+
+
+def count_processes() -> int:
+    """Return the number of processes of this job."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SUBMITIT_LOCAL_NTASKS") or "1")
 
 
 def is_rank_zero() -> bool:
@@ -98,9 +105,9 @@ class TrainJob(Job):
     reset_optimizer: bool = False
 
     def execute(self) -> None:
-        from featgan.system.signals import StopSignal
+        from launch.job_signals import JobStopSignal
 
-        with StopSignal() as stop_signal:
+        with JobStopSignal(job_folder(), restart_count()) as stop_signal:
             from featgan.config.loading import parse_config
             from featgan.training.train import train
 

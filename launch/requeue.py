@@ -8,60 +8,32 @@ the same step, it is not restarted; FOLDER/verdict.txt says why. The decision is
 `python -m launch.requeue rejected FOLDER MESSAGE` writes the verdict if SLURM rejects the requeue.
 
 `python -m launch.requeue restart FOLDER` runs when a job is restarted. Attempts that ended without the first call
-(their node failed) are recorded as failures. If there are too many, the verdict is written and `stop` is printed.
+(their node failed, or SLURM preempted them) are recorded. If there are too many, the verdict is written and `stop` is
+printed.
 """
 
-import json
 import logging
 import os
 import re
 import sys
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from featgan.cli.log_handler import install_log_handler
-from featgan.run.paths import checkpoint_steps
 from featgan.system.slurm import UNREACHABLE_MESSAGES
-from launch.job_folder import ATTEMPTS_FILE, read_attempts, read_job_info
-from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
+from launch.attempts import (
+    append_attempt,
+    find_stop_reason,
+    read_attempts,
+    resolve_lost_outcome,
+    resolve_outcome,
+    write_verdict,
+)
 
 logger = logging.getLogger("launch.requeue")  # __name__ is "__main__" in a job, which has no log handler
 
-MAX_SIGNALS_PER_FAILURE = 10
-"""A signal is not a failure, but a job that ends at the same step N * `max_failures` times is not restarted."""
-
 Decision = Literal["requeue", "stop", "leave"]
 """Requeue the job; do not restart it, and say why in the verdict; or leave it alone, because it was canceled."""
-
-LOST_EXIT_CODE = 128 + 9
-"""Exit code that is recorded for an attempt that ended without one, as after `kill -9`."""
-
-
-def find_stop_reason(attempts: list[dict[str, Any]], max_failures: int) -> str | None:
-    """Return why the job must not be restarted after its last attempt; None if it may be restarted."""
-    last_attempt = attempts[-1]
-    code, step = last_attempt["code"], last_attempt["step"]
-    if code == EXIT_USER_ERROR:
-        return "a restart cannot fix this error (see the last lines of the log)"
-    same_step_attempts = [attempt for attempt in attempts if attempt["step"] == step]
-    num_failures = sum(attempt["code"] != EXIT_REQUEUE for attempt in same_step_attempts)
-    if num_failures >= max_failures:
-        return f"failed {num_failures} times at step {step} (exit code {code})"
-    if len(same_step_attempts) >= MAX_SIGNALS_PER_FAILURE * max_failures:
-        return f"signaled {len(same_step_attempts)} times at step {step}; its run time is too short for one step"
-    return None
-
-
-def record_attempt(folder: Path, code: int, restart: str) -> list[dict[str, Any]]:
-    """Append an attempt to FOLDER/attempts.jsonl and return all attempts."""
-    # The step measures the progress of a training job. Other jobs always record step 0: a training that runs at the
-    # same time would otherwise make their failures look like progress.
-    step = max(checkpoint_steps(folder.parent.parent), default=0) if folder.name.endswith("-train") else 0
-    attempt = {"time": time.time(), "code": code, "step": step, "restart": restart}
-    with (folder / ATTEMPTS_FILE).open("a") as file:
-        file.write(json.dumps(attempt) + "\n")
-    return read_attempts(folder)
 
 
 def find_job_state(job_text: str) -> str:
@@ -75,27 +47,14 @@ def find_job_state(job_text: str) -> str:
     return "TIMEOUT" if (state, reason) == ("COMPLETING", "TimeLimit") else state or "RUNNING"
 
 
-def write_verdict(folder: Path, stop_reason: str) -> None:
-    """Write FOLDER/verdict.txt and log it."""
-    logs = read_job_info(folder).get("log") or f"{folder}/{os.environ['SLURM_JOB_ID']}_*_log.err"
-    text = f"{folder.name}: not restarted: {stop_reason}; logs: {logs}"
-    (folder / "verdict.txt").write_text(text + "\n")
-    logger.error(text)
-
-
 def max_failures_from_env() -> int:
     """Return the number of failures at one step after which a job is not restarted."""
     return int(os.environ.get("FEATGAN_MAX_FAILURES", "3"))
 
 
-def take_exit_code(folder: Path, default: int) -> int:
-    """Return the exit code that the job has stored, and remove it; `default` if there is none."""
-    path = folder / EXIT_CODE_FILE
-    if not path.exists():
-        return default
-    code = int(path.read_text() or default)
-    path.unlink()
-    return code
+def stop_with_verdict(folder: Path, stop_reason: str) -> None:
+    """Write FOLDER/verdict.txt and log it."""
+    logger.error(write_verdict(folder, os.environ["SLURM_JOB_ID"], stop_reason))
 
 
 def count_lost_starts(folder: Path) -> bool:
@@ -104,21 +63,21 @@ def count_lost_starts(folder: Path) -> bool:
     stop_reason = None
     for lost_start in range(len(read_attempts(folder)), restart_count):
         logger.warning(f"attempt {lost_start} ended without a record: its node failed, or SLURM killed the job script")
-        code = take_exit_code(folder, LOST_EXIT_CODE)
-        stop_reason = find_stop_reason(record_attempt(folder, code, str(lost_start)), max_failures_from_env())
+        attempts = append_attempt(folder, *resolve_lost_outcome(folder, str(lost_start)), str(lost_start))
+        stop_reason = find_stop_reason(attempts, max_failures_from_env())
     if stop_reason:
-        write_verdict(folder, stop_reason)
+        stop_with_verdict(folder, stop_reason)
     return stop_reason is None
 
 
 def decide_restart(folder: Path, code: int, job_text: str = "") -> Decision:
     """Record the attempt, and return whether the job is requeued. If not, FOLDER/verdict.txt or the log says why."""
-    job_id = os.environ["SLURM_JOB_ID"]
-    code = take_exit_code(folder, code)
-    attempts = record_attempt(folder, code, os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job_id, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    code, outcome = resolve_outcome(folder, restart, code)
+    attempts = append_attempt(folder, code, outcome, restart)
     stop_reason = find_stop_reason(attempts, max_failures_from_env())
     if stop_reason:
-        write_verdict(folder, stop_reason)
+        stop_with_verdict(folder, stop_reason)
         return "stop"
     # A job that reached its time limit before it had saved is restarted too; a canceled job is not.
     if (state := find_job_state(job_text)) not in ("RUNNING", "TIMEOUT"):
@@ -132,7 +91,7 @@ def record_rejection(folder: Path, message: str) -> None:
     """Write the verdict of a job that SLURM did not requeue. `message` is the output of scontrol."""
     is_unreachable = any(text in message for text in UNREACHABLE_MESSAGES)
     reason = "its controller does not respond" if is_unreachable else " ".join(message.split())
-    write_verdict(folder, f"SLURM cannot requeue the job ({reason}); run the same command again to resume")
+    stop_with_verdict(folder, f"SLURM cannot requeue the job ({reason})")
 
 
 def main(arguments: list[str]) -> None:

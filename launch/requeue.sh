@@ -16,9 +16,10 @@ featgan_decide() {
 # Print the decision if Python cannot run. The number of restarts is limited, but progress is not considered.
 featgan_decide_without_python() {
   echo "warning: launch.requeue cannot run (see above); the job script decides" >&2
-  if [ -s "$featgan_job/exit_code" ]; then code=$(cat "$featgan_job/exit_code"); fi
+  state=$(cat "$featgan_job/state-${SLURM_RESTART_COUNT:-0}" 2> /dev/null)
+  case $state in [0-9]*) code=$state ;; signaled) code=75 ;; esac
   max_restarts=${FEATGAN_MAX_FAILURES:-3}
-  [ "$code" != 75 ] || max_restarts=$((max_restarts * 10))
+  case $code:$state in 75:* | 129: | 130: | 138: | 140: | 143:) max_restarts=$((max_restarts * 10)) ;; esac
   case $featgan_state in
     *JobState=CANCELLED*) echo leave ;;
     *) if [ "$code" != 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_restarts" ]; then echo requeue; fi ;;
@@ -56,6 +57,4 @@ featgan_requeue() {
 
 # A previous attempt may have ended without the function above, because its node failed.
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$(featgan_decide restart "$featgan_job")" = stop ]; then exit 2; fi
-# A code that was not read belongs to a previous attempt.
-rm -f "$featgan_job/exit_code"
 trap featgan_requeue EXIT

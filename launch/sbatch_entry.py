@@ -71,6 +71,7 @@ def find_or_create_job_folder(
         "reset_optimizer": reset_optimizer,
         "cluster": {"executor": "slurm"},
         "command": sys.argv,
+        "cwd": str(Path.cwd()),
     }
     write_job_info(folder, job_info)
     return folder

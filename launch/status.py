@@ -13,10 +13,11 @@ from rich.table import Table
 from featgan.config.choices import SUITES
 from featgan.config.loading import read_yaml
 from featgan.errors import UserError
-from featgan.run.paths import checkpoint_steps, evaluated_steps
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up
+from featgan.run.paths import checkpoint_steps, evaluated_steps, list_result_steps
 from featgan.system.slurm import run_slurm_command
-from launch.job_folder import ATTEMPTS_FILE, DONE_FILE, read_attempts, read_job_info
-from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE
+from launch.attempts import ATTEMPTS_FILE, EXIT_REQUEUE, VERDICT_FILE, read_attempts, read_state
+from launch.job_folder import DONE_FILE, read_job_info
 
 TAIL_BYTES = 1 << 18
 """Bytes that are read from the end of metrics.jsonl."""
@@ -105,16 +106,16 @@ def finished_state(folder: Path, job_info: dict[str, Any], has_queue: bool) -> s
 
     `has_queue` is whether SLURM responded.
     """
-    if (folder / "verdict.txt").is_file():
+    if (folder / VERDICT_FILE).is_file():
         return "not restarted"
     # submitit writes a result after success only: a failed process exits before that.
     if (folder / f"{job_info.get('id')}_0_result.pkl").is_file() or (folder / DONE_FILE).is_file():
         return "done"
     if (folder / ATTEMPTS_FILE).is_file():
         return "failed or canceled"
-    if (folder / EXIT_CODE_FILE).is_file():
-        # The job script, which reads this file, was killed, or the job has none (executor: local).
-        return "canceled" if (folder / EXIT_CODE_FILE).read_text().strip() == str(EXIT_REQUEUE) else "failed"
+    if (state := read_state(folder, "0")).isdecimal():
+        # The job script, which records the attempts, was killed, or the job has none (executor: local).
+        return "canceled" if state == str(EXIT_REQUEUE) else "failed"
     on_slurm = job_info.get("cluster", {}).get("executor") == "slurm"
     if not on_slurm and not is_process_alive(job_info.get("id")):
         return "failed or lost"
@@ -169,7 +170,13 @@ def status_lines(run_dir: Path) -> list[str]:
     evaluations = {suite: evaluated_steps(run_dir, suite) for suite in SUITES}
     lines = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
     lines += [f"last {suite} evaluation: {max(done)}" for suite, done in evaluations.items() if done]
-    lines += [path.read_text().strip() for folder in folders for path in folder.glob("verdict.txt")]
+    lines += [path.read_text().strip() for folder in folders for path in folder.glob(VERDICT_FILE)]
+    lines += [
+        describe_given_up(run_dir, step, suite)
+        for suite in SUITES
+        for step in list_result_steps(run_dir, suite, "failed")
+        if step not in evaluations[suite] and count_failures(run_dir, step, suite) >= MAX_ATTEMPTS
+    ]
     return lines + [f"log of {folder.name}: {log}" for folder in folders if (log := latest_log(folder))]
 
 

@@ -120,7 +120,8 @@ def submit_job(
     }
     for file_name, text in job.files_to_write().items():
         (folder / file_name).write_text(text)
-    write_job_info(folder, job_info | {"cluster": cluster.model_dump(mode="json"), "command": sys.argv})
+    submission = {"cluster": cluster.model_dump(mode="json"), "command": sys.argv, "cwd": str(Path.cwd())}
+    write_job_info(folder, job_info | submission)
     return str(submitted_job.job_id), folder
 
 

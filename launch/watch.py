@@ -4,14 +4,17 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from featgan.config.choices import SUITES
 from featgan.config.schema import Config
 from featgan.errors import UserError
-from featgan.run.evaluation_claims import EvaluationClaim
+from featgan.run.evaluation_claims import EvaluationClaim, has_started
 from featgan.run.evaluation_schedule import due_evaluations
 from featgan.run.paths import list_result_steps, load_run_config
+from featgan.system.file_lease import LeaseOwner
+from launch.attempts import VERDICT_FILE, was_interrupted
 from launch.leaderboard import write_leaderboard
 
 logger = logging.getLogger(__name__)
@@ -54,9 +57,18 @@ def release_dead_claims(run_dir: Path) -> None:
     """Release the claims whose owner has died, also for suites that are never due: a claim keeps its checkpoint."""
     for suite in SUITES:
         for step in list_result_steps(run_dir, suite, "claim"):
-            claim = EvaluationClaim(run_dir, step, suite)
-            if claim.lease.remove_if_stale() and not claim.result_path.exists():
-                claim.record_failure("its process or job ended without a result")
+            EvaluationClaim(run_dir, step, suite).release_if_dead(partial(has_evaluation_failed, run_dir))
+
+
+def has_evaluation_failed(run_dir: Path, owner: LeaseOwner) -> bool:
+    """Return whether the dead owner of a claim ran and failed by itself, in contrast to a job that was canceled.
+
+    A job that was canceled while it was pending has no log. One that was canceled later has recorded the signal.
+    """
+    folder = next((path.parent for path in run_dir.glob(f"jobs/*/{owner.job}_*_log.out")), None) if owner.job else None
+    if folder is None:
+        return has_started(owner)
+    return (folder / VERDICT_FILE).is_file() or not was_interrupted(folder, owner.restart or "0")
 
 
 def try_claim(claim: EvaluationClaim, start_evaluation: StartEvaluation) -> bool:

@@ -1,18 +1,26 @@
 """Evaluation claims: leases that allow one evaluator at a time for a checkpoint and suite, and detect crashes."""
 
 import json
+import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up
 from featgan.run.paths import checkpoint_steps, evaluation_path
 from featgan.system.file_lease import FileLease, LeaseOwner
+
+logger = logging.getLogger(__name__)
+
+
+def has_started(owner: LeaseOwner) -> bool:
+    """Return whether the owner is a process; a job becomes one when it takes over its claim."""
+    return owner.pid != 0
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,8 @@ class EvaluationClaim:
         It fails if a live owner has the claim. Unless `force` is set, it also fails if the evaluation is complete, or
         has failed MAX_ATTEMPTS times.
         """
-        if self.lease.path.exists():
-            if not self.lease.remove_if_stale():
-                return False
-            if not self.result_path.exists():
-                self.record_failure("the process or job ended without a result")
+        if self.lease.path.exists() and not self.release_if_dead():
+            return False
         if not force and (self.result_path.exists() or self.num_failures() >= MAX_ATTEMPTS):
             return False
         self.result_path.parent.mkdir(exist_ok=True)
@@ -55,6 +60,19 @@ class EvaluationClaim:
         if not force and self.result_path.exists():  # completed between the first check and the claim
             self.release()
             return False
+        return True
+
+    def release_if_dead(self, has_failed: Callable[[LeaseOwner], bool] = has_started) -> bool:
+        """Release the claim if its owner has ended, and return whether it was released.
+
+        An owner that `has_failed`, by default one that has started, counts as a failure if there is no result. A job
+        that was canceled while it was pending has not started.
+        """
+        owner = self.lease.read_owner()
+        if not self.lease.remove_if_stale():
+            return False
+        if not self.result_path.exists() and (owner is None or has_failed(owner)):
+            self.record_failure("the process or job ended without a result")
         return True
 
     def take_over(self) -> bool:
@@ -85,6 +103,8 @@ class EvaluationClaim:
             json.dumps({"failures": [*previous_failures, {"time": time.time(), "reason": reason}]}, indent=1)
         )
         temporary_path.replace(self.failures_path)
+        if self.num_failures() >= MAX_ATTEMPTS:
+            logger.warning(f"{self.run}: {describe_given_up(self.run, self.step, self.suite)}")
 
 
 def read_small_json(path: Path) -> dict[str, Any] | None:

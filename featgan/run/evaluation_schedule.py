@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,16 @@ def count_failures(run_dir: Path, step: int, suite: str) -> int:
         return len(document["failures"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+def describe_given_up(run_dir: Path, step: int, suite: str) -> str:
+    """Return why an evaluation that failed MAX_ATTEMPTS times is not repeated, and the command that repeats it."""
+    reasons = evaluation_path(run_dir, step, suite).with_suffix(".failed")
+    return (
+        f"the {suite} evaluation of step {step} failed {MAX_ATTEMPTS} times and is not repeated; fix the cause"
+        f" (see {reasons}), then type `python -m launch evaluate {shlex.quote(str(run_dir))} --step {step}"
+        f" --suite {suite}`, or `featgan evaluate` with the same arguments"
+    )
 
 
 def protected_steps(run_dir: Path, config: EvaluationConfig) -> set[int]:

@@ -37,6 +37,9 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received_signal = self.received_signal or signal.Signals(signal_number)
 
+    def mark_ready(self) -> None:
+        """Note that every process of the run handles signals from now on; a job records it."""
+
 
 class Watchdog:
     """Context manager that ends the process if `reset` is not called for `timeout_seconds` (0 turns it off).

@@ -62,6 +62,7 @@ def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watch
     with loader_context as loader, TrainingLogger(state, run, first_step, batch_dataset[0], profile) as training_logger:
         announce_training(state, first_step, batch_dataset)
         watchdog.reset()
+        stop_signal.mark_ready()
         for step in range(first_step, training.steps):
             # --- load the batch
             with training_logger.timer.waiting_for_data():

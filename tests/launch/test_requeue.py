@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from featgan.system.slurm import UNREACHABLE_MESSAGES
-from launch import requeue, submit
+from launch import attempts, requeue, submit
+from launch.attempts import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, read_attempts, read_state, record_exit
 from launch.cluster import ClusterConfig
-from launch.job_folder import read_attempts, write_requeue_script
-from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
+from launch.job_folder import write_job_info, write_requeue_script
 
 RUNNING = "JobId=17 JobState=RUNNING Requeue=1"
 ROOT = Path(__file__).parent.parent.parent
@@ -55,24 +56,134 @@ def test_job_is_not_restarted_after_three_failures_at_one_step(
 
 
 def test_signals_are_not_failures_but_their_number_is_limited(job_folder: Path) -> None:
-    for _ in range(requeue.MAX_SIGNALS_PER_FAILURE * 3 - 1):
+    for _ in range(attempts.MAX_INTERRUPTIONS_PER_FAILURE * 3 - 1):
         requeue.decide_restart(job_folder, EXIT_REQUEUE)
     assert not (job_folder / "verdict.txt").exists()
     requeue.decide_restart(job_folder, EXIT_REQUEUE)
     assert "its run time is too short for one step" in (job_folder / "verdict.txt").read_text()
 
 
-def test_stored_exit_code_replaces_the_code_of_srun(job_folder: Path) -> None:
-    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
-    requeue.decide_restart(job_folder, 143)
-    requeue.decide_restart(job_folder, 143)
-    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE, 143]
-
-
-def test_stored_user_error_replaces_the_code_of_srun(job_folder: Path) -> None:
-    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_USER_ERROR))
+def test_recorded_exit_code_replaces_the_code_of_srun(job_folder: Path) -> None:
+    record_exit(job_folder, "0", EXIT_REQUEUE)
+    assert requeue.decide_restart(job_folder, 137) == "requeue"
+    record_exit(job_folder, "0", EXIT_USER_ERROR)
     assert requeue.decide_restart(job_folder, 143) == "stop"
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE, EXIT_USER_ERROR]
     assert "a restart cannot fix" in (job_folder / "verdict.txt").read_text()
+
+
+def test_exit_code_of_another_attempt_is_not_used(job_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_exit(job_folder, "0", EXIT_REQUEUE)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeue.decide_restart(job_folder, 139)
+    assert [(attempt["code"], attempt["outcome"]) for attempt in read_attempts(job_folder)] == [(139, "failed")]
+
+
+def test_error_of_one_process_is_not_replaced_by_the_signals_that_follow(job_folder: Path) -> None:
+    record_exit(job_folder, "0", EXIT_FAILURE)
+    record_exit(job_folder, "0", EXIT_REQUEUE)
+    attempts.record_signal(job_folder, "0")
+    assert read_state(job_folder, "0") == "1"
+
+
+@pytest.mark.parametrize("code", [140, 143, 138, 129, 130])
+def test_signals_before_a_job_handles_them_are_not_failures(job_folder: Path, code: int) -> None:
+    for _ in range(5):
+        assert requeue.decide_restart(job_folder, code) == "requeue"
+    assert not (job_folder / "verdict.txt").exists()
+    for _ in range(3):
+        requeue.decide_restart(job_folder, EXIT_FAILURE)
+    assert "failed 3 times at step 20" in (job_folder / "verdict.txt").read_text()
+
+
+@pytest.mark.parametrize("code", [EXIT_REQUEUE, 140, 143])
+def test_deleted_state_file_does_not_turn_a_signal_into_a_failure(job_folder: Path, code: int) -> None:
+    for _ in range(4):
+        attempts.record_start(job_folder, "0")
+        record_exit(job_folder, "0", EXIT_REQUEUE)
+        (job_folder / "state-0").unlink()
+        assert requeue.decide_restart(job_folder, code) == "requeue"
+    assert not (job_folder / "verdict.txt").exists()
+
+
+def test_signaled_job_that_is_killed_while_it_saves_has_not_failed(job_folder: Path) -> None:
+    for _ in range(4):
+        attempts.record_start(job_folder, "0")
+        attempts.record_signal(job_folder, "0")
+        record_exit(job_folder, "0", EXIT_FAILURE)  # the connection to a process that has ended is lost
+        assert requeue.decide_restart(job_folder, 137) == "requeue"
+        (job_folder / "state-0").unlink()
+    assert not (job_folder / "verdict.txt").exists()
+
+
+def test_crash_that_makes_srun_end_the_other_processes_is_a_failure(job_folder: Path) -> None:
+    attempts.record_start(job_folder, "0")
+    for _ in range(3):
+        requeue.decide_restart(job_folder, 143)
+    assert "failed 3 times at step 20 (exit code 143)" in (job_folder / "verdict.txt").read_text()
+
+
+SIGNALED_JOB = """
+import os, signal, sys, time
+from pathlib import Path
+from launch.jobs import ExtractJob
+
+class WaitingJob(ExtractJob):
+    def execute(self):
+        print("executes", flush=True)
+        time.sleep(60)
+
+WaitingJob("shards", "classifier")()
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_real_job_that_is_signaled_is_interrupted(job_folder: Path, waits: bool) -> None:
+    environment = os.environ | {"SUBMITIT_FOLDER": str(job_folder), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", SIGNALED_JOB], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    if waits:
+        assert process.stdout.readline() == b"executes\n" and read_state(job_folder, "0") == "running"
+    process.send_signal(signal.SIGUSR2)
+    process.communicate(timeout=60)
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    assert code == (EXIT_REQUEUE if waits else 128 + signal.SIGUSR2)
+    assert attempts.resolve_outcome(job_folder, "0", code) == (code, "interrupted")
+
+
+def test_job_that_fails_by_itself_records_it(job_folder: Path) -> None:
+    environment = os.environ | {"SUBMITIT_FOLDER": str(job_folder), "PYTHONPATH": str(ROOT)}
+    program = SIGNALED_JOB.replace("time.sleep(60)", "raise ValueError('broken')")
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert result.returncode == 1 and read_state(job_folder, "0") == "1"
+    assert attempts.resolve_outcome(job_folder, "0", 143) == (1, "failed")
+
+
+def test_verdict_names_the_command_that_continues(job_folder: Path) -> None:
+    command = ["/featgan/launch/__main__.py", "train", "debug", "run_dir=my run"]
+    write_job_info(job_folder, {"id": "17", "command": command, "cwd": "/home/me"})
+    requeue.decide_restart(job_folder, EXIT_USER_ERROR)
+    text = (job_folder / "verdict.txt").read_text()
+    assert text.endswith("resume with `cd /home/me && python -m launch train debug 'run_dir=my run'`\n")
+    write_job_info(job_folder, {"id": "17", "command": ["launch/sbatch_entry.py", "debug"], "log": "17.log"})
+    requeue.decide_restart(job_folder, EXIT_USER_ERROR)
+    assert (
+        "logs: 17.log; fix the cause, then resume with `sbatch slurm/train.sbatch debug`"
+        in (job_folder / "verdict.txt").read_text()
+    )
+
+
+def test_attempts_need_the_standard_library_only(job_folder: Path) -> None:
+    code = "import sys; before = set(sys.modules); import launch.attempts; print(*set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    foreign = {name.partition(".")[0] for name in result.stdout.split()} - set(sys.stdlib_module_names)
+    assert foreign == {"launch"}
+
+
+def test_damaged_lines_of_the_record_are_skipped(job_folder: Path) -> None:
+    lines = [b"", b"{", b"\xff\xfe", b"[1]", b'{"code": "x"}', b"[" * 5000, b'{"code": 1, "step": 20}']
+    (job_folder / "attempts.jsonl").write_bytes(b"\n".join(lines))
+    assert read_attempts(job_folder) == [{"code": 1, "step": 20}]
 
 
 def test_job_is_not_restarted_after_a_user_error(job_folder: Path) -> None:
@@ -108,7 +219,7 @@ def test_job_that_reached_its_time_limit_is_requeued_and_a_canceled_one_is_not(
     assert not (job_folder / "verdict.txt").exists()
 
 
-def test_lost_attempts_are_counted(
+def test_lost_attempts_are_recorded_and_their_number_is_limited(
     job_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert requeue.count_lost_starts(job_folder), "the first start"
@@ -117,21 +228,24 @@ def test_lost_attempts_are_counted(
     assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 1, (
         "the job script has recorded it"
     )
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 2, "its node failed"
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    assert not requeue.count_lost_starts(job_folder)
-    assert "failed 3 times at step 20" in (job_folder / "verdict.txt").read_text()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    assert requeue.count_lost_starts(job_folder) and len(read_attempts(job_folder)) == 4, "no failure of the job"
     assert "attempt 2 ended without a record" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "30")
+    assert not requeue.count_lost_starts(job_folder)
+    assert "interrupted 30 times at step 20" in (job_folder / "verdict.txt").read_text()
 
 
-def test_lost_attempt_that_stored_its_exit_code_is_not_a_failure(
-    job_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("state", "recorded"), [("75", (75, "interrupted")), ("2", (2, "failed")), ("1", (1, "failed"))]
+)
+def test_lost_attempt_that_recorded_its_exit_code_has_this_code(
+    job_folder: Path, monkeypatch: pytest.MonkeyPatch, state: str, recorded: tuple[int, str]
 ) -> None:
-    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
+    (job_folder / "state-0").write_text(state)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert requeue.count_lost_starts(job_folder)
-    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE]
+    assert requeue.count_lost_starts(job_folder) == (state != "2")
+    assert [(attempt["code"], attempt["outcome"]) for attempt in read_attempts(job_folder)] == [recorded]
 
 
 FAKE_SCONTROL = """#!/bin/sh
@@ -227,15 +341,15 @@ def test_canceled_job_is_not_requeued(job_folder: Path, job_script: JobScript) -
     assert job_script.count_requeues() == 0 and not (job_folder / "verdict.txt").exists()
 
 
-def test_restarted_job_reads_the_stored_code_before_it_is_removed(job_folder: Path, job_script: JobScript) -> None:
-    (job_folder / EXIT_CODE_FILE).write_text(str(EXIT_REQUEUE))
+def test_restarted_job_records_the_code_of_a_lost_attempt(job_folder: Path, job_script: JobScript) -> None:
+    (job_folder / "state-0").write_text(str(EXIT_REQUEUE))
     result = job_script.run_script("echo started", restart=1)
-    assert result.stdout == "started\n" and not (job_folder / EXIT_CODE_FILE).exists(), result.stderr
+    assert result.stdout == "started\n", result.stderr
     assert [attempt["code"] for attempt in read_attempts(job_folder)] == [EXIT_REQUEUE]
 
 
 def test_restarted_job_stops_after_too_many_lost_attempts(job_folder: Path, job_script: JobScript) -> None:
-    result = job_script.run_script("echo started", restart=3)
+    result = job_script.run_script("echo started", restart=30)
     assert result.returncode == EXIT_USER_ERROR and not result.stdout and (job_folder / "verdict.txt").exists()
 
 
@@ -243,6 +357,9 @@ def test_restarted_job_stops_after_too_many_lost_attempts(job_folder: Path, job_
     ("code", "stored", "state", "restart", "num_requeues"),
     [
         (143, "75", "RUNNING", 5, 1),
+        (143, "", "RUNNING", 5, 1),
+        (137, "signaled", "RUNNING", 5, 1),
+        (143, "running", "RUNNING", 5, 0),
         (1, "", "RUNNING", 2, 1),
         (1, "", "RUNNING", 3, 0),
         (143, "2", "RUNNING", 0, 0),
@@ -253,7 +370,7 @@ def test_job_script_decides_if_python_cannot_run(
     job_folder: Path, job_script: JobScript, code: int, stored: str, state: str, restart: int, num_requeues: int
 ) -> None:
     job_script.use_scontrol(state)
-    command = f"echo {stored} > {job_folder / EXIT_CODE_FILE}; exit {code}"
+    command = f"echo {stored} > {job_folder}/state-{restart}; exit {code}"
     result = job_script.run_script(command, ClusterConfig(python="apptainer /nowhere/python"), restart)
     assert result.returncode == code and "the job script decides" in result.stderr
     assert job_script.count_requeues() == num_requeues

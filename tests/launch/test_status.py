@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from launch.attempts import EXIT_REQUEUE, EXIT_USER_ERROR, record_exit
 from launch.job_folder import DONE_FILE, write_job_info
-from launch.jobs import EXIT_CODE_FILE, EXIT_REQUEUE, EXIT_USER_ERROR
 from launch.status import QueueEntry, finished_state, query_queue, status_lines, status_table
 
 JOB_INFO = {"id": "17", "cluster": {"executor": "slurm"}}
@@ -89,7 +89,7 @@ def test_local_job_runs_while_its_process_is_alive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "state"), [(EXIT_REQUEUE, "canceled"), (EXIT_USER_ERROR, "failed")])
 def test_state_follows_from_the_exit_code(tmp_path: Path, code: int, state: str) -> None:
-    (tmp_path / EXIT_CODE_FILE).write_text(str(code))
+    record_exit(tmp_path, "0", code)
     assert finished_state(tmp_path, {"id": "1", "cluster": {"executor": "local"}}, False) == state
 
 

@@ -22,7 +22,9 @@ from featgan.system.file_lease import LeaseOwner, serialize_owner
 from launch import __main__ as launcher
 from launch import watch
 from launch.cluster import load_cluster
+from launch.job_folder import write_job_info
 from launch.jobs import EvaluateJob
+from launch.status import status_lines
 
 
 def make_run(folder: Path, steps: tuple[int, ...] = (100, 200)) -> Path:
@@ -219,6 +221,65 @@ def test_dead_claim_of_a_suite_that_is_never_due_is_released(tmp_path: Path) -> 
     claim.lease.path.write_bytes(serialize_owner(replace(LeaseOwner.current_process(), started="1")))
     watch.poll_once(tmp_path, write_evaluation)
     assert 100 not in protected_steps(claim.run, EvaluationConfig(selection_metric="target_progress"))
+
+
+def use_fake_squeue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a squeue with an empty queue on the PATH: every job has ended."""
+    script = folder / "bin" / "squeue"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+
+
+def test_pending_evaluation_that_is_canceled_is_not_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_squeue(tmp_path, monkeypatch)
+    run = make_run(tmp_path / "runs" / "a", (100,))
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert watch.poll_once(run.parent, lambda claim: claim.transfer_to_job("17")) == 1, "submitted again"
+    claim = EvaluationClaim(run, 100, "quick")
+    assert claim.num_failures() == 0 and claim.release_if_dead()
+    assert claim.num_failures() == 0, "also without the watch"
+
+
+@pytest.mark.parametrize(
+    ("files", "failures"),
+    [
+        ({}, 0),
+        ({"17_0_log.out": ""}, 1),
+        ({"17_0_log.out": "", "state-0": "running"}, 1),
+        ({"17_0_log.out": "", "state-0": "75"}, 0),
+        ({"17_0_log.out": "", "state-0": "75", "verdict.txt": "interrupted 10 times"}, 1),
+    ],
+)
+def test_ended_evaluation_job_is_a_failure_if_it_failed_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], failures: int
+) -> None:
+    use_fake_squeue(tmp_path, monkeypatch)
+    claim = EvaluationClaim(make_run(tmp_path / "runs" / "a", (100,)), 100, "quick")
+    folder = claim.run / "jobs" / "001-evaluate"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert claim.acquire()
+    claim.transfer_to_job("17")
+    watch.release_dead_claims(claim.run)
+    assert claim.num_failures() == failures and not claim.lease.path.exists()
+
+
+def test_last_failure_names_the_command_that_repeats_the_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = EvaluationClaim(make_run(tmp_path / "a b", (100,)), 100, "quick")
+    claim.record_failure("no memory")
+    assert not caplog.messages
+    for _ in range(MAX_ATTEMPTS - 1):
+        claim.record_failure("no memory")
+    command = f"python -m launch evaluate '{claim.run}' --step 100 --suite quick"
+    assert command in caplog.text and len(caplog.messages) == 1
+    (claim.run / "jobs" / "001-evaluate").mkdir(parents=True)
+    write_job_info(claim.run / "jobs" / "001-evaluate", {"id": "17", "kind": "evaluate"})
+    assert any(command in line for line in status_lines(claim.run))
 
 
 def test_success_of_an_interactive_evaluation_clears_the_failures(tmp_path: Path) -> None:
