@@ -106,14 +106,14 @@ def load_cluster(name: str, overrides: Mapping[str, Any]) -> ClusterConfig:
     Raises UserError if the file does not exist, or if a key or value is not allowed.
     """
     from featgan.config.error_messages import format_validation_error
-    from featgan.config.loading import read_yaml
+    from featgan.system.yaml_files import read_yaml_mapping
 
     path = Path(name) if Path(name).is_file() else find_cluster_files().get(name)
     if path is None:
         known = ", ".join(sorted(find_cluster_files()))
         raise UserError(f"--cluster {name}: no such file, and no cluster of that name; the clusters are {known}")
     options = {key: value for key, value in overrides.items() if value not in (None, (), {})}
-    settings = read_yaml(path)
+    settings = read_yaml_mapping(path)
     if isinstance(settings.get("parameters"), dict) and "parameters" in options:
         options["parameters"] = settings["parameters"] | options["parameters"]
     if isinstance(settings.get("setup"), list) and "setup" in options:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
+from featgan.system.json_files import read_side_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
@@ -67,8 +68,4 @@ def write_job_info(folder: Path, job_info: dict[str, Any]) -> None:
 
 def read_job_info(folder: Path) -> dict[str, Any]:
     """Read job.json; empty if it is missing or cannot be read."""
-    try:
-        job_info = json.loads((folder / "job.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return job_info if isinstance(job_info, dict) else {}
+    return read_side_file(folder / "job.json") or {}

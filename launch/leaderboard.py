@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ import jinja2
 from featgan.config.choices import SUITES
 from featgan.config.metric_specs import LEADERBOARD_METRICS, METRICS, metric_label
 from featgan.config.schema import Config
+from featgan.errors import UserError
 from featgan.run.evaluation_document import metric_value, read_evaluation
 from featgan.run.evaluation_schedule import MAX_ATTEMPTS, best_step, count_failures, read_metric
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path
 from featgan.system.files import atomic_write
+from featgan.system.plain_text import format_one_line
+
+logger = logging.getLogger(__name__)
 
 CURVE_WIDTH, CURVE_HEIGHT = 160, 36
 
@@ -36,9 +41,17 @@ def collect_rows(runs: Sequence[tuple[Path, Config]]) -> list[LeaderboardRow]:
     """Return all evaluations by run and step; a run that cannot be read is left out."""
     rows = []
     for run, config in runs:
-        with suppress(OSError):
+        try:
             rows += run_rows(run, config)
+        except Exception as error:  # whatever is wrong with one run, the others are listed
+            logger.warning(f"{run}: not in the leaderboard: {describe_failure(error)}")
     return rows
+
+
+def describe_failure(error: Exception) -> str:
+    """Return an error of one run as one line."""
+    text = format_one_line(str(error)) or "failed"
+    return text if isinstance(error, OSError | UserError) else f"{type(error).__name__}: {text}"
 
 
 def run_rows(run_dir: Path, config: Config) -> list[LeaderboardRow]:
@@ -61,17 +74,17 @@ def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None
     """Write both files, each atomically; the curve of a run shows the metric that selects its best checkpoint."""
     rows = collect_rows(runs)
     columns = [name for name in LEADERBOARD_METRICS if any(row.values.get(name) is not None for row in rows)]
-    atomic_write(folder / "leaderboard.csv", format_csv(rows, columns).encode())
+    atomic_write(folder / "leaderboard.csv", format_csv(rows, columns).encode(errors="backslashreplace"))
     curves = {}
     for run, config in runs:
-        with suppress(OSError):
+        with suppress(Exception):  # `collect_rows` has reported it
             curves[run.name] = metric_curve(run, config)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     specs = [METRICS[name] for name in columns]
     html = environment.get_template("leaderboard.html.j2").render(rows=rows, specs=specs, curves=curves)
-    atomic_write(folder / "leaderboard.html", html.encode())
+    atomic_write(folder / "leaderboard.html", html.encode(errors="backslashreplace"))
 
 
 def format_csv(rows: Sequence[LeaderboardRow], columns: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Report the state of a run's jobs, from the files of the run and, if available, the SLURM queue."""
 
-import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from featgan.config.choices import SUITES
-from featgan.config.loading import read_yaml
 from featgan.errors import UserError
+from featgan.run.evaluation_document import to_finite_number, to_integer
 from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up
 from featgan.run.paths import checkpoint_steps, evaluated_steps, list_result_steps
+from featgan.system.files import read_side_text
+from featgan.system.json_files import parse_line, read_lines
+from featgan.system.limits import MAX_LINE_BYTES
 from featgan.system.slurm import run_slurm_command
+from featgan.system.yaml_files import read_yaml_mapping
 from launch.attempts import ATTEMPTS_FILE, EXIT_REQUEUE, VERDICT_FILE, read_attempts, read_state
 from launch.job_folder import DONE_FILE, read_job_info
+
+logger = logging.getLogger(__name__)
 
 TAIL_BYTES = 1 << 18
 """Bytes that are read from the end of metrics.jsonl."""
@@ -56,30 +62,28 @@ class RunProgress:
 
 def read_progress(run_dir: Path) -> RunProgress:
     """Read config.yaml and the last line of metrics.jsonl that holds the speed; evaluations write lines as well."""
-    training: dict[str, Any] = {}
+    training: Any = None
     if (run_dir / "config.yaml").is_file():
-        training = read_yaml(run_dir / "config.yaml").get("training", {})
+        try:
+            training = read_yaml_mapping(run_dir / "config.yaml").get("training")
+        except (UserError, OSError) as error:
+            logger.warning(f"skipped: {error}")
+    training = training if isinstance(training, dict) else {}
     last_entry = last_entry_with_key(run_dir / "metrics.jsonl", SPEED_KEY)
-    speed = last_entry.get(SPEED_KEY)
-    return RunProgress(last_entry.get("step"), training.get("steps"), speed, training.get("batch_size"))
+    step, steps, batch_size = (
+        to_integer(value) for value in (last_entry.get("step"), training.get("steps"), training.get("batch_size"))
+    )
+    return RunProgress(step, steps, to_finite_number(last_entry.get(SPEED_KEY)), batch_size)
 
 
 def last_entry_with_key(path: Path, key: str) -> dict[str, Any]:
     """Return the last line that is complete JSON and has the key; empty if there is none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+        lines = list(read_lines(path, TAIL_BYTES))
+    except (OSError, UserError):
         return {}
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and key in entry:
-            return entry
-    return {}
+    entries = map(parse_line, reversed(lines))
+    return next((entry for entry in entries if entry is not None and key in entry), {})
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,19 @@ def finished_state(folder: Path, job_info: dict[str, Any], has_queue: bool) -> s
     if (state := read_state(folder, "0")).isdecimal():
         # The job script, which records the attempts, was killed, or the job has none (executor: local).
         return "canceled" if state == str(EXIT_REQUEUE) else "failed"
-    on_slurm = job_info.get("cluster", {}).get("executor") == "slurm"
+    cluster = job_info.get("cluster")
+    on_slurm = isinstance(cluster, dict) and cluster.get("executor") == "slurm"
     if not on_slurm and not is_process_alive(job_info.get("id")):
         return "failed or lost"
     has_queue = has_queue and on_slurm
     if any(folder.glob("*_log.out")):
         return "canceled, timed out or lost" if has_queue else "running or lost"
     return "canceled" if has_queue else "not started"
+
+
+def read_small_text(path: Path) -> str:
+    """Return the text of a file with an exit code or a verdict; empty if there is none."""
+    return read_side_text(path, MAX_LINE_BYTES).strip()
 
 
 def is_process_alive(process_id: object) -> bool:
@@ -170,7 +180,7 @@ def status_lines(run_dir: Path) -> list[str]:
     evaluations = {suite: evaluated_steps(run_dir, suite) for suite in SUITES}
     lines = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
     lines += [f"last {suite} evaluation: {max(done)}" for suite, done in evaluations.items() if done]
-    lines += [path.read_text().strip() for folder in folders for path in folder.glob(VERDICT_FILE)]
+    lines += [verdict for folder in folders if (verdict := read_small_text(folder / VERDICT_FILE))]
     lines += [
         describe_given_up(run_dir, step, suite)
         for suite in SUITES

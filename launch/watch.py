@@ -15,7 +15,7 @@ from featgan.run.evaluation_schedule import due_evaluations
 from featgan.run.paths import list_result_steps, load_run_config
 from featgan.system.file_lease import LeaseOwner
 from launch.attempts import VERDICT_FILE, was_interrupted
-from launch.leaderboard import write_leaderboard
+from launch.leaderboard import describe_failure, write_leaderboard
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def poll_once(folder: Path, start_evaluation: StartEvaluation, max_evaluations: 
                 num_claimed += num_claimed < max_evaluations and try_claim(
                     EvaluationClaim(run, step, suite), start_evaluation
                 )
-        except OSError as error:
-            logger.warning(f"{run}: skipped: {error}")
+        except Exception as error:  # whatever is wrong with one run, the others are evaluated
+            logger.warning(f"{run}: skipped: {describe_failure(error)}")
     write_leaderboard(folder, list(find_runs(folder)))
     evaluations = "evaluation" if num_claimed == 1 else "evaluations"
     logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} {evaluations} started")

@@ -13,8 +13,7 @@ from featgan.config.error_messages import format_validation_error
 from featgan.config.renamed_keys import find_renamed
 from featgan.config.schema import Config
 from featgan.errors import UserError
-
-MAX_YAML_BYTES = 1 << 20
+from featgan.system.yaml_files import YamlError, parse_yaml, read_yaml_mapping
 
 
 def find_presets() -> dict[str, Path]:
@@ -26,7 +25,7 @@ def find_presets() -> dict[str, Path]:
 def find_config(name: str) -> Path:
     """Return the path of a file, or of the preset with this name. Raises UserError if there is neither."""
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     preset_paths = find_presets()
     preset_name = path.stem if path.suffix in (".yaml", ".yml") and path.parent.name in ("configs", "") else name
@@ -44,27 +43,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = find_config(name)
     override_by_key = {override.partition("=")[0]: override for override in overrides}
-    return parse_config(apply_overrides(read_yaml(path), overrides), str(path), override_by_key)
-
-
-def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES) -> dict[str, Any]:
-    """Read a YAML mapping of limited size. Aliases are rejected: a few lines of them can expand to gigabytes."""
-    if path.stat().st_size > max_bytes:
-        raise UserError(f"{path}: larger than {max_bytes} bytes; this is not a configuration file")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem_mark = getattr(error, "problem_mark", None)
-        location = f"{path}:{problem_mark.line + 1}" if problem_mark else str(path)
-        raise UserError(f"{location}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be read'}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a mapping; write sections as `section: {{key: value}}`")
-    return loaded
+    return parse_config(apply_overrides(read_yaml_mapping(path), overrides), str(path), override_by_key)
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -80,9 +59,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 section[parent] = {}
             section = section[parent]
         try:
-            section[leaf] = yaml.safe_load(text) if text else None
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"{override!r}: the value is not valid YAML; put text in quotes") from None
+            section[leaf] = parse_yaml(text) if text else None
+        except YamlError as error:
+            raise UserError(f"{override!r}: the value is {error}; put text in quotes") from None
     return tree
 
 

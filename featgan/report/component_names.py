@@ -7,6 +7,7 @@ import yaml
 
 from featgan.errors import UserError
 from featgan.system.files import atomic_write
+from featgan.system.yaml_files import read_yaml_mapping
 
 COMPONENT_NAMES_FILE = "names.yaml"
 MAX_NAME_LENGTH = 40
@@ -17,14 +18,12 @@ ComponentNames = dict[int, str]
 def read_component_names(run_dir: Path) -> ComponentNames:
     """Return the names stored in the run; empty if there is no file. Raises UserError if the file is invalid."""
     path = run_dir / COMPONENT_NAMES_FILE
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a valid YAML file; write one line per component, such as `1: smile`") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: not a mapping; write one line per component, such as `1: smile`")
+        content = read_yaml_mapping(path)
+    except UserError as error:
+        raise UserError(f"{error}; write one line per component, such as `1: smile`") from None
     return validate_component_names({str(number): str(name) for number, name in content.items()}, str(path))
 
 

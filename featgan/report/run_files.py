@@ -1,12 +1,13 @@
 """The files of a run that a report reads: metrics.jsonl and config.yaml. Reading is tolerant."""
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
-MAX_METRICS_BYTES = 256 << 20
+from featgan.system.files import read_side_text
+from featgan.system.json_files import read_json_lines
+from featgan.system.limits import MAX_YAML_BYTES
+
 MAX_SERIES = 200
 
 MetricSeries = dict[str, list[tuple[int, float]]]
@@ -30,27 +31,10 @@ def read_metric_series(run_dir: Path) -> MetricSeries:
     return {name: sorted(points.items()) for name, points in latest.items()}
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a .jsonl file, one per line; nothing if the file is missing or too large."""
-    if not path.is_file() or path.stat().st_size > MAX_METRICS_BYTES:
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                content = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(content, dict):
-                yield content
-
-
 def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_config_text(run_dir: Path) -> str:
-    """Return the resolved configuration as it was written, or an empty string."""
-    path = run_dir / "config.yaml"
-    if not path.is_file() or path.stat().st_size > 1 << 20:
-        return ""
-    return path.read_text(encoding="utf-8", errors="replace")
+    """Return the resolved configuration as it was written, or an empty string if it cannot be read."""
+    return read_side_text(run_dir / "config.yaml", MAX_YAML_BYTES)

@@ -15,17 +15,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from featgan.errors import UserError
 from featgan.run.paths import CHECKPOINT_MANIFEST, checkpoint_steps, step_folder, step_from_folder
+from featgan.system import json_files
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.tensor_files import TensorFileError, read_safetensors
 
 logger = logging.getLogger(__name__)
 
-MAX_JSON_BYTES = 16 << 20
 DISK_FULL_REMEDY = "free some space and run the command again to resume from the last checkpoint"
 CORRUPTED_REMEDY = "copy the checkpoint again, or use another step"
 
@@ -148,18 +148,11 @@ def find_checkpoint(run_dir: Path, step: int | None) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises UserError if it cannot be read."""
     try:
-        return load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError) as error:
+        return read_safetensors(path)
+    except TensorFileError as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); {CORRUPTED_REMEDY}") from None
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of at most MAX_JSON_BYTES. Raises UserError if it cannot be read."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(
-                f"{path}: larger than {MAX_JSON_BYTES} bytes; it was not written by featgan; {CORRUPTED_REMEDY}"
-            )
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); {CORRUPTED_REMEDY}") from None
+    """Read a JSON file of a checkpoint; errors as in `featgan.system.json_files.read_json`."""
+    return json_files.read_json(path, remedy=CORRUPTED_REMEDY)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from featgan.errors import UserError
-from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up
+from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up, read_failures
 from featgan.run.paths import checkpoint_steps, evaluation_path
 from featgan.system.file_lease import FileLease, LeaseOwner
 
@@ -96,7 +95,7 @@ class EvaluationClaim:
 
     def record_failure(self, reason: str) -> None:
         """Append a failure, with its time and reason, to the `.failed` file."""
-        previous_failures = (read_small_json(self.failures_path) or {}).get("failures", [])
+        previous_failures = read_failures(self.failures_path)
         self.failures_path.parent.mkdir(exist_ok=True)
         temporary_path = self.failures_path.with_suffix(f".{self.token}")
         temporary_path.write_text(
@@ -105,15 +104,6 @@ class EvaluationClaim:
         temporary_path.replace(self.failures_path)
         if self.num_failures() >= MAX_ATTEMPTS:
             logger.warning(f"{self.run}: {describe_given_up(self.run, self.step, self.suite)}")
-
-
-def read_small_json(path: Path) -> dict[str, Any] | None:
-    """Read a small JSON object; return None if the file is missing or incomplete."""
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 class AlreadyEvaluatingError(UserError):

@@ -13,9 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from featgan.system.files import atomic_write
-
-MAX_EVALUATION_BYTES = 32 << 20
-"""Larger files are not read."""
+from featgan.system.json_files import read_side_file
 
 ConclusionKind = Literal["supports", "limits", "unknown"]
 
@@ -266,14 +264,9 @@ def write_evaluation(path: Path, document: EvaluationDocument) -> None:
 
 
 def read_evaluation(path: Path) -> EvaluationDocument | None:
-    """Read a document; None if the file is missing, larger than `MAX_EVALUATION_BYTES` or not a JSON object."""
-    try:
-        if path.stat().st_size > MAX_EVALUATION_BYTES:
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return parse_evaluation(content, path) if isinstance(content, dict) else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    """Read a document; None if the file is missing, and None with a warning if it cannot be used."""
+    content = read_side_file(path)
+    return None if content is None else parse_evaluation(content, path)
 
 
 def parse_evaluation(content: dict[str, Any], path: Path | None = None) -> EvaluationDocument:

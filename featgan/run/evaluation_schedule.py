@@ -1,6 +1,5 @@
 """Which checkpoints of a run are to be evaluated or kept; imports no torch, so that the launcher starts fast."""
 
-import json
 import logging
 import shlex
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from featgan.config.schema import EvaluationConfig
 from featgan.run.evaluation_document import metric_value, read_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path, list_result_steps, load_run_config
+from featgan.system.json_files import read_side_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,13 @@ def read_metric(path: Path, name: str) -> float | None:
 
 def count_failures(run_dir: Path, step: int, suite: str) -> int:
     """Return the number of failed evaluations of a step."""
-    try:
-        document: Any = json.loads(evaluation_path(run_dir, step, suite).with_suffix(".failed").read_text())
-        return len(document["failures"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    return len(read_failures(evaluation_path(run_dir, step, suite).with_suffix(".failed")))
+
+
+def read_failures(path: Path) -> list[Any]:
+    """Return the failures that a `.failed` file lists; none if it is missing or damaged."""
+    failures = (read_side_file(path) or {}).get("failures")
+    return failures if isinstance(failures, list) else []
 
 
 def describe_given_up(run_dir: Path, step: int, suite: str) -> str:

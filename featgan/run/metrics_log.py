@@ -1,6 +1,7 @@
 """Scalars of a run: averaged on the device, then written to metrics.jsonl and TensorBoard."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -13,6 +14,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from featgan.system.files import check_regular_mode
+from featgan.system.json_files import parse_line, read_lines, report_skipped
 
 EVALUATION_TAG = "evaluation"
 """TensorBoard sub-folder of a run's evaluations, and prefix of the names of their metrics."""
@@ -60,15 +64,19 @@ class MetricsLog:
         The file is renamed first. An evaluation that appends its line meanwhile detects this and appends it again.
         """
         if self.path.exists():
+            check_regular_mode(self.path, self.path.stat().st_mode)
             self.path.replace(self.path.with_suffix(f".{time.time_ns()}.former"))
         backups = sorted(
             self.path.parent.glob(f"{self.path.stem}.*.former")
         )  # also those left by a process that was killed
-        lines = [line for backup in backups for line in backup.read_text().splitlines()]
-        kept_lines = [line for line in dict.fromkeys(lines) if parse_line_step(line) <= step]
+        lines = dict.fromkeys(line.rstrip(b"\r\n") for backup in backups for line in read_lines(backup))
+        steps = {line: parse_line_step(line) for line in lines if line}
         if backups:
             with self.path.open("ab", buffering=0) as file:
-                file.write("".join(line + "\n" for line in kept_lines).encode())
+                file.write(b"".join(line + b"\n" for line, line_step in steps.items() if line_step <= step))
+        num_damaged = sum(math.isinf(line_step) for line_step in steps.values())
+        if num_damaged:
+            report_skipped(self.path, f"{num_damaged} damaged lines")
         for former in backups:
             former.unlink()
 
@@ -136,9 +144,7 @@ def is_same_file(path: Path, descriptor: int) -> bool:
         return False
 
 
-def parse_line_step(line: str) -> float:
-    """Return the step of a line of metrics.jsonl; infinity if the line is corrupted."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+def parse_line_step(line: bytes) -> float:
+    """Return the step of a line of metrics.jsonl; infinity if the line is damaged."""
+    step = (parse_line(line) or {}).get("step")
+    return float(step) if isinstance(step, int | float) and math.isfinite(step) else math.inf

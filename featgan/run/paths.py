@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
-from featgan.config.loading import config_diff, parse_config, read_yaml
+from featgan.config.loading import config_diff, parse_config
 from featgan.config.schema import Config
 from featgan.errors import UserError
+from featgan.system.yaml_files import read_yaml_mapping
 
 CHECKPOINT_MANIFEST = "manifest.json"
 """The file of a checkpoint that lists the others; a folder without it is not a checkpoint."""
@@ -42,7 +43,7 @@ def check_run_folder(config: Config) -> None:
 def load_run_config(run_dir: Path) -> Config:
     """Read config.yaml of a run. Raises UserError if it is missing or invalid."""
     path = run_dir / "config.yaml"
-    return parse_config(read_yaml(path), str(path))
+    return parse_config(read_yaml_mapping(path), str(path))
 
 
 def is_incomplete_file(path: Path) -> bool:

@@ -65,6 +65,14 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
         return file.read(size)
 
 
+def read_side_text(path: Path, max_bytes: int) -> str:
+    """Return a text that is shown but not needed: empty if it cannot be read, with replaced characters if damaged."""
+    try:
+        return read_regular_file(path, max_bytes).decode("utf-8", "replace")
+    except (OSError, UserError):
+        return ""
+
+
 def describe_read_error(error: OSError) -> str:
     """Return the reason of an error while a file was read, for a message."""
     return "missing" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()

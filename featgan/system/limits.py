@@ -41,3 +41,6 @@ MAX_IMAGE_PIXELS = 100_000_000
 
 MAX_IMAGE_SIDE = 65_535
 """Width or height of an image in pixels, which is JPEG's own limit. Other formats allow images of 8 x 12,000,000."""
+
+MAX_TENSOR_HEADER_BYTES = 8 << 20
+"""Size of the header of a safetensors file in bytes: about 80,000 tensors, each of which needs a kilobyte of memory."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from featgan.system.files import atomic_write, sha256_of
+from featgan.system.json_files import read_side_file
 from featgan.system.progress import track_progress
 
 logger = logging.getLogger(__name__)
 
 MEMO_FILE = ".verified.json"
-MAX_MEMO_BYTES = 64 << 20
 
 MIN_AGE_NANOSECONDS = 2e9
 """Age in nanoseconds from which a file is added to the memo; a newer file could change without a new time stamp."""
@@ -48,12 +48,7 @@ def file_stamp(path: Path, sha256: str) -> list[str | int]:
 
 def load_memo(folder: Path) -> VerifiedFiles:
     """Read the memo of a folder; return an empty one if it cannot be read."""
-    path = folder / MEMO_FILE
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_MEMO_BYTES else None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_side_file(folder / MEMO_FILE) or {}
 
 
 def save_memo(folder: Path, memo: VerifiedFiles) -> None:

@@ -133,5 +133,5 @@ def read_yaml_mapping(path: Path, max_bytes: int = MAX_YAML_BYTES) -> dict[Any, 
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a mapping; write lines as `key: value`")
+        raise UserError(f"{path}: not a mapping; write lines such as `key: value`")
     return content

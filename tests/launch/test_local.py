@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from featgan.config.loading import parse_config, read_yaml, to_yaml
+from featgan.config.loading import parse_config, to_yaml
 from featgan.run.paths import checkpoint_steps, step_folder
+from featgan.system.yaml_files import read_yaml_mapping
 from tests.conftest import World
 
 LAUNCH_COMMAND = [sys.executable, "-m", "launch"]
@@ -35,7 +36,7 @@ def test_local_job_trains_with_two_processes(world: World, tmp_path: Path) -> No
     status = [*LAUNCH_COMMAND, "status", str(config.run_dir)]
     output = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     assert "001-train" in output and "4 of 4" in output and "done" in output and "last checkpoint: 4" in output
-    assert parse_config(read_yaml(folder / "config.yaml"), "submitted") == config
+    assert parse_config(read_yaml_mapping(folder / "config.yaml"), "submitted") == config
 
 
 def test_submission_takes_less_than_one_second_of_cpu_time(world: World, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from featgan.run.evaluation_document import (
-    MAX_EVALUATION_BYTES,
     ComponentRecord,
     Conclusion,
     EstimateRecord,
@@ -19,6 +18,7 @@ from featgan.run.evaluation_document import (
     read_evaluation,
     write_evaluation,
 )
+from featgan.system.limits import MAX_JSON_BYTES
 
 
 def make_document() -> EvaluationDocument:
@@ -75,7 +75,7 @@ def test_too_large_file_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(b"{}")
     assert read_evaluation(path) is not None
     with path.open("ab") as file:
-        file.truncate(MAX_EVALUATION_BYTES + 1)
+        file.truncate(MAX_JSON_BYTES + 1)
     assert read_evaluation(path) is None
 
 
@@ -103,7 +103,7 @@ def test_malformed_parts_are_dropped() -> None:
     )
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400, "true", '"0.5"', "[]"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "true", '"0.5"', "[]"])
 def test_values_that_are_not_finite_numbers_are_none(tmp_path: Path, number: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(f'{{"metrics": {{"ccc": {{"value": {number}, "low": 0, "high": {number}, "count": 5}}}}}}')

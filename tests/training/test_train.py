@@ -20,13 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from featgan.config.loading import parse_config, read_yaml, to_yaml
+from featgan.config.loading import parse_config, to_yaml
 from featgan.data.loader import BatchDataset
 from featgan.errors import UserError
 from featgan.inference.model import load_model
 from featgan.run import checkpoint
 from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import atomic_write, sha256_of
+from featgan.system.yaml_files import read_yaml_mapping
 from featgan.training.lr_schedule import lr_at_step
 from featgan.training.objective import compute_d_loss, compute_g_loss, is_r1_step, split_microbatches
 from featgan.training.state import build_train_state
@@ -211,7 +212,7 @@ def test_run_without_a_checkpoint_accepts_another_configuration(world: World, tm
     (first.run_dir / "config.yaml").write_text(to_yaml(first))
     other = world.make_config(tmp_path / "run")
     train(other)
-    assert parse_config(read_yaml(other.run_dir / "config.yaml"), "written") == other
+    assert parse_config(read_yaml_mapping(other.run_dir / "config.yaml"), "written") == other
 
 
 def simulate_full_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -240,7 +241,7 @@ def test_run_can_restart_after_a_full_disk(world: World, tmp_path: Path, monkeyp
     assert_checkpoints_equal(intact.run_dir, same.run_dir, 4)
     changed = world.make_config(other.run_dir, losses={"cycle_weight": 3}, generator={"dim": 8})
     train(changed)
-    assert parse_config(read_yaml(other.run_dir / "config.yaml"), "written") == changed
+    assert parse_config(read_yaml_mapping(other.run_dir / "config.yaml"), "written") == changed
     assert checkpoint_steps(other.run_dir) == [2, 4]
     lines = [json.loads(line)["step"] for line in (other.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
