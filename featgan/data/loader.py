@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from featgan.data.batch_workers import compute_ahead
 from featgan.data.conditions import Condition
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
 from featgan.data.shards.shard_set import Split
-from featgan.system.signals import block_stop_signals, defer_stop_signals
 
 ORDER_STREAM, FLIP_STREAM, TARGET_STREAM, PENALTY_STREAM = range(4)
 """Kinds of independent random streams derived from one seed."""
@@ -83,7 +82,7 @@ class TrainingSet:
         return len(self.condition.rows)
 
 
-class BatchDataset(Dataset[Batch]):
+class BatchDataset:
     """A map-style data set: `batches[step]` is the batch of that step for this rank; each loader worker has a copy."""
 
     def __init__(
@@ -134,6 +133,11 @@ class BatchDataset(Dataset[Batch]):
             dataset,
         )
 
+    def max_batch_bytes(self) -> int:
+        """Return the size in bytes of the tensors of the largest batch of this process."""
+        num_rows = self.local_slice.stop - self.local_slice.start
+        return num_rows * max(map(bytes_per_image, self.training_sets))
+
     def global_rows(self, dataset: int, batch_index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows [B] of a data set's global batch and which of them are flipped [B].
 
@@ -164,28 +168,26 @@ class BatchDataset(Dataset[Batch]):
         return self.epoch_orders[key]
 
 
+def bytes_per_image(training_set: TrainingSet) -> int:
+    """Return the size in bytes of one row of the tensors of a batch."""
+    condition, row = training_set.condition, (training_set.condition.rows[:1], np.zeros(1, bool))
+    output_bytes = condition.outputs(*row).nbytes if condition.outputs else 0
+    alpha_bytes = np.dtype(np.float32).itemsize
+    return 3 * training_set.split.image_size**2 + 2 * condition.values(*row).nbytes + 2 * output_bytes + alpha_bytes
+
+
 @contextmanager
 def open_loader(batches: BatchDataset, first_step: int, end_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of the steps from `first_step` to `end_step`, exclusive; workers stop with the block."""
     batches.cache_decoded_images(end_step - first_step)
-    loader: DataLoader[Batch] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first_step, end_step),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=init_worker,
-    )
-    with block_stop_signals():
-        iterator = iter(loader)
-    try:
-        yield iterator
-    finally:
-        if num_workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+    steps = range(first_step, end_step)
+    if not num_workers:
+        yield (batches[step] for step in steps)
+        return
 
+    def compute_columns(step: int) -> tuple[dict[str, Tensor], int]:
+        batch = batches[step]
+        return batch.named_tensors(), batch.dataset
 
-def init_worker(worker_id: int) -> None:
-    """Use one thread per worker, and let a stop signal to the process group end the run only between steps."""
-    torch.set_num_threads(1)
-    defer_stop_signals()
+    with compute_ahead(compute_columns, steps, num_workers, batches.max_batch_bytes()) as loader:
+        yield (Batch(**columns, dataset=dataset) for columns, dataset in loader)

@@ -2,13 +2,11 @@
 
 import logging
 import math
-import multiprocessing
 import os
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFi
 from featgan.errors import UserError
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.progress import ProgressBar, progress_bar
+from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -278,9 +277,7 @@ def crop_images_parallel(jobs: Sequence[CropJob], options: CropOptions, workers:
         for chunk in chunks:
             yield from crop_files(chunk, options)
         return
-    # New processes are spawned, because a fork would inherit the threads of this process.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=ignore_interrupts)
+    pool = open_process_pool(min(workers, len(chunks)))
     pending: deque[Future[list[Crop]]] = deque()
     try:
         for chunk in chunks:
@@ -293,11 +290,6 @@ def crop_images_parallel(jobs: Sequence[CropJob], options: CropOptions, workers:
         raise UserError("a worker process was killed, possibly because memory ran out; use fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def ignore_interrupts() -> None:
-    """Ignore Ctrl-C in a worker: the process that waits for the workers handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def print_summary(summary: PackSummary) -> None:

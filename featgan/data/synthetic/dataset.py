@@ -3,11 +3,9 @@
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +19,7 @@ from featgan.data.synthetic.drawing import draw_face, face_landmarks
 from featgan.errors import UserError
 from featgan.system.files import lock_folder, user_friendly_write_errors
 from featgan.system.progress import progress_bar
+from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -160,9 +159,7 @@ def write_faces(root: Path, count: int, seed: int, image_size: int, workers: int
     if workers <= 1 or len(chunks) == 1:
         yield from map(job, chunks)
         return
-    # New processes are spawned, because a fork would inherit the threads of this process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+    with open_process_pool(min(workers, len(chunks))) as pool:
         try:
             yield from pool.map(job, chunks)
         except BrokenProcessPool:

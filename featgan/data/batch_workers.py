@@ -1,0 +1,149 @@
+"""Worker processes that compute batches ahead of time, in a fixed order: batch i comes from worker i modulo W."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featgan.data.shared_tensors import SharedSlots
+from featgan.errors import UserError
+from featgan.system.signals import block_stop_signals, defer_stop_signals
+from featgan.system.worker_processes import describe_exit, end_with_parent
+
+BATCHES_AHEAD = 4
+"""Number of batches that each worker computes before the first of them is used."""
+
+EXIT_TIMEOUT = 60.0
+"""Seconds to wait for the end of a worker that has closed its connection."""
+
+SLOT_IS_FREE = b""
+"""Message to a worker: the batch in its oldest slot was read."""
+
+Computation = Callable[[int], tuple[Mapping[str, Tensor], Any]]
+"""Returns the tensors of the batch of a step, and a small value that can be pickled."""
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """An exception that was raised in a worker."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class BatchWorker:
+    """A worker process, its end of the connection, and the memory of its batches."""
+
+    process: BaseProcess
+    connection: Connection
+    slots: SharedSlots
+
+
+@contextmanager
+def compute_ahead(
+    compute: Computation, steps: range, num_workers: int, num_bytes: int
+) -> Iterator[Iterator[tuple[dict[str, Tensor], Any]]]:
+    """Iterate over `compute(step)` for all steps, computed in worker processes; they end with the block.
+
+    The tensors of a batch have at most `num_bytes` bytes. The workers are forked, so `compute` is not pickled. An
+    exception in a worker is raised in this process. Raises UserError if a worker is killed.
+    """
+    workers: list[BatchWorker] = []
+    try:
+        with block_stop_signals():
+            for index in range(num_workers):
+                workers.append(start_worker(compute, steps[index::num_workers], num_bytes))
+        yield receive_batches(workers, len(steps))
+    finally:
+        # Workers own no files and no locks, so they can be killed at any time.
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.connection.close()
+
+
+def start_worker(compute: Computation, steps: range, num_bytes: int) -> BatchWorker:
+    """Fork a worker. Raises UserError if there is too little memory."""
+    context = multiprocessing.get_context("fork")
+    slots = SharedSlots(BATCHES_AHEAD, num_bytes)
+    # A pair of sockets instead of a queue: queues have semaphores, which are files in /dev/shm.
+    connection, worker_connection = context.Pipe()
+    process = context.Process(target=run_worker, args=(compute, steps, slots, worker_connection), daemon=True)
+    try:
+        process.start()
+    except OSError as error:
+        connection.close()
+        raise UserError(
+            f"a data worker cannot be started: {(error.strerror or str(error)).lower()}; lower training.num_workers"
+        ) from None
+    finally:
+        worker_connection.close()  # so that the connection breaks when the worker ends
+    return BatchWorker(process, connection, slots)
+
+
+def run_worker(compute: Computation, steps: range, slots: SharedSlots, connection: Connection) -> None:
+    """Compute batches in a worker, with one thread; a stop signal to the process group does not end it.
+
+    Each batch is written to the next slot. From the second use of a slot on, the worker waits until it has been read.
+    """
+    end_with_parent()
+    torch.set_num_threads(1)
+    defer_stop_signals()
+    for index, step in enumerate(steps):
+        if index >= BATCHES_AHEAD:
+            connection.recv_bytes()
+        try:
+            tensors, rest = compute(step)
+            message = slots.write(index % BATCHES_AHEAD, tensors), rest
+        except Exception as error:
+            connection.send(describe_failure(error))
+            return
+        connection.send(message)
+
+
+def receive_batches(workers: Sequence[BatchWorker], count: int) -> Iterator[tuple[dict[str, Tensor], Any]]:
+    """Yield `count` batches in order."""
+    for index in range(count):
+        round_index, worker_index = divmod(index, len(workers))
+        worker = workers[worker_index]
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            raise worker_death(worker.process, worker_index, len(workers)) from None
+        if isinstance(message, WorkerFailure):
+            raise message.error
+        layouts, rest = message
+        tensors = worker.slots.read(round_index % BATCHES_AHEAD, layouts)
+        if index + BATCHES_AHEAD * len(workers) < count:
+            with suppress(ConnectionError):  # the next read from this worker will raise the error
+                worker.connection.send_bytes(SLOT_IS_FREE)
+        yield tensors, rest
+
+
+def worker_death(process: BaseProcess, index: int, num_workers: int) -> UserError:
+    """Return the error that explains how a worker process ended."""
+    process.join(EXIT_TIMEOUT)
+    return UserError(
+        f"data worker {index + 1} of {num_workers} (process {process.pid}) {describe_exit(process)}; lower "
+        "training.num_workers or request more memory, then run the same command again to resume"
+    )
+
+
+def describe_failure(error: Exception) -> WorkerFailure:
+    """Return an exception of a worker in a form that can be pickled, with its traceback as a note."""
+    traceback_text = "in a data worker:\n" + "".join(traceback.format_exception(error))
+    copy: Exception = RuntimeError(traceback_text)
+    if isinstance(error, UserError | MemoryError):
+        copy = type(error)(str(error))
+    elif isinstance(error, OSError):
+        copy = OSError(error.errno, error.strerror or str(error), error.filename)
+    copy.add_note(traceback_text)
+    return WorkerFailure(copy)

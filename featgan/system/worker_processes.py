@@ -1,0 +1,59 @@
+"""Worker processes: they end together with the process that started them, and an early end is one clear line."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
+
+from featgan.errors import UserError
+
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that this process receives when its parent ends."""
+
+SHARED_MEMORY_REMEDY = (
+    "free some space there; in a container, start it with a larger one, for example docker run --shm-size=1g"
+)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this worker when the process that started it ends, even by SIGKILL.
+
+    Call this first in a worker that was forked or spawned from a thread that lives as long as its process.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        os._exit(1)  # the parent ended before the call above
+
+
+def init_pool_worker() -> None:
+    """Prepare a worker of a pool: it ends with its parent, which alone handles Ctrl-C."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def open_process_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Return a pool of spawned workers; a fork would inherit the threads of this process.
+
+    Raises UserError if the system cannot create the semaphores of the pool, which are files in /dev/shm.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(num_workers, mp_context=context, initializer=init_pool_worker)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"/dev/shm: cannot be written: {reason}; {SHARED_MEMORY_REMEDY}; or use one process") from None
+
+
+def describe_exit(process: BaseProcess) -> str:
+    """Return how a process that has ended was ended, as the end of a sentence."""
+    exit_code = process.exitcode
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return f"was killed by {name}" + (", probably because memory ran out" if exit_code == -signal.SIGKILL else "")

@@ -1,0 +1,122 @@
+"""Tests of worker processes: none of them outlives its parent, and a full /dev/shm is one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from featgan.config.loading import to_yaml
+from tests.conftest import World
+from tests.helpers.mounts import featgan_command, run_with_mounts, small_shared_memory
+
+WAIT_SECONDS = 120.0
+"""Time limit for what takes a second on an idle machine."""
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the ids of all descendants of a process."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return children + [descendant for child in children for descendant in child_processes(child)]
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], problem: str) -> None:
+    """Wait until a condition holds; fail after WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.02)
+
+
+@contextmanager
+def started(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a command in its own session; everything that is left of it is killed at the end."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def check_that_workers_end_with(command: list[str], num_workers: int) -> None:
+    """Kill a command as soon as it has its workers, and again when they are at work; check that nothing is left."""
+    for delay in (0.0, 2.0):
+        with started(command) as process:
+            wait_until(
+                lambda pid=process.pid: len(child_processes(pid)) >= num_workers,  # type: ignore[misc]
+                f"{command} started no workers",
+            )
+            time.sleep(delay)
+            workers = child_processes(process.pid)
+            assert process.poll() is None, "the command ended too early for this test"
+            process.kill()
+            process.wait()
+            try:
+                wait_until(lambda pids=workers: not any(map(is_running, pids)), "workers are left")  # type: ignore[misc]
+            finally:
+                for pid in filter(is_running, workers):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_synthesize_end(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from featgan.data.synthetic.dataset import synthesize_faces\n"
+        "if __name__ == '__main__': synthesize_faces(Path(sys.argv[1]), 100_000, 0, 112, workers=2)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    check_that_workers_end_with([sys.executable, str(script), str(tmp_path / "faces")], 3)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_pack_end(world: World, tmp_path: Path) -> None:
+    image = next((world.source / "train_set" / "images").glob("*.jpg"))
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(4000):
+            (tmp_path / "images" / name / f"{index}.jpg").symlink_to(image)
+    out = tmp_path / "shards"
+    command = featgan_command("pack", "folder", tmp_path / "images", "--out", out, "--workers", 2, "--image-size", 512)
+    check_that_workers_end_with(command, 3)
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_training_end(world: World, tmp_path: Path) -> None:
+    config = world.make_config(tmp_path / "run", training={"num_workers": 2, "steps": 10**6, "checkpoint_every": 10**6})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    check_that_workers_end_with(featgan_command("train", tmp_path / "config.yaml"), 2)
+
+
+@pytest.mark.slow
+def test_full_shared_memory_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "from featgan.errors import UserError\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n        open_process_pool(2)\n"
+        "    except UserError as error:\n        print(error)\n"
+    )
+    setup = small_shared_memory(4) + "\ndd if=/dev/zero of=/dev/shm/file bs=4k 2> /dev/null || true"
+    result = run_with_mounts(setup, [sys.executable, str(script)])
+    assert result.stdout.startswith("/dev/shm: cannot be written") and "--shm-size" in result.stdout, result.stderr
+    assert len(result.stdout.splitlines()) == 1
