@@ -16,7 +16,8 @@ from featgan.blackbox.adapters.base import (
     no_linear_layer_error,
     to_feature_vectors,
 )
-from featgan.blackbox.adapters.factories import open_callable, open_timm, open_torchvision
+from featgan.blackbox.adapters.batching import choose_batching
+from featgan.blackbox.adapters.factories import FunctionAdapter, open_callable, open_timm, open_torchvision
 from featgan.blackbox.adapters.onnx import OnnxAdapter
 from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
 from featgan.blackbox.fitting.model_folder import open_fitted_classifier
@@ -60,9 +61,11 @@ class BlackBox:
         self.device = device
         self.preprocessing = network.preprocessing.with_options(spec.preprocessing, spec.name)
         self.image_size = self.preprocessing.image_size
-        self.sha256 = hash_byte_chunks([network.sha256.encode(), self.preprocessing.model_dump_json().encode()])
+        self.sha256 = hash_byte_chunks([network.sha256.encode(), self.preprocessing.hash_text().encode()])
         self.task = task
         probe = make_probe_images(self.preprocessing, device)
+        if needs_batching_check(spec, network):
+            network = self.network = choose_batching(network, self.preprocessing(probe), spec.name)
         default_layer = network.default_layer(self.preprocessing(probe))
         if layer is None and default_layer is None:
             raise no_linear_layer_error(spec.name)
@@ -124,7 +127,15 @@ def list_layers(
     """List the names and widths of the layers that `load_blackbox` accepts, in the order of computation."""
     parsed, network, _, _ = open_network(spec, device, preprocessing)
     network_preprocessing = network.preprocessing.with_options(parsed.preprocessing, parsed.name)
-    return network.list_layers(network_preprocessing(make_probe_images(network_preprocessing, torch.device(device))))
+    images = network_preprocessing(make_probe_images(network_preprocessing, torch.device(device)))
+    if needs_batching_check(parsed, network):
+        network = choose_batching(network, images, parsed.name)
+    return network.list_layers(images)
+
+
+def needs_batching_check(spec: BlackBoxSpec, network: NetworkAdapter) -> bool:
+    """Whether a network may depend on the batch size: files can, and modules of other people's code."""
+    return spec.kind in ("torchscript", "onnx", "callable") and not isinstance(network, FunctionAdapter)
 
 
 def open_network(

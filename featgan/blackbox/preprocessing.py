@@ -15,6 +15,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray image (ITU-R BT.601)."""
 
+ADDED_FIELDS = ("interpolation", "resize_size")
+"""Fields that feature caches of older versions do not know; their hashes must stay the same."""
+
 
 def parse_numbers(value: Any) -> Any:
     """Convert `0.5,0.5,0.5` from a command line, or one number, to a tuple."""
@@ -42,6 +45,10 @@ class Preprocessing(BaseModel):
     std: ChannelNumbers = (1.0,)
     layout: Literal["nchw", "nhwc"] = "nchw"
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    """How images are resized; bilinear and bicubic average over the pixels when they reduce the size."""
+    resize_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Images are resized to this size, and their center of `image_size` pixels is used; None uses the whole image."""
 
     @model_validator(mode="after")
     def check_channel_counts(self) -> "Preprocessing":
@@ -54,6 +61,8 @@ class Preprocessing(BaseModel):
                 )
         if 0 in self.std:
             raise ValueError("std: must not be 0; use std=1 for no scaling")
+        if self.resize_size and self.resize_size < (self.image_size or self.resize_size + 1):
+            raise ValueError("resize_size: must not be below image_size; the center of image_size pixels is used")
         return self
 
     def with_options(self, options: Mapping[str, Any], spec: str) -> "Preprocessing":
@@ -75,12 +84,32 @@ class Preprocessing(BaseModel):
         mean, std = (torch.tensor(values)[None, :, None, None] for values in (self.mean, self.std))
         return (high - low) / 2 / std, ((high + low) / 2 - mean) / std
 
+    def resize_images(self, images: Tensor) -> Tensor:
+        """Resize images [N, 3, H, W] in [-1, 1] to [N, 3, S, S], and crop their center if `resize_size` is set."""
+        size = self.resize_size or self.image_size
+        if size and images.shape[2:] != (size, size):
+            images = resize_batch(images, size, self.interpolation)
+        if self.resize_size and self.image_size:
+            start = round((self.resize_size - self.image_size) / 2)
+            images = images[:, :, start : start + self.image_size, start : start + self.image_size]
+        return images
+
+    def hash_text(self) -> str:
+        """Return the text that identifies the preprocessing in a hash; fields added later count if they are used."""
+        unused = {name for name in ADDED_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump_json(exclude=unused)
+
+    def __str__(self) -> str:
+        """Describe the input in one line."""
+        size = f"{self.image_size} x {self.image_size}" if self.image_size else "the size of the images"
+        crop = f" (center of {self.resize_size} x {self.resize_size})" if self.resize_size else ""
+        numbers = {"range": self.range, "mean": self.mean, "std": self.std}
+        listed = ", ".join(f"{name} {','.join(f'{value:g}' for value in values)}" for name, values in numbers.items())
+        return f"{size}{crop}, {listed}, {self.channels}, {self.layout}, {self.interpolation}"
+
     def __call__(self, images: Tensor) -> Tensor:
         """Images, float [N, 3, H, W] in [-1, 1] => float32 [N, C, S, S], or [N, S, S, C] for `nhwc`."""
-        images = images.float()
-        if self.image_size and images.shape[2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        images = self.resize_images(images.float())
         if self.channels == "bgr":
             images = images.flip(1)
         elif self.channels == "gray":
@@ -88,6 +117,15 @@ class Preprocessing(BaseModel):
         factor, shift = (values.to(images.device) for values in self.scale_and_shift)
         images = images * factor + shift
         return images.permute(0, 2, 3, 1).contiguous() if self.layout == "nhwc" else images
+
+
+def resize_batch(images: Tensor, size: int, interpolation: str) -> Tensor:
+    """Resize images [N, C, H, W] in [-1, 1] to [N, C, S, S]."""
+    if interpolation == "nearest":
+        return F.interpolate(images, (size, size), mode="nearest-exact")
+    resized = F.interpolate(images, (size, size), mode=interpolation, antialias=True, align_corners=False)
+    # Bicubic interpolation exceeds black and white at edges; Pillow, which the libraries use, clips that.
+    return resized.clamp(-1, 1) if interpolation == "bicubic" else resized
 
 
 IMAGENET = Preprocessing(image_size=224, range=(0, 1), mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -7,6 +7,7 @@ again from the SPEC and the layer alone.
 import difflib
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,10 @@ SPEC_FORMS = (
 )
 KIND_BY_SUFFIX = {".pt": "torchscript", ".ts": "torchscript", ".torchscript": "torchscript", ".onnx": "onnx"}
 WEIGHT_SUFFIXES = (".pth", ".safetensors", ".bin", ".ckpt", ".h5", ".pkl")
-PREPROCESSING_OPTIONS = ("image_size", "mean", "std", "range", "layout", "channels")
-OUTPUT_OPTIONS = ("task", "classes")
+PREPROCESSING_OPTIONS = (
+    "image_size", "mean", "std", "range", "layout", "channels", "interpolation", "resize_size"
+)  # fmt: skip
+OUTPUT_OPTIONS = ("task", "classes", "output")
 
 MAX_LISTED_NAMES = 12
 """Maximum number of names that a message lists."""
@@ -87,7 +90,14 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
     if path.suffix in KIND_BY_SUFFIX:
         if not path.is_file():
             raise UserError(f"{location}: no such file; SPEC must be {SPEC_FORMS}")
+        if KIND_BY_SUFFIX[path.suffix] == "torchscript" and zipfile.is_zipfile(path) and not is_torchscript_file(path):
+            raise UserError(
+                f"{location}: not a TorchScript file, but weights or a pickled network; for weights, "
+                f"use torchvision:NAME:{location} or timm:NAME:{location}"
+            )
         return BlackBoxSpec(KIND_BY_SUFFIX[path.suffix], str(path), None, options)
+    if path.suffix in WEIGHT_SUFFIXES and path.is_file() and is_torchscript_file(path):
+        return BlackBoxSpec("torchscript", str(path), None, options)
     if path.suffix in WEIGHT_SUFFIXES:
         raise UserError(
             f"{location}: weights alone are not a network; use torchvision:NAME:{location} or timm:NAME:{location}"
@@ -96,6 +106,15 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
         return BlackBoxSpec("callable", location, None, options)
     problem = "neither a folder nor a file of a known kind" if location and path.exists() else "no such folder or file"
     raise UserError(f"{location or 'empty SPEC'}: {problem}; SPEC must be {SPEC_FORMS}")
+
+
+def is_torchscript_file(path: Path) -> bool:
+    """Whether a file is an archive with the constants of a TorchScript file; `torch.save` does not write them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def parse_options(text: str, query: str) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Inception:
             )
         has_second_head = any(name.startswith("AuxLogits.") for name in weights)
         network = Inception3(len(head), aux_logits=has_second_head, init_weights=False)
-        load_state_dict(network, add_batch_counters(weights, network), path)
+        load_state_dict(network, weights, path)
         self.is_original = len(head) == ORIGINAL_CLASSES
         if self.is_original:
             use_original_pooling(network)
@@ -67,12 +67,6 @@ class Inception:
         images = (images if images.is_floating_point() else to_float(images)).to(self.device)
         resized = F.interpolate(images, (INPUT_SIZE, INPUT_SIZE), mode="bilinear", align_corners=False)
         return torch.as_tensor(self.network(resized)).cpu()
-
-
-def add_batch_counters(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Add the batch counters of batch norm that old state dicts lack; they are not used here."""
-    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
-    return counters | weights
 
 
 def use_original_pooling(network: Inception3) -> None:

@@ -143,7 +143,6 @@ BAD_SPECS = {
     "torchvision:resnet18?task=age": "use one of expression, valence_arousal, attributes, other",
     "torchvision:resnet18?task=expression&image_size=32": "8 names for 1000 outputs",
     "torchvision:resnet18?task=valence_arousal&image_size=32": "2 names for 1000 outputs",
-    "torchvision:squeezenet1_1?image_size=64": "no linear layer at the end",
 }
 
 

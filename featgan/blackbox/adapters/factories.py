@@ -3,13 +3,13 @@
 import importlib
 import inspect
 import logging
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from featgan.blackbox.adapters.base import (
@@ -17,14 +17,24 @@ from featgan.blackbox.adapters.base import (
     first_tensor,
     forward_error,
     hash_byte_chunks,
+    list_tensors,
+    select_output,
     summarize_error,
     unknown_layer_error,
 )
 from featgan.blackbox.adapters.torch_module import ModuleAdapter
-from featgan.blackbox.fitting.network import last_linear_module
-from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
+from featgan.blackbox.fitting.network import find_head_module
+from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
-from featgan.blackbox.weights import load_state_dict, read_weights
+from featgan.blackbox.torchvision_models import (
+    AUXILIARY_MODELS,
+    AUXILIARY_PREFIXES,
+    build_torchvision,
+    check_torchvision_name,
+    torchvision_preprocessing,
+)
+from featgan.blackbox.weight_names import COUNTER_SUFFIX, rename_head
+from featgan.blackbox.weights import load_state_dict, read_checkpoint, select_state_dict
 from featgan.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,20 +42,26 @@ logger = logging.getLogger(__name__)
 FUNCTION_LAYER = "features"
 """Name of the only layer of a function images => (features, outputs)."""
 
+CALLABLE_SOURCE = "the default for callables"
+
 ModelFactory = Callable[..., nn.Module]
 
 
 def open_torchvision(spec: BlackBoxSpec, device: torch.device) -> ModuleAdapter:
-    """Open `torchvision:NAME[:weights]` with the ImageNet preprocessing."""
-    model_names = torchvision.models.list_models(module=torchvision.models)
-    if spec.location not in model_names:
-        raise UserError(f"{spec.name}: no such torchvision classifier; {suggest_names(spec.location, model_names)}")
+    """Open `torchvision:NAME[:weights]` with the preprocessing of the default weights of that network."""
+    check_torchvision_name(spec.location, spec.name)
+    # Random initial weights that a file replaces are not needed, and slow.
+    slow_options = {"init_weights": False} if spec.weights and spec.location in AUXILIARY_MODELS else {}
 
     def build(**options: Any) -> nn.Module:
-        model: nn.Module = torchvision.models.get_model(spec.location, weights=None, **options)
-        return model
+        return build_torchvision(spec.location, **slow_options, **options)
 
-    return ModuleAdapter(spec, build_with_weights(spec, build).to(device), IMAGENET, spec.location)
+    def adapt(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in weights.items() if not name.startswith(AUXILIARY_PREFIXES)}
+
+    model, class_names = build_with_weights(spec, build, adapt)
+    preprocessing, source = torchvision_preprocessing(spec.location)
+    return ModuleAdapter(spec, model.to(device), preprocessing, spec.location, source=source, class_names=class_names)
 
 
 def open_timm(spec: BlackBoxSpec, device: torch.device) -> ModuleAdapter:
@@ -64,38 +80,90 @@ def open_timm(spec: BlackBoxSpec, device: torch.device) -> ModuleAdapter:
         model: nn.Module = timm.create_model(spec.location, pretrained=False, **options)
         return model
 
-    model = build_with_weights(spec, build)
+    model, class_names = build_with_weights(spec, build, apply_timm_filter)
     data_config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    preprocessing, source = timm_preprocessing(model, data_config)
+    return ModuleAdapter(spec, model.to(device), preprocessing, spec.location, source=source, class_names=class_names)
+
+
+def timm_preprocessing(model: nn.Module, data_config: Mapping[str, Any]) -> tuple[Preprocessing, str]:
+    """Return the preprocessing in a model's configuration, and where it comes from; the whole image is used."""
+    size, interpolation = data_config["input_size"][-1], data_config["interpolation"]
     preprocessing = Preprocessing(
-        image_size=data_config["input_size"][-1],
+        image_size=size,
         range=(0, 1),
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
+        # timm's "random" and "lanczos" are used in training.
+        interpolation=interpolation if interpolation in ("bilinear", "bicubic", "nearest") else "bicubic",
     )
-    return ModuleAdapter(spec, model.to(device), preprocessing, spec.location)
+    config: Any = getattr(model, "pretrained_cfg", {})
+    name = ".".join(str(config[key]) for key in ("architecture", "tag") if config.get(key))
+    source = f"timm's pretrained_cfg of {name}"
+    resize_size = math.floor(size / data_config["crop_pct"])
+    if resize_size > size:
+        source += f", without its crop: add resize_size={resize_size} to crop the center as timm does"
+    return preprocessing, source
 
 
-def build_with_weights(spec: BlackBoxSpec, build: ModelFactory) -> nn.Module:
-    """Build the network with the weights of the SPEC and their number of classes, or with random weights."""
-    weights = read_weights(spec.weights) if spec.weights else None
+def apply_timm_filter(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of original repositories with the function that timm has for this network, if needed."""
+    name_filter = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    required = {name for name in model.state_dict() if not name.endswith(COUNTER_SUFFIX)}
+    if name_filter is None or required <= weights.keys():
+        return weights
+    try:
+        filtered: dict[str, Tensor] = name_filter(dict(weights), model)
+    except Exception:  # the function expects files of certain repositories
+        return weights
+    return filtered if len(required & filtered.keys()) >= len(required & weights.keys()) else weights
+
+
+def build_with_weights(
+    spec: BlackBoxSpec, build: ModelFactory, adapt: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the network with the weights of the SPEC and their number of classes, or with random weights.
+
+    `adapt` renames the weights for the network. Returns the network and the class names in the file.
+    """
+    checkpoint = read_checkpoint(spec.weights) if spec.weights else None
+    weights: dict[str, Tensor] = {}
     # A fixed seed makes random weights reproducible; the caller's random state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             model = build()
-            if weights is not None:
-                linear_name = last_linear_module(model, spec.name)[0]
-                head_weight = weights.get(f"{linear_name}.weight")
-                if head_weight is not None and len(head_weight) != len(model.get_parameter(f"{linear_name}.weight")):
-                    model = build(num_classes=len(head_weight))
+            if checkpoint is not None:
+                weights = select_state_dict(checkpoint, model, lambda found: adapt_head(spec, model, adapt, found))
+                num_classes = count_classes(spec, model, weights)
+                if num_classes is not None:
+                    model = build(num_classes=num_classes)
         except (RuntimeError, ValueError, TypeError, ImportError) as error:
             raise UserError(f"{spec.name}: cannot be built ({summarize_error(error)}); use another network") from error
-    if weights is None:
+    if checkpoint is None:
         logger.warning(f"{spec.name}: the weights are RANDOM; add a file with trained weights: {spec.name}:weights.pth")
-    else:
-        assert spec.weights is not None
-        load_state_dict(model, weights, spec.weights)
-    return model
+        return model, ()
+    load_state_dict(model, weights, checkpoint.path)
+    return model, checkpoint.class_names
+
+
+def adapt_head(
+    spec: BlackBoxSpec,
+    model: nn.Module,
+    adapt: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]],
+    weights: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Rename the weights for the network, and those of a head that was replaced by a Sequential."""
+    name, head = find_head_module(model, spec.name)
+    adapted = adapt(model, weights)
+    return rename_head(adapted, name, head.in_features) if isinstance(head, nn.Linear) else adapted
+
+
+def count_classes(spec: BlackBoxSpec, model: nn.Module, weights: Mapping[str, Tensor]) -> int | None:
+    """Return the number of classes in the weights, or None if it is that of the network."""
+    name, head = find_head_module(model, spec.name)
+    weight = weights.get(f"{name}.weight")
+    return None if weight is None or weight.ndim == 0 or len(weight) == len(head.weight) else len(weight)
 
 
 def open_callable(spec: BlackBoxSpec, device: torch.device) -> NetworkAdapter:
@@ -111,7 +179,11 @@ def open_callable(spec: BlackBoxSpec, device: torch.device) -> NetworkAdapter:
     if isinstance(product, nn.Module):
         module_type = type(product)
         return ModuleAdapter(
-            spec, product.to(device), Preprocessing(), f"{module_type.__module__}.{module_type.__qualname__}"
+            spec,
+            product.to(device),
+            Preprocessing(),
+            f"{module_type.__module__}.{module_type.__qualname__}",
+            source=CALLABLE_SOURCE,
         )
     if callable(product):
         return FunctionAdapter(spec, product, factory)
@@ -150,6 +222,8 @@ class FunctionAdapter:
         self.spec = spec
         self.function = function
         self.preprocessing = Preprocessing()
+        self.preprocessing_source = CALLABLE_SOURCE
+        self.class_names: tuple[str, ...] = ()
         self.sha256 = hash_byte_chunks([read_source_file(factory), spec.location.encode()])
 
     def list_layers(self, images: Tensor) -> list[tuple[str, int]]:
@@ -163,18 +237,22 @@ class FunctionAdapter:
         if layer != FUNCTION_LAYER:
             raise unknown_layer_error(self.spec.name, layer, f"the function has one layer, {FUNCTION_LAYER}")
 
+    def compute_outputs(self, images: Tensor) -> Tensor:
+        return self(images)[1]
+
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         try:
             with torch.no_grad():
                 result = self.function(images)
         except Exception as error:  # the user's own code may raise anything
             raise forward_error(self.spec.name, images.shape, error) from error
-        tensors = tuple(map(first_tensor, result)) if isinstance(result, tuple | list) else ()
-        if len(tensors) != 2 or tensors[0] is None or tensors[1] is None:
+        if not isinstance(result, tuple | list) or len(result) != 2 or not all(map(list_tensors, result)):
             raise UserError(
                 f"{self.spec.location}: the function does not return two tensors; let it return (features, outputs)"
             )
-        return tensors[0], tensors[1]
+        features = first_tensor(result[0])
+        assert features is not None
+        return features, select_output(self.spec, result[1])
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:
         return None

@@ -11,6 +11,7 @@ from featgan.blackbox.adapters.base import (
     feature_width,
     forward_error,
     hash_byte_chunks,
+    select_output_name,
     summarize_error,
     unknown_layer_error,
 )
@@ -36,7 +37,9 @@ class OnnxAdapter:
         self.sha256 = self.hash_files()
         self.input = self.find_input()
         self.preprocessing, self.batch_size, self.dtype = self.read_input()
-        self.output = self.model.graph.output[0].name
+        self.preprocessing_source = "the shape and type of the input; its range is the default for ONNX files"
+        self.class_names: tuple[str, ...] = ()
+        self.output = self.select_output()
         self.linear = find_last_linear(self.model.graph, self.onnx.numpy_helper)
         self.session: Any = None
         self.selected_layer = ""
@@ -53,6 +56,11 @@ class OnnxAdapter:
         except UserError:
             raise
         except Exception as error:  # protobuf's errors have no common base
+            if "should be stored in" in str(error):
+                raise UserError(
+                    f"{self.spec.name}: the file with its weights is missing ({summarize_error(error)}); copy it to "
+                    "the same folder"
+                ) from error
             raise UserError(
                 f"{self.spec.name}: not an ONNX file ({summarize_error(error)}); export it again"
             ) from error
@@ -107,6 +115,19 @@ class OnnxAdapter:
         )
         return preprocessing, sizes[0], dtype
 
+    def select_output(self) -> str:
+        """Return the name of the output that the SPEC selects, or of the only one with real numbers."""
+        floats = (self.onnx.TensorProto.FLOAT, self.onnx.TensorProto.FLOAT16, self.onnx.TensorProto.DOUBLE)
+        outputs = {
+            value.name: [dimension.dim_value or dimension.dim_param or "?" for dimension in sizes[1:]]
+            for value in self.model.graph.output
+            if value.type.tensor_type.elem_type in floats
+            for sizes in [value.type.tensor_type.shape.dim]
+        }
+        if not outputs:
+            raise UserError(f"{self.spec.name}: no output with real numbers; export the network with its logits")
+        return select_output_name(self.spec, outputs)
+
     def open_session(self, names: list[str]) -> Any:
         """Create a session that returns the outputs and the tensors with these names."""
         model = self.onnx.ModelProto()
@@ -146,7 +167,7 @@ class OnnxAdapter:
     def list_layers(self, images: Tensor) -> list[tuple[str, int]]:
         names = self.list_tensor_names()
         arrays = self.run_session(self.open_session(names), names, images)
-        widths = [(name, feature_width(values.shape)) for name, values in zip(names, arrays, strict=True)]
+        widths = [(name, feature_width(values.shape, len(images))) for name, values in zip(names, arrays, strict=True)]
         floats = {name for name, values in zip(names, arrays, strict=True) if values.dtype.kind == "f"}
         return [(name, width) for name, width in widths if width and name in floats]
 
@@ -155,7 +176,12 @@ class OnnxAdapter:
         return [name for node in self.model.graph.node if node.op_type != "Constant" for name in node.output if name]
 
     def default_layer(self, images: Tensor) -> str | None:
-        return None if self.linear is None else self.linear[0]
+        return find_last_convolution(self.model.graph) if self.linear is None else self.linear[0]
+
+    def compute_outputs(self, images: Tensor) -> Tensor:
+        if self.session is None:
+            self.session = self.open_session([])
+        return torch.from_numpy(np.asarray(self.run_session(self.session, [self.output], images)[0], np.float32))
 
     def select_layer(self, layer: str) -> None:
         names = self.list_tensor_names()
@@ -185,9 +211,21 @@ def import_onnx(spec: BlackBoxSpec) -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+def find_constants(graph: Any) -> dict[str, Any]:
+    """Return the constant tensors of a graph by name: initializers, Constant nodes and what only passes them on."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            constants |= dict(zip(node.output, values, strict=False))
+        elif node.op_type == "Identity" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
+
+
 def find_last_linear(graph: Any, numpy_helper: Any) -> tuple[str, Tensor, Tensor] | None:
     """Return the last linear operation (Gemm, or MatMul and Add): input name, weight [O, F], bias [O]; else None."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants = find_constants(graph)
     for node_index, node in reversed(list(enumerate(graph.node))):
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in constants:
             continue
@@ -202,6 +240,11 @@ def find_last_linear(graph: Any, numpy_helper: Any) -> tuple[str, Tensor, Tensor
         weight = torch.from_numpy(np.ascontiguousarray(matrix))
         return node.input[0], weight, torch.from_numpy(bias_values.astype(np.float32))
     return None
+
+
+def find_last_convolution(graph: Any) -> str | None:
+    """Return the name of the input of the last convolution, or None."""
+    return next((node.input[0] for node in reversed(graph.node) if node.op_type == "Conv"), None)
 
 
 def find_bias_name(node: Any, following: Any) -> str:

@@ -1,17 +1,41 @@
 """Run torch modules: a forward hook captures the values of any layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featgan.blackbox.adapters.base import INPUT_SUFFIX, feature_width, first_tensor, forward_error, unknown_layer_error
+from featgan.blackbox.adapters.base import (
+    INPUT_SUFFIX,
+    feature_width,
+    first_tensor,
+    follows_from,
+    forward_error,
+    select_output,
+    to_feature_vectors,
+    unknown_layer_error,
+)
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.blackbox.weights import hash_module
 from featgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeadCandidate:
+    """A layer that may compute the outputs, with its values for the probe images."""
+
+    name: str
+    module: nn.Linear | nn.Conv2d
+    values: Tensor
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.module.weight)
+
 
 HookCallback = Callable[[str, nn.Module, Any, Any], None]
 
@@ -26,27 +50,32 @@ class ModuleAdapter:
         preprocessing: Preprocessing,
         architecture: str,
         layer: str | None = None,
+        source: str = "",
+        class_names: tuple[str, ...] = (),
     ) -> None:
-        """`layer` is the default layer; None selects the input of the last linear layer."""
+        """`layer` is the default layer; None selects the input of the last linear layer.
+
+        `source` says where the preprocessing comes from; `class_names` are those in the weights file.
+        """
         self.spec = spec
         self.module = module.eval().requires_grad_(False)
         self.preprocessing = preprocessing
+        self.preprocessing_source = source
+        self.class_names = class_names
         self.sha256 = hash_module(module, architecture)
         self.configured_layer = layer
         self.selected_layer = ""
         self.captured: Tensor | None = None
         self.linear: nn.Linear | None = None
 
-    def run_module(self, images: Tensor) -> Tensor:
-        """Return the outputs; raises UserError if the network cannot run on these images."""
+    def compute_outputs(self, images: Tensor) -> Tensor:
+        """Return the outputs; raises UserError if the network cannot run on these images, or has several outputs."""
         try:
             with torch.no_grad():
-                outputs = first_tensor(self.module(images))
+                value = self.module(images)
         except Exception as error:  # the network is external code and may raise anything
             raise forward_error(self.spec.name, images.shape, error) from error
-        if outputs is None:
-            raise UserError(f"{self.spec.name}: the network returns no tensor; wrap it in package.module:callable")
-        return outputs
+        return select_output(self.spec, value)
 
     @contextmanager
     def hook_submodules(self, callback: HookCallback) -> Iterator[None]:
@@ -64,34 +93,36 @@ class ModuleAdapter:
 
     def list_layers(self, images: Tensor) -> list[tuple[str, int]]:
         widths: dict[str, int] = {}
+        default_layer = self.default_layer(images)
 
         def record_layer(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) or name + INPUT_SUFFIX == default_layer:
                 record_width(name + INPUT_SUFFIX, first_tensor(inputs))
             record_width(name, first_tensor(output))
 
         def record_width(name: str, tensor: Tensor | None) -> None:
-            width = feature_width(tensor.shape) if tensor is not None and tensor.ndim else None
+            width = feature_width(tensor.shape, len(images)) if tensor is not None and tensor.ndim else None
             if width:
                 widths[name] = width
 
         with self.hook_submodules(record_layer):
-            self.run_module(images)
+            self.compute_outputs(images)
         return list(widths.items())
 
     def default_layer(self, images: Tensor) -> str | None:
-        linears: list[tuple[str, nn.Linear]] = []
+        heads: list[HeadCandidate] = []
 
-        def record_linear(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(module, nn.Linear):
-                linears.append((name, module))
+        def record_head(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(output, Tensor):
+                heads.append(HeadCandidate(name, module, output.clone()))
 
-        with self.hook_submodules(record_linear):
-            self.run_module(images)
-        if not linears:
+        with self.hook_submodules(record_head):
+            outputs = self.compute_outputs(images)
+        head = choose_head(heads, outputs)
+        if head is None:
             return self.configured_layer
-        name, self.linear = linears[-1]
-        return self.configured_layer or name + INPUT_SUFFIX
+        self.linear = head.module if isinstance(head.module, nn.Linear) else None
+        return self.configured_layer or head.name + INPUT_SUFFIX
 
     def select_layer(self, layer: str) -> None:
         modules = dict(self.module.named_modules())
@@ -114,7 +145,7 @@ class ModuleAdapter:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         self.captured = None
-        outputs = self.run_module(images)
+        outputs = self.compute_outputs(images)
         features, self.captured = self.captured, None
         if features is None:
             raise UserError(
@@ -127,3 +158,16 @@ class ModuleAdapter:
             return None
         weight = self.linear.weight.detach()
         return weight, weight.new_zeros(len(weight)) if self.linear.bias is None else self.linear.bias.detach()
+
+
+def choose_head(heads: Sequence[HeadCandidate], outputs: Tensor) -> HeadCandidate | None:
+    """Return the layer that computes the outputs, given the layers in the order of computation.
+
+    This is, if it exists: the linear layer whose values the outputs are, the last layer with as many outputs, or the
+    last linear layer.
+    """
+    num_outputs = to_feature_vectors(outputs).shape[1]
+    linears = [head for head in reversed(heads) if isinstance(head.module, nn.Linear)]
+    same_values = [head for head in linears if follows_from(head.values, outputs)]
+    same_width = [head for head in reversed(heads) if head.num_outputs == num_outputs]
+    return next(iter([*same_values, *same_width, *linears]), None)

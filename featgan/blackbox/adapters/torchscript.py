@@ -11,8 +11,8 @@ from torch.jit._fuser import optimized_execution
 from featgan.blackbox.adapters.base import (
     INPUT_SUFFIX,
     feature_width,
-    first_tensor,
     forward_error,
+    select_output,
     summarize_error,
     unknown_layer_error,
 )
@@ -22,6 +22,7 @@ from featgan.errors import UserError
 from featgan.system.files import sha256_of
 
 LINEAR_OPERATIONS = ("aten::linear", "aten::addmm")
+CONVOLUTIONS = ("aten::_convolution", "aten::convolution", "aten::conv2d")
 
 
 class TorchScriptAdapter:
@@ -30,38 +31,40 @@ class TorchScriptAdapter:
     def __init__(self, spec: BlackBoxSpec, device: torch.device) -> None:
         self.spec = spec
         self.preprocessing = UNIT_RANGE
+        self.preprocessing_source = "the default for TorchScript files"
+        self.class_names: tuple[str, ...] = ()
         self.module, self.graph = load_graph(spec, device)
         self.sha256 = sha256_of(Path(spec.location))
         self.values, self.linear = collect_named_values(self.graph)
         self.layer_function: Any = None
 
-    def run_with_values(self, names: list[str], images: Tensor) -> list[Any]:
-        """Return the outputs, then the values with these names."""
-        return self.call_function(self.build_function(names), images)
-
     def build_function(self, names: list[str]) -> Any:
-        """Build a function that returns the outputs and the values with these names."""
+        """Build a function that returns the value of the network, in a tuple before the values with these names."""
         graph = self.graph.copy()
         values, _ = collect_named_values(graph)
         for name in names:
             graph.registerOutput(values[name])
-        graph.makeMultiOutputIntoTuple()
+        if names:
+            graph.makeMultiOutputIntoTuple()
         return torch._C._create_function_from_graph("forward", graph)
 
-    def call_function(self, function: Any, images: Tensor) -> list[Any]:
-        """Call a function of the graph; raises UserError if it cannot run on these images."""
+    def call_function(self, function: Any, images: Tensor) -> Any:
+        """Return the result of a function of the graph; raises UserError if it cannot run on these images."""
         try:
             # Optimization repeats for every batch shape, which costs more than it saves.
             with torch.no_grad(), optimized_execution(False):
-                result = function(self.module._c, images)
+                return function(self.module._c, images)
         except RuntimeError as error:
             raise forward_error(self.spec.name, images.shape, error) from error
-        return list(result) if isinstance(result, tuple) else [result]
 
     def list_layers(self, images: Tensor) -> list[tuple[str, int]]:
         names = list(self.values)
-        tensors = self.run_with_values(names, images)[1:]
-        widths = [(name, feature_width(value.shape)) for name, value in zip(names, tensors, strict=True) if value.ndim]
+        _, *tensors = self.call_function(self.build_function(names), images)
+        widths = [
+            (name, feature_width(value.shape, len(images)))
+            for name, value in zip(names, tensors, strict=True)
+            if value.ndim
+        ]
         return [(name, width) for name, width in widths if width]
 
     def default_layer(self, images: Tensor) -> str | None:
@@ -73,11 +76,11 @@ class TorchScriptAdapter:
         self.layer_function = self.build_function([layer])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, features = self.call_function(self.layer_function, images)
-        outputs = first_tensor(outputs)
-        if outputs is None:
-            raise UserError(f"{self.spec.name}: the network returns no tensor; let its forward return one")
-        return features, outputs
+        value, features = self.call_function(self.layer_function, images)
+        return features, select_output(self.spec, value)
+
+    def compute_outputs(self, images: Tensor) -> Tensor:
+        return select_output(self.spec, self.call_function(self.build_function([]), images))
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:
         return self.linear
@@ -95,14 +98,29 @@ def load_graph(spec: BlackBoxSpec, device: torch.device) -> tuple[Any, Any]:
         raise UserError(f"{spec.name}: not a TorchScript file ({summarize_error(error)}); {hint}") from error
     graph = module.graph.copy()
     torch._C._jit_pass_remove_mutation(graph)
+    replace_devices(graph, graph, device)
     return module, graph
 
 
+def replace_devices(graph: Any, block: Any, device: torch.device) -> None:
+    """Replace the devices that a trace recorded, such as cuda:0, by the one that runs the network."""
+    for node in list(block.nodes()):
+        for inner in node.blocks():
+            replace_devices(graph, inner, device)
+        if node.kind() == "prim::Constant" and str(node.output().type()) == "Device":
+            with graph.insert_point_guard(node):
+                node.output().replaceAllUsesWith(graph.insertConstant(device))
+
+
 def collect_named_values(graph: Any) -> tuple[dict[str, Any], tuple[Tensor, Tensor] | None]:
-    """Return the graph's tensors by name, in order, and weight [O, F] and bias [O] of its last linear operation."""
+    """Return the graph's tensors by name, in order, and weight [O, F] and bias [O] of its last linear operation.
+
+    The inputs of linear operations are among the tensors; without one, the input of the last convolution is.
+    """
     values: dict[str, Any] = {}
     counts: dict[str, int] = {}
     linear: tuple[Tensor, Tensor] | None = None
+    last_convolution: tuple[str, Any] | None = None
     for node in graph.nodes():
         operation = node.kind().rpartition("::")[2].strip("_")
         if node.kind() == "prim::Constant" or node.outputsSize() != 1 or str(node.output().type()) != "Tensor":
@@ -114,7 +132,11 @@ def collect_named_values(graph: Any) -> tuple[dict[str, Any], tuple[Tensor, Tens
             if linear_parameters is not None:
                 values[name + INPUT_SUFFIX], *_ = linear_parameters
                 linear = linear_parameters[1:]
+        elif node.kind() in CONVOLUTIONS:
+            last_convolution = (name + INPUT_SUFFIX, next(node.inputs()))
         values[name] = node.output()
+    if linear is None and last_convolution is not None:
+        values[last_convolution[0]] = last_convolution[1]
     return values, linear
 
 

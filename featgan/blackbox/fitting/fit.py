@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 
 from featgan.blackbox.fitting.dataset import ClassifierDataset, load_classifier_dataset, target_output_names
 from featgan.blackbox.fitting.model_folder import (
@@ -15,11 +16,12 @@ from featgan.blackbox.fitting.model_folder import (
     read_classifier_metadata,
     write_classifier,
 )
-from featgan.blackbox.fitting.network import Architecture, FittedNetwork, build_network, select_backbone_weights
+from featgan.blackbox.fitting.network import Architecture, FittedNetwork, build_network, drop_head_weights
 from featgan.blackbox.fitting.scores import compute_scores
 from featgan.blackbox.fitting.trainer import ClassifierTrainer
 from featgan.blackbox.preprocessing import IMAGENET, Preprocessing
-from featgan.blackbox.weights import choose_device, load_state_dict, read_weights
+from featgan.blackbox.torchvision_models import torchvision_preprocessing
+from featgan.blackbox.weights import choose_device, load_state_dict, read_checkpoint, select_state_dict
 from featgan.config.choices import FittedTask
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -146,7 +148,7 @@ def fit_and_write(
     architecture = Architecture(network=settings.network, width=settings.width, output_dim=len(names))
     network = init_network(architecture, settings.seed, initial_weights)
     # External weights expect the preprocessing that they were trained with.
-    base = IMAGENET if initial_weights else Preprocessing()
+    base = external_preprocessing(settings.network) if initial_weights else Preprocessing()
     preprocessing = base.model_copy(update={"image_size": settings.image_size})
     train, held_out = load_splits(shards, settings)
     trainer = ClassifierTrainer(network, preprocessing, settings.task, train, settings.seed, device)
@@ -175,10 +177,22 @@ def init_network(architecture: Architecture, seed: int, initial_weights: Path | 
         torch.manual_seed(seed)
         network = build_network(architecture)
     if initial_weights is not None:
-        load_state_dict(
-            network.backbone, select_backbone_weights(network.backbone, read_weights(initial_weights)), initial_weights
-        )
+        load_backbone_weights(network.backbone, initial_weights)
     return network
+
+
+def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
+    """Load the weights of a classifier of featgan or of torchvision into a backbone, without those of its head."""
+    checkpoint = read_checkpoint(path)
+    weights = select_state_dict(checkpoint, backbone, lambda state_dict: drop_head_weights(backbone, state_dict))
+    load_state_dict(backbone, weights, path)
+
+
+def external_preprocessing(network: str) -> Preprocessing:
+    """Return the preprocessing of weights from a file: that of the torchvision network, or of ImageNet."""
+    if network.startswith("torchvision:"):
+        return torchvision_preprocessing(network.removeprefix("torchvision:"))[0]
+    return IMAGENET
 
 
 def load_splits(shards: ShardSet, settings: FitSettings) -> tuple[ClassifierDataset, ClassifierDataset]:

@@ -102,4 +102,6 @@ def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[Mo
     load_state_dict(network, read_weights(path), path)
     description = metadata.architecture.model_dump_json()
     network = network.to(device).to(memory_format=torch.channels_last)  # 1.5 times as fast on CPUs
-    return ModuleAdapter(spec, network, metadata.preprocessing, description, layer="hidden"), metadata
+    return ModuleAdapter(
+        spec, network, metadata.preprocessing, description, layer="hidden", source=METADATA_FILE
+    ), metadata

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-import torchvision
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from featgan.blackbox.spec import suggest_names
+from featgan.blackbox.torchvision_models import AUXILIARY_PREFIXES, build_torchvision, check_torchvision_name
 from featgan.errors import UserError
 
 VGG_STAGES = ((16, 1), (32, 1), (64, 2), (128, 2))
@@ -83,32 +82,34 @@ def build_vgg(width: float) -> tuple[nn.Module, int]:
 
 
 def build_backbone(name: str) -> tuple[nn.Module, int]:
-    """Build a torchvision classifier without its last linear layer; return it and its output width."""
-    model_names = torchvision.models.list_models(module=torchvision.models)
-    if name not in model_names:
-        raise UserError(f"--network torchvision:{name}: no such network; {suggest_names(name, model_names)}")
-    model = torchvision.models.get_model(name, weights=None)
-    linear_name, linear = last_linear_module(model, f"--network torchvision:{name}")
-    model.set_submodule(linear_name, nn.Identity())
-    return model, linear.in_features
+    """Build a torchvision classifier without its last layer; return it and its output width."""
+    location = f"--network torchvision:{name}"
+    check_torchvision_name(name, location)
+    model = build_torchvision(name)
+    head_name, head = find_head_module(model, location)
+    model.set_submodule(head_name, nn.Identity())
+    return model, head.in_features if isinstance(head, nn.Linear) else head.in_channels
 
 
-def last_linear_module(model: nn.Module, location: str) -> tuple[str, nn.Linear]:
-    """Return the linear layer that is defined last; raises UserError that begins with `location` if there is none."""
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linears:
+def find_head_module(model: nn.Module, location: str) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return the linear layer that is defined last, or the last convolution of a network without linear layers.
+
+    Raises UserError that begins with `location` if there is neither.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    linears = [(name, module) for name, module in modules if isinstance(module, nn.Linear)]
+    convolutions = [(name, module) for name, module in modules if isinstance(module, nn.Conv2d)]
+    if not linears and not convolutions:
         raise UserError(f"{location}: has no linear layer to replace; use another network")
-    return linears[-1]
+    return linears[-1] if linears else convolutions[-1]
 
 
-def select_backbone_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select the backbone's weights from those of a classifier of featgan or of torchvision."""
-    replaced = {name for name, module in backbone.named_modules() if isinstance(module, nn.Identity)}
-    backbone_tensors = {
-        name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")
-    }
+def drop_head_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without those of the head that the backbone no longer has, and of auxiliary classifiers."""
+    replaced = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, nn.Identity))
+    expected = backbone.state_dict()
     return {
         name: tensor
-        for name, tensor in (backbone_tensors or weights).items()
-        if name.rpartition(".")[0] not in replaced
+        for name, tensor in weights.items()
+        if name in expected or not name.startswith(replaced + AUXILIARY_PREFIXES)
     }
