@@ -17,7 +17,7 @@ from featgan.config.schema import DistributedConfig, OptimizerConfig
 from featgan.distributed.deepspeed import DeepSpeedNetwork
 from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
 from featgan.distributed.trainable import TrainableNetwork
-from featgan.errors import UserError
+from featgan.errors import TrainingInterrupted, UserError
 from featgan.system.device import has_fast_bf16, uses_bf16
 
 logger = logging.getLogger(__name__)
@@ -140,13 +140,14 @@ class DistributedContext:
     def run_on_main(self, action: Callable[[], None], other_rank_message: str) -> None:
         """Run an action in the main process only.
 
-        If it raises a UserError, the other processes raise UserError(`other_rank_message`).
+        If it raises UserError, TrainingInterrupted or OSError, the other processes raise
+        UserError(`other_rank_message`) instead of waiting for it.
         """
-        main_error: UserError | None = None
+        main_error: Exception | None = None
         if self.is_main:
             try:
                 action()
-            except UserError as error:
+            except (UserError, TrainingInterrupted, OSError) as error:
                 main_error = error
         if self.any_rank(main_error is not None):
             raise main_error or UserError(other_rank_message)

@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from featgan.errors import UserError
+from featgan.system.files import read_regular_file
+from featgan.system.json_files import JsonError, parse_json
 from featgan.system.slurm import current_job, has_slurm, job_state
 
 OWNER_TIMEOUT = 1800.0
@@ -27,6 +30,9 @@ HEARTBEAT_INTERVAL = 60.0
 
 LEASE_FILE_BYTES = 512
 """Size of every lease file; a constant, since the file is rewritten in place."""
+
+MAX_LEASE_FILE_BYTES = 16 << 10
+"""Size above which a file is not a lease file."""
 
 NO_HARD_LINK_ERRORS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -60,18 +66,18 @@ class LeaseOwner:
         """Return a pending or running job as owner."""
         return cls(token, job=job)
 
-    def is_alive(self, heartbeat_age: float) -> bool:
-        """Return whether the owner still runs or waits to run; `heartbeat_age` is in seconds."""
+    def is_alive(self, heartbeat_age: Callable[[], float]) -> bool:
+        """Return whether the owner still runs or waits to run; `heartbeat_age` returns seconds."""
         job, restart = current_job()
         if self.job and self.job == job:
             if self.restart and self.restart != restart:
                 return False  # an earlier start of the job that this process belongs to
         elif self.job:
             state = job_state(self.job)
-            return has_slurm() or heartbeat_age < OWNER_TIMEOUT if state is None else bool(state)
+            return has_slurm() or heartbeat_age() < OWNER_TIMEOUT if state is None else bool(state)
         if self.host == socket.gethostname():
             return self.boot == boot_id() and process_start_time(self.pid) == self.started != ""
-        return heartbeat_age < OWNER_TIMEOUT
+        return heartbeat_age() < OWNER_TIMEOUT
 
     def is_completing(self) -> bool:
         """Return whether the owner is a job that has ended, except for its last processes."""
@@ -81,6 +87,10 @@ class LeaseOwner:
         return f"job {self.job}" if self.job else f"process {self.pid} on {self.host}"
 
 
+FIELD_TYPES = {name: int if name == "pid" else str for name in LeaseOwner.__dataclass_fields__}
+"""Types of the values in a lease file."""
+
+
 class FileLease:
     """A lease file with at most one live owner at a time."""
 
@@ -88,30 +98,44 @@ class FileLease:
         self.path = path
 
     def read_owner(self) -> LeaseOwner | None:
-        """Return the owner written in the file, alive or not; None if there is no readable owner."""
-        with suppress(OSError):
-            return parse_owner(self.path.read_bytes())
-        return None
+        """Return the owner written in the file, alive or not; None if there is no owner in it.
+
+        Raises PermissionError if this user may not read the file: its owner may be alive.
+        """
+        return read_lease_file(self.path)
 
     def live_owner(self) -> LeaseOwner | None:
         """Return the owner if it is alive, else None."""
         owner = self.read_owner()
-        return owner if owner is not None and owner.is_alive(self.heartbeat_age()) else None
+        return owner if owner is not None and owner.is_alive(self.heartbeat_age) else None
 
     def heartbeat_age(self) -> float:
-        """Return the seconds since the owner's last heartbeat; 0 if there is no file."""
+        """Return the seconds since the owner's last heartbeat, by the clock of the file system; 0 if there is no file.
+
+        A file server may have another time than this machine, so a new file in the same folder is compared. A time in
+        the future, which no heartbeat sets, is as old as it is far away; a corrected clock makes a small difference.
+        """
         try:
-            return time.time() - self.path.stat().st_mtime
+            heartbeat = self.path.stat().st_mtime
+            age = time.time() - heartbeat
+            if not 0 <= age < HEARTBEAT_INTERVAL:
+                age = file_system_time(self.path) - heartbeat
         except OSError:
             return 0.0
+        return abs(age)
 
     def is_stale(self) -> bool:
         """Return whether the owner is no longer alive. An unreadable new file may be in creation: it is not stale."""
         owner = self.read_owner()
-        return self.heartbeat_age() > HEARTBEAT_INTERVAL if owner is None else not owner.is_alive(self.heartbeat_age())
+        return self.heartbeat_age() > HEARTBEAT_INTERVAL if owner is None else not owner.is_alive(self.heartbeat_age)
 
     def acquire(self, owner: LeaseOwner) -> bool:
-        """Acquire the lease, replacing a stale one; return False if another owner has it."""
+        """Acquire the lease, replacing a stale one; return False if another owner has it.
+
+        Raises UserError if the path is a folder.
+        """
+        if self.path.is_dir():
+            raise UserError(f"{self.path}: is a folder, not the lock file of featgan; remove it")
         if self.path.exists() and not self.remove_if_stale():
             return False
         return create_exclusive(self.path, serialize_owner(owner))
@@ -145,10 +169,13 @@ class FileLease:
             self.path.rename(moved_path)
         except FileNotFoundError:
             return False
-        content = moved_path.read_bytes()
+        owner = read_lease_file(moved_path)
         moved_path.unlink()
-        if not is_expected_owner(parse_owner(content)):
-            create_exclusive(self.path, content)  # fails if a third process has acquired the lease meanwhile
+        if not is_expected_owner(owner):
+            if owner is not None:
+                create_exclusive(
+                    self.path, serialize_owner(owner)
+                )  # fails if a third process has acquired the lease meanwhile
             return False
         return True
 
@@ -184,9 +211,32 @@ def serialize_owner(owner: LeaseOwner) -> bytes:
 def parse_owner(content: bytes) -> LeaseOwner | None:
     """Decode an owner; return None if the content is incomplete or invalid."""
     try:
-        return LeaseOwner(**json.loads(content))
-    except (ValueError, TypeError):
+        owner = LeaseOwner(**parse_json(content))
+    except (JsonError, TypeError):
         return None
+    return owner if all(type(value) is FIELD_TYPES[name] for name, value in vars(owner).items()) else None
+
+
+def read_lease_file(path: Path) -> LeaseOwner | None:
+    """Return the owner in a lease file; None if there is no such file or no owner in it. Raises PermissionError."""
+    try:
+        return parse_owner(read_regular_file(path, MAX_LEASE_FILE_BYTES))
+    except PermissionError:
+        raise
+    except (OSError, UserError):
+        return None
+
+
+def file_system_time(path: Path) -> float:
+    """Return the current time of a file's file system in seconds; that of this machine if its folder is read-only."""
+    temporary_path = temporary_sibling(path)
+    try:
+        temporary_path.touch(exist_ok=False)
+        now = temporary_path.stat().st_mtime
+        temporary_path.unlink()
+    except OSError:
+        return time.time()
+    return now
 
 
 def temporary_sibling(path: Path) -> Path:

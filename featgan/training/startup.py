@@ -13,29 +13,31 @@ from featgan.data.conditions import describe_conditions
 from featgan.data.image_cache import DecodedImageCache
 from featgan.data.loader import BatchDataset
 from featgan.distributed.context import DistributedContext
-from featgan.errors import UserError
+from featgan.errors import TrainingInterrupted, UserError
 from featgan.networks.winograd import Conv3x3
 from featgan.run.checkpoint import newest_checkpoint, require_valid_checkpoint
 from featgan.run.paths import TRAINING_LOCK, step_folder
 from featgan.system.file_lease import FileLease, LeaseOwner
 from featgan.system.files import atomic_write
+from featgan.system.signals import StopSignal
 from featgan.training.checkpointing import restore_train_state
 from featgan.training.state import TrainState
 
 JOB_END_TIMEOUT = 120
-"""Seconds to wait for the last processes of a completing job."""
+"""Seconds to wait for the last processes of a completing job, or for the content of a lock file in creation."""
 
 
 @contextmanager
-def exclusive_run(run_dir: Path, context: DistributedContext) -> Iterator[None]:
+def exclusive_run(run_dir: Path, context: DistributedContext, stop_signal: StopSignal) -> Iterator[None]:
     """Create the run folder and lock it against other training processes; remove it on exit if it is empty.
 
-    Raises UserError in every process if the run is already being trained.
+    Raises UserError in every process if the run is already being trained. Raises TrainingInterrupted if a stop signal
+    arrives while the main process waits for the lock.
     """
     lease, owner = FileLease(run_dir / TRAINING_LOCK), LeaseOwner.current_process()
     context.run_on_main(
-        lambda: acquire_run_lock(run_dir, lease, owner),
-        f"{run_dir}: is already being trained; see the message of the main process",
+        lambda: acquire_run_lock(run_dir, lease, owner, stop_signal),
+        f"{run_dir}: cannot be trained; see the message of the main process",
     )
     try:
         with lease.keep_alive() if context.is_main else nullcontext():
@@ -47,16 +49,27 @@ def exclusive_run(run_dir: Path, context: DistributedContext) -> Iterator[None]:
                 run_dir.rmdir()
 
 
-def acquire_run_lock(run_dir: Path, lease: FileLease, owner: LeaseOwner) -> None:
-    """Acquire the training lock of a run. Raises UserError if another process or job holds it."""
+def acquire_run_lock(run_dir: Path, lease: FileLease, owner: LeaseOwner, stop_signal: StopSignal) -> None:
+    """Acquire the training lock of a run.
+
+    Waits if a job that held it is completing, or if its file has no content yet. Raises UserError if another process or
+    job holds it, or if it still cannot be read after JOB_END_TIMEOUT. Raises TrainingInterrupted after a stop signal.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + JOB_END_TIMEOUT
     while not lease.acquire(owner):
+        if stop_signal.received_signal is not None:
+            raise TrainingInterrupted(
+                f"{run_dir}: stopped before the first step; run the same command again", stop_signal.received_signal
+            )
         current_owner = lease.live_owner()
-        if current_owner is not None and not (current_owner.is_completing() and time.monotonic() < deadline):
+        is_waiting = time.monotonic() < deadline
+        if current_owner is not None and not (current_owner.is_completing() and is_waiting):
             raise UserError(
                 f"{run_dir}: is already being trained by {current_owner}; wait for it to finish, or stop it first"
             )
+        if not is_waiting:
+            raise UserError(f"{lease.path}: names no owner; remove it if no process or job trains this run")
         time.sleep(1)
 
 

@@ -41,13 +41,14 @@ def train(
     Raises TrainingInterrupted after a stop signal, once the current step is complete and saved.
     """
     check_options(config, init_from, reset_optimizer)
+    stop_signal = stop_signal or StopSignal()
     with Watchdog(config.distributed.hang_timeout) as watchdog:
         state = build_train_state(config)
         check_run_folder(config)
-        with exclusive_run(config.run_dir, state.context):
+        with exclusive_run(config.run_dir, state.context, stop_signal):
             first_step = resume_or_start(state, init_from, reset_optimizer)
             if first_step < config.training.steps:
-                run_steps(state, first_step, stop_signal or StopSignal(), watchdog, profile)
+                run_steps(state, first_step, stop_signal, watchdog, profile)
     return config.run_dir
 
 

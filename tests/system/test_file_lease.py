@@ -5,12 +5,14 @@ import json
 import multiprocessing
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from featgan.errors import UserError
 from featgan.system import file_lease as module
 from featgan.system.file_lease import OWNER_TIMEOUT, FileLease, LeaseOwner, serialize_owner
 from featgan.system.slurm import job_state, run_slurm_command
@@ -158,3 +160,49 @@ def test_query_to_a_hanging_controller_ends(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("featgan.system.slurm.COMMAND_TIMEOUT", 0.2)
     assert run_slurm_command("squeue") is None and job_state("17") is None
     assert (tmp_path / "calls").read_text().count("x") == 2
+
+
+DAMAGED_CONTENTS = (
+    b"",
+    b"\xff\xfe{",
+    b"[" * 100_000,
+    b'{"token": 1}',
+    b'{"token": "t", "pid": "one"}',
+    b'{"token": "t", "pid": ' + b"9" * 5000 + b"}",
+    b" " * (1 << 20),
+)
+
+
+@pytest.mark.parametrize("content", DAMAGED_CONTENTS, ids=range(len(DAMAGED_CONTENTS)))
+@pytest.mark.parametrize("modified", [1.0, 4e9])
+def test_damaged_lease_of_the_past_or_future_is_replaced(lease: FileLease, content: bytes, modified: float) -> None:
+    lease.path.write_bytes(content)
+    os.utime(lease.path, (modified, modified))
+    owner = LeaseOwner.current_process()
+    assert lease.read_owner() is None and lease.acquire(owner) and lease.live_owner() == owner
+
+
+def test_pipe_in_place_of_a_lease_does_not_block(lease: FileLease) -> None:
+    os.mkfifo(lease.path)
+    os.utime(lease.path, (1, 1))
+    assert lease.read_owner() is None and lease.acquire(LeaseOwner.current_process())
+
+
+def test_folder_in_place_of_a_lease_is_one_line(lease: FileLease) -> None:
+    lease.path.mkdir()
+    with pytest.raises(UserError, match="is a folder, not the lock file of featgan; remove it"):
+        lease.acquire(LeaseOwner.current_process())
+
+
+def test_heartbeat_is_compared_with_the_clock_of_the_file_system(
+    lease: FileLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease.path.write_bytes(serialize_owner(replace(LeaseOwner.current_process(), host="elsewhere")))
+    for skew in (-10 * OWNER_TIMEOUT, 10 * OWNER_TIMEOUT):
+        with monkeypatch.context() as patches:
+            now = time.time() + skew
+            patches.setattr(time, "time", lambda now=now: now)
+            assert lease.heartbeat_age() < OWNER_TIMEOUT and lease.live_owner() is not None
+            assert not lease.acquire(LeaseOwner.current_process())
+    os.utime(lease.path, (4e9, 4e9))
+    assert lease.live_owner() is None, "no heartbeat sets a time that far in the future"

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,53 @@ def test_training_process_holds_the_lock_until_it_ends(world: World, tmp_path: P
     with pytest.raises(TrainingInterrupted):
         train(config, stop_signal=StopSignalAfter(1))
     assert not (config.run_dir / TRAINING_LOCK).exists()
+
+
+@pytest.mark.slow
+def test_wait_for_an_unreadable_lock_ends_with_a_stop_signal(world: World, tmp_path: Path) -> None:
+    config = world.make_config(tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    config.run_dir.mkdir()
+    (config.run_dir / TRAINING_LOCK).touch()
+    command = [sys.executable, "-m", "featgan", "train", str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            os.utime(config.run_dir / TRAINING_LOCK)  # an empty file that is always new: still in creation
+            if handles_signal(process.pid, signal.SIGTERM):
+                process.terminate()
+            time.sleep(0.05)
+        assert process.poll() == 128 + signal.SIGTERM
+        last_line = process.stderr.read().splitlines()[-1] if process.stderr else ""
+    assert last_line == f"featgan: {config.run_dir}: stopped before the first step; run the same command again"
+
+
+def handles_signal(pid: int, signal_number: int) -> bool:
+    """Return whether a process has a handler for a signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (signal_number - 1) & 1)
+
+
+def test_wait_for_an_unreadable_lock_is_bounded(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = world.make_config(tmp_path / "run")
+    config.run_dir.mkdir()
+    (config.run_dir / TRAINING_LOCK).touch()
+    monkeypatch.setattr("featgan.training.startup.JOB_END_TIMEOUT", 0)
+    with pytest.raises(UserError, match=f"{TRAINING_LOCK}: names no owner; remove it if no process or job trains"):
+        train(config)
+
+
+def test_empty_lock_with_a_future_time_is_replaced(world: World, tmp_path: Path) -> None:
+    config = world.make_config(tmp_path / "run")
+    config.run_dir.mkdir()
+    (config.run_dir / TRAINING_LOCK).touch()
+    os.utime(config.run_dir / TRAINING_LOCK, (4e9, 4e9))
+    train(config)
+    assert step_folder(config.run_dir, 4).is_dir()
 
 
 def test_optimizer_is_reset_once_and_not_at_every_restart(world: World, tmp_path: Path) -> None:
