@@ -1,8 +1,8 @@
 """`python -m launch`: submit jobs, monitor them, and evaluate the checkpoints of all runs."""
 
-import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from featgan.cli.click_helpers import (
 )
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
-from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, single_process_cluster
+from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, read_pipeline_stage, read_stage
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
 from launch.preflight import check_run, check_shards, check_training
 
@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 step_option = click.option(
     "--step", type=click.IntRange(0), help="Training step of the checkpoint to use; the newest by default."
 )
+
+
+def stage_option(stage: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that sets the resources of one stage of a pipeline."""
+    return click.option(
+        f"--{stage}-option",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help=f"Option of the {stage} job only, for example time=1:00:00 or gpus-per-node=1; may be repeated.",
+    )
 
 
 @click.group(cls=OrderedGroup, context_settings=CONTEXT_SETTINGS)
@@ -125,9 +135,10 @@ def evaluate(
 ) -> None:
     """Submit the evaluation of a checkpoint.
 
-    The checkpoint is kept until the evaluation is complete. The job runs as one process on at most one GPU.
+    The checkpoint is kept until the evaluation is complete. The job runs as one process; by default on at most one GPU
+    and for at most 4 hours.
     """
-    cluster = single_process_cluster(read_cluster(submit))
+    cluster = read_stage(submit, "evaluate")
     check_run(run, step, cluster, submit.after_job)
     options = EvaluationOptions(
         classifiers,
@@ -167,9 +178,9 @@ def render(
 ) -> None:
     """Submit the rendering of a checkpoint's report.
 
-    The job runs as one process on at most one GPU.
+    The job runs as one process; by default on at most one GPU and for at most 4 hours.
     """
-    cluster = single_process_cluster(read_cluster(submit))
+    cluster = read_stage(submit, "render")
     check_run(run, step, cluster, submit.after_job)
     job = RenderJob(
         str(run.absolute()),
@@ -204,6 +215,8 @@ def extract(
 
     The job runs as one process on at most one GPU. A restarted job resumes with the remaining images.
     """
+    from launch.cluster import single_process_cluster
+
     cluster = single_process_cluster(read_cluster(submit))
     check_shards(shards, cluster, submit.after_job)
     job = ExtractJob(str(shards.absolute()), blackbox, cache_name, layer, num_components, task, batch_size=batch_size)
@@ -215,6 +228,8 @@ def extract(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @resume_options
 @evaluator_options
+@stage_option("evaluate")
+@stage_option("render")
 def pipeline(
     config: str,
     overrides: tuple[str, ...],
@@ -224,11 +239,15 @@ def pipeline(
     classifiers: tuple[str, ...],
     factor_probe: str | None,
     second_classifier: str | None,
+    evaluate_option: tuple[str, ...],
+    render_option: tuple[str, ...],
     submit: SubmitOptions,
 ) -> None:
     """Submit training, evaluation and rendering.
 
-    Each job starts once the previous one has succeeded. Only training uses several nodes.
+    Each job starts once the previous one has succeeded. The options of the job are those of the training. Evaluation
+    and rendering run as one process each, by default on at most one GPU, with the memory of one process, and for at
+    most 4 hours.
     """
     loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
     if cluster.executor == "local":
@@ -238,11 +257,11 @@ def pipeline(
     options = EvaluationOptions(classifiers, factor_probe, second_classifier)
     evaluate_job = EvaluateJob(str(run_dir.absolute()), suite=suite, options=options)
     render_job = RenderJob(str(run_dir.absolute()))
+    evaluate_cluster = read_pipeline_stage(submit, "evaluate", evaluate_option)
+    render_cluster = read_pipeline_stage(submit, "render", render_option)
     train_id = submit_or_print(train_job, cluster, run_dir, "train", submit.after_job, dry_run)
-    # Only the first job waits for --dependency; the others wait for the job before them.
-    cluster = single_process_cluster(cluster).model_copy(update={"dependency": None})
-    evaluate_id = submit_or_print(evaluate_job, cluster, run_dir, "evaluate", train_id, dry_run)
-    submit_or_print(render_job, cluster, run_dir, "render", evaluate_id, dry_run)
+    evaluate_id = submit_or_print(evaluate_job, evaluate_cluster, run_dir, "evaluate", train_id, dry_run)
+    submit_or_print(render_job, render_cluster, run_dir, "render", evaluate_id, dry_run)
 
 
 @cli.command(cls=ClusterCommand, hidden_options=("after_job", "dry_run"))
@@ -279,7 +298,7 @@ def watch(
     check_watch_options(submit, as_jobs)
     start_evaluation = evaluate_in_subprocess
     if as_jobs:
-        start_evaluation = partial(submit_evaluation, single_process_cluster(read_cluster(submit)))
+        start_evaluation = partial(submit_evaluation, read_stage(submit, "evaluate"))
     while True:
         poll_once(runs.absolute(), start_evaluation, max_evaluations)
         if once:
@@ -303,14 +322,8 @@ def check_watch_options(submit: SubmitOptions, as_jobs: bool) -> None:
 
 def submit_evaluation(cluster: "ClusterConfig", claim: "EvaluationClaim") -> None:
     """Submit a job for a checkpoint that the watch has claimed."""
-    from submitit.helpers import clean_env
-
     job = EvaluateJob(str(claim.run), claim.step, claim.suite, token=claim.token, scheduled=True)
-    slurm_conf = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
-    # If the watch runs in a job, sbatch would apply that job's SLURM variables to the new job.
-    with clean_env():
-        os.environ.update(slurm_conf)
-        submit_claimed(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch does the retries
+    submit_claimed(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch does the retries
 
 
 def submit_claimed(claim: "EvaluationClaim", job: EvaluateJob, cluster: "ClusterConfig") -> None:

@@ -1,15 +1,18 @@
 """Cluster options of every command that submits a job, generated from the fields of `launch.cluster.ClusterConfig`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from launch.cluster import ClusterConfig
+from featgan.errors import UserError
 
-METAVARS = {"parameters": "NAME[=VALUE]", "setup": "LINE"}
+if TYPE_CHECKING:
+    from launch.cluster import ClusterConfig, Stage
+
+METAVARS = {"parameters": "NAME[=VALUE]", "setup": "LINE", "srun_args": "ARGUMENTS"}
 """Placeholders of options that take something other than VALUE."""
 
 MULTIPLE = tuple(METAVARS)
@@ -108,14 +111,55 @@ def read_cluster(options: SubmitOptions) -> "ClusterConfig":
     """Read the cluster configuration and apply the options of the command line."""
     from launch.cluster import load_cluster
 
+    return load_cluster(options.cluster, cluster_overrides(options))
+
+
+def read_stage(options: SubmitOptions, stage: "Stage") -> "ClusterConfig":
+    """Read the cluster configuration of an evaluation or a rendering that the command submits."""
+    from launch.cluster import load_stage
+
+    return load_stage(options.cluster, stage, {}, cluster_overrides(options))
+
+
+def read_pipeline_stage(options: SubmitOptions, stage: "Stage", stage_options: tuple[str, ...]) -> "ClusterConfig":
+    """Read the cluster configuration of a stage of a pipeline: `options` are for all stages, above all the training."""
+    from launch.cluster import load_stage
+
+    overrides = parse_stage_options(stage, stage_options)
+    cluster = load_stage(options.cluster, stage, cluster_overrides(options), overrides, f"--{stage}-option")
+    # Only the first job waits for --dependency; the others wait for the job before them.
+    return cluster if "dependency" in overrides else cluster.model_copy(update={"dependency": None})
+
+
+def cluster_overrides(options: SubmitOptions) -> dict[str, Any]:
+    """Return the options of the command line as values of ClusterConfig."""
     fields = dict(options.fields)
-    pairs = [pair.partition("=") for pair in fields.pop("parameters", ())]
-    # A parameter without a value is a flag, for example `exclusive`.
-    parameters = {key: value if equals else True for key, equals, value in pairs}
-    return load_cluster(options.cluster, fields | {"parameters": parameters})
+    return fields | {"parameters": parse_parameters(fields.pop("parameters", ()))}
 
 
-def single_process_cluster(cluster: "ClusterConfig") -> "ClusterConfig":
-    """Return the cluster for a job that runs as one process: one node and at most one GPU."""
-    gpus = min(cluster.gpus_per_node, 1)
-    return cluster.model_copy(update={"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus})
+def parse_parameters(pairs: Iterable[str]) -> dict[str, str | bool]:
+    """Return parameters written as NAME=VALUE. One without a value is a flag, for example `exclusive`."""
+    parts = [pair.partition("=") for pair in pairs]
+    return {key: value if equals else True for key, equals, value in parts}
+
+
+def parse_stage_options(stage: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Return the options of a stage, written as NAME=VALUE. Raises UserError for an unknown option."""
+    from launch.cluster import ClusterConfig
+
+    overrides: dict[str, Any] = {}
+    names = [name for name in ClusterConfig.model_fields if name != "executor"]
+    for pair in pairs:
+        given_name, equals, value = pair.partition("=")
+        name = given_name.removeprefix("--").replace("-", "_")
+        if not equals or name not in names:
+            matches = get_close_matches(name, names, 1)
+            remedy = f"did you mean {matches[0]}=VALUE?" if matches else f"the options are {', '.join(names)}"
+            raise UserError(f"--{stage}-option {pair}: not NAME=VALUE of a job option; {remedy}")
+        if name == "parameters":
+            overrides[name] = overrides.get(name, {}) | parse_parameters([value])
+        elif name in MULTIPLE:
+            overrides[name] = (*overrides.get(name, ()), value)
+        else:
+            overrides[name] = value
+    return overrides

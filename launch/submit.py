@@ -12,9 +12,14 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
-from launch.cluster import ClusterConfig, parse_minutes
+from launch.cluster import ClusterConfig
 from launch.job_folder import REQUEUE_SCRIPT, copy_code, make_job_folder, write_job_info, write_requeue_script
 from launch.jobs import Job
+from launch.notation import parse_minutes
+from launch.submission_environment import submission_environment
+
+MAX_LOCAL_MINUTES = 60 * 24 * 3650
+"""Time limit of a job on this machine if the configuration sets none."""
 
 
 def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
@@ -33,7 +38,12 @@ def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
 def requeue_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
     """Return the shell lines that check a restarted job, and requeue the job after srun if it has failed."""
     job, python = shlex.quote(str(folder)), python_command(cluster)
-    return [f"featgan_job={job}", f'featgan_python() {{ {python} "$@"; }}', f'. "$featgan_job/{REQUEUE_SCRIPT}"']
+    lines = [f"featgan_job={job}", f'featgan_python() {{ {python} "$@"; }}']
+    if cluster.srun_args:
+        # srun may start a container, and Python may exist only there.
+        arguments = shlex.join(["--overlap", "--export=ALL", "--nodes=1", "--ntasks=1", *cluster.srun_args])
+        lines.append(f'featgan_step() {{ srun {arguments} {python} "$@"; }}')
+    return [*lines, f'. "$featgan_job/{REQUEUE_SCRIPT}"']
 
 
 def python_command(cluster: ClusterConfig) -> str:
@@ -68,7 +78,12 @@ def sbatch_parameters(cluster: ClusterConfig, folder: Path, name: str, dependenc
         "setup": setup_lines(cluster, folder),
         # srun does not inherit --cpus-per-task, nor, on sites with SBATCH_EXPORT=NONE, the variables of the setup. One
         # process that fails must end the others.
-        "srun_args": ["--export=ALL", f"--cpus-per-task={cluster.cpus_per_task}", "--kill-on-bad-exit=1"],
+        "srun_args": [
+            "--export=ALL",
+            f"--cpus-per-task={cluster.cpus_per_task}",
+            "--kill-on-bad-exit=1",
+            *cluster.srun_args,
+        ],
         "additional_parameters": extra_parameters,
     }
     return {key: value for key, value in parameters.items() if value is not None} | {"wckey": cluster.wckey}
@@ -104,7 +119,8 @@ def submit_job(
     dependency = f"afterok:{after_job}" if after_job else None
     try:
         executor = make_executor(cluster, folder, name, dependency)
-        with warnings.catch_warnings():
+        options = [option.replace("_", "-") for option in (*executor.parameters, *cluster.parameters)]
+        with submission_environment(options, cluster.executor == "local"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # submitit warns if sacct is missing, which featgan does not need
             submitted_job = executor.submit(job)
     except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
@@ -141,8 +157,8 @@ def make_executor(
         local_executor = submitit.LocalExecutor(folder, python=python_command(cluster))
         local_executor.update_parameters(
             tasks_per_node=cluster.num_tasks_per_node,
-            gpus_per_node=cluster.gpus_per_node,
-            timeout_min=parse_minutes(cluster.time),
+            gpus_per_node=cluster.num_gpus_per_node,
+            timeout_min=min(parse_minutes(cluster.time), MAX_LOCAL_MINUTES),
             signal_delay_s=cluster.signal_delay,
             setup=setup_lines(cluster, folder),
         )

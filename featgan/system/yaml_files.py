@@ -14,6 +14,23 @@ from featgan.system.limits import MAX_DEPTH, MAX_NUMBER_DIGITS, MAX_YAML_BYTES, 
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader for plain values; the C version, which most installations have, is ten times as fast."""
 
+TEXT_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "merge"))
+"""Tags that TextLoader recognizes in plain values."""
+
+
+class TextLoader(SafeLoader):  # type: ignore[misc]
+    """Loads every value as the text that the file contains, except for null, true and false.
+
+    YAML 1.1 reads 24:00:00 as a number in base 60, 010 as an octal number, and `no` and `off` as booleans.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern if not tag.endswith("bool") else re.compile("true|True|TRUE|false|False|FALSE"))
+                for tag, pattern in resolvers if tag in TEXT_TAGS]
+        for first, resolvers in SafeLoader.yaml_implicit_resolvers.items()
+    }  # fmt: skip
+
+
 NUMBER = re.compile(r"[-+.]?[0-9][0-9a-fA-FoxX_:.+-]*")
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -79,14 +96,14 @@ def check_digits(event: yaml.ScalarEvent, line: int | None) -> None:
         raise YamlError(f"a number with more than {MAX_NUMBER_DIGITS} digits", line)
 
 
-def parse_yaml(content: bytes | str) -> Any:
+def parse_yaml(content: bytes | str, loader_class: Any = SafeLoader) -> Any:
     """Parse YAML text of plain values. Raises YamlError if it is invalid, or if it exceeds a limit."""
     try:
         text = content if isinstance(content, str) else decode_text(content)
         check = StructureCheck()
         for event in yaml.parse(text, Loader=SafeLoader):
             check.add_event(event)
-        loader = SafeLoader(text)
+        loader = loader_class(text)
         try:
             return loader.get_single_data()
         finally:
@@ -110,14 +127,14 @@ def decode_text(content: bytes) -> str:
     return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
-def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES) -> Any:
+def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES, loader_class: Any = SafeLoader) -> Any:
     """Read a YAML file.
 
     Raises UserError if the file is missing, is not a regular file, exceeds a limit or is not valid YAML. Raises OSError
     after an error of a network file system, which another attempt may not have.
     """
     try:
-        return parse_yaml(read_regular_file(path, max_bytes))
+        return parse_yaml(read_regular_file(path, max_bytes), loader_class)
     except YamlError as error:
         location = path if error.line is None else f"{path}:{error.line}"
         raise UserError(f"{location}: {error}") from None
@@ -127,9 +144,9 @@ def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES) -> Any:
         raise UserError(f"{path}: {describe_read_error(error)}; check the path and its permissions") from None
 
 
-def read_yaml_mapping(path: Path, max_bytes: int = MAX_YAML_BYTES) -> dict[Any, Any]:
+def read_yaml_mapping(path: Path, max_bytes: int = MAX_YAML_BYTES, loader_class: Any = SafeLoader) -> dict[Any, Any]:
     """Read a YAML file that contains a mapping or nothing; errors as in `read_yaml`."""
-    content = read_yaml(path, max_bytes)
+    content = read_yaml(path, max_bytes, loader_class)
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -315,6 +315,16 @@ def test_job_with_python_in_a_container_is_requeued_and_keeps_its_exit_code(
     assert "it is requeued" in result.stderr and not (job_folder / "verdict.txt").exists()
 
 
+def test_job_whose_container_is_started_by_srun_is_requeued(job_folder: Path, job_script: JobScript) -> None:
+    # Python exists only in the container, so the decision is made in a step of the job.
+    job_script.write_program("srun", f'#!/bin/sh\nshift 5\nPATH={job_script.folder}/container exec "$@"\n')
+    (job_script.folder / "container" / "python-3.11").symlink_to(sys.executable)
+    cluster = ClusterConfig(python="python-3.11", srun_args=("--container-image=featgan.sqsh",))
+    result = job_script.run_script("(exit 75)", cluster)
+    assert result.returncode == 75 and job_script.count_requeues() == 1, result.stderr
+    assert [attempt["code"] for attempt in read_attempts(job_folder)] == [75]
+
+
 def test_job_that_succeeds_runs_nothing(job_folder: Path, job_script: JobScript) -> None:
     assert job_script.run_script("true").returncode == 0
     assert job_script.count_requeues() == 0 and not read_attempts(job_folder)

@@ -14,9 +14,10 @@ from featgan.errors import UserError
 from launch import submit
 from launch.__main__ import cli
 from launch.cli_options import SubmitOptions, read_cluster
-from launch.cluster import ClusterConfig, load_cluster, parse_minutes
+from launch.cluster import ClusterConfig, load_cluster
 from launch.job_folder import copy_code, make_job_folder
 from launch.jobs import TrainJob
+from launch.notation import parse_minutes
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 
@@ -37,8 +38,16 @@ SITE_CLUSTER = ClusterConfig(
     setup=("module load cuda", "source env.sh"),
     python="python3",
 )
+CONTAINER_CLUSTER = ClusterConfig(
+    gpus_per_node="gpu:a100:4", mem="64000", python="python", srun_args=("--container-image=featgan.sqsh",)
+)
 JOB_FOLDER = Path("/runs/one/jobs/001-train")
-CLUSTERS = {"plain": ClusterConfig(), "site": SITE_CLUSTER, "practice": load_cluster("practice", {})}
+CLUSTERS = {
+    "plain": ClusterConfig(),
+    "site": SITE_CLUSTER,
+    "practice": load_cluster("practice", {}),
+    "container": CONTAINER_CLUSTER,
+}
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
