@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -37,10 +37,10 @@ class HttpError(Exception):
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read the body of a request, at most `max_bytes`.
 
-    Raises HttpError if it is larger or takes longer than BODY_TIMEOUT_SECONDS.
+    Raises HttpError if it is larger, takes longer than BODY_TIMEOUT_SECONDS, or is not complete.
     """
     content_length = request.headers.get("content-length", "0")
-    if not content_length.isdecimal() or int(content_length) > max_bytes:
+    if not content_length.isdecimal() or len(content_length) > 20 or int(content_length) > max_bytes:
         raise HttpError(413, f"request body: larger than {max_bytes >> 10} KiB")
     body = bytearray()
     try:
@@ -51,6 +51,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                     raise HttpError(413, f"request body: larger than {max_bytes >> 10} KiB")
     except TimeoutError:
         raise HttpError(408, f"request body: not received within {BODY_TIMEOUT_SECONDS} seconds") from None
+    except ClientDisconnect:
+        raise HttpError(400, "request body: the client disconnected") from None
     return bytes(body)
 
 

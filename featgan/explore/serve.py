@@ -14,7 +14,6 @@ from featgan.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 64
 SHUTDOWN_TIMEOUT_SECONDS = 2
 
 
@@ -33,7 +32,7 @@ def explore_runs(
 
     Raises UserError if the address is not available, before anything is loaded, or if a run cannot be loaded.
     """
-    uvicorn = import_uvicorn()
+    import_uvicorn()
     listener = open_listener(host, port)
     try:
         from featgan.explore.access_control import build_access_policy
@@ -47,17 +46,26 @@ def explore_runs(
             for notice in run.notices:
                 logger.warning(f"{run.name}: {notice}" if len(session.runs) > 1 else notice)
         app = build_app(session, build_access_policy(host, address, port, token))
-        config = uvicorn.Config(
-            app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_SECONDS,
-        )  # fmt: skip
+        server = build_server(app)
         print(page_url(address, port, token), flush=True)
         logger.info("Press Ctrl-C to stop.")
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
     finally:
         listener.close()
+
+
+def build_server(app: Any) -> Any:
+    """Return the uvicorn server of an ASGI application."""
+    from featgan.explore.connections import KEEP_ALIVE_SECONDS, GuardedConnection
+
+    uvicorn = import_uvicorn()
+    config = uvicorn.Config(
+        app, loop="asyncio", http=GuardedConnection, ws="none", lifespan="off", log_level="error", access_log=False,
+        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_SECONDS,
+    )  # fmt: skip
+    return uvicorn.Server(config)
 
 
 def make_token(address: str, require_token: bool) -> str | None:
