@@ -1,7 +1,6 @@
 """Extract a classifier's features and outputs for every image and its horizontal flip, and cache them."""
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,11 @@ from featgan.data.feature_cache.storage import cache_folder
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
+from featgan.system.device import limit_torch_threads
 from featgan.system.images import to_float
 from featgan.system.memory import keep_freed_memory
 from featgan.system.progress import ProgressBar, progress_bar
+from featgan.system.resources import count_threads
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ CONSTANT_PREDICTION_SHARE = 0.95
 MAX_CHECKED_IMAGES = 10_000
 """Number of training images whose predictions are checked for that."""
 
-NUM_DECODER_THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
-"""Number of threads that decode images. A network on a GPU is faster than one of them."""
+MAX_DECODER_THREADS = 8
+"""Maximum number of threads that decode images, one for two cores. A network on a GPU is faster than one of them."""
 
 
 def extract_features(
@@ -56,6 +57,7 @@ def extract_features(
     cache of that name has another content.
     """
     keep_freed_memory()
+    limit_torch_threads()
     shard_set = ShardSet.open(shards)
     shard_set.verify()
     blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, task)
@@ -151,9 +153,8 @@ class FeatureExtractor:
         """
         tasks = [(shard, rows) for shard in pending for rows in chunk_rows(shard.rows, self.batch_size)]
         results: list[tuple[Tensor, Tensor]] = []
-        for (shard, rows), images in zip(
-            tasks, prefetch_map(self.decode_task, tasks, NUM_DECODER_THREADS), strict=True
-        ):
+        num_threads = count_threads(MAX_DECODER_THREADS, cores_per_thread=2)
+        for (shard, rows), images in zip(tasks, prefetch_map(self.decode_task, tasks, num_threads), strict=True):
             results.append(extract_with_flip(self.blackbox, images))
             self.update_progress(len(images))
             if rows.stop == shard.rows.stop:

@@ -1,9 +1,6 @@
 """An in-memory cache of decoded images: from the second epoch on, images are copied instead of decoded."""
 
-import math
 import mmap
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +8,10 @@ import torch
 from torch import Tensor
 
 from featgan.data.shards.shard_set import Split
+from featgan.system.resources import share_of_memory
 
 MAX_MEMORY_SHARE = 1 / 4
-"""Share of the available memory that the caches of all processes on one machine may use."""
-
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files with the memory limit of a container, for control groups v2 and v1."""
+"""Share of a process's memory that its cache may use."""
 
 
 class DecodedImageCache:
@@ -60,32 +55,10 @@ def cache_if_it_fits(split: Split, num_images: int) -> Split | DecodedImageCache
 
     `num_images` is the number of images that training uses, with repetitions.
     """
-    fits = required_bytes(split) * count_local_processes() <= MAX_MEMORY_SHARE * get_available_memory()
+    fits = required_bytes(split) <= MAX_MEMORY_SHARE * (share_of_memory() or 0)
     if num_images <= len(split) or not fits:
         return split
     try:
         return DecodedImageCache(split)
     except OSError:  # systems without memory overcommit
         return split
-
-
-def count_local_processes() -> int:
-    """Return the number of processes of this run on this machine, as set by the launcher."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def get_available_memory() -> float:
-    """Return the memory in bytes that the system, the container and the SLURM job allow; 0 if unknown."""
-    lines = read_text_file("/proc/meminfo").splitlines()
-    available = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    limits = [float(text) for text in map(read_text_file, CGROUP_LIMITS) if text.strip().isdecimal()]
-    job_limit = float(os.environ.get("SLURM_MEM_PER_NODE", "0")) * 2**20 or math.inf
-    return min(*available, *limits, job_limit) if available else 0.0
-
-
-def read_text_file(path: str) -> str:
-    """Return the content of a small text file, or an empty string if it cannot be read."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

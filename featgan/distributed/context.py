@@ -3,8 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import cast
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from featgan.config.schema import DistributedConfig, OptimizerConfig
 from featgan.distributed.deepspeed import DeepSpeedNetwork
-from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
+from featgan.distributed.rendezvous import Rendezvous, check_launcher_env, init_env_from_slurm
+from featgan.distributed.store_discovery import shared_store
 from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import TrainingInterrupted, UserError
-from featgan.system.device import has_fast_bf16, uses_bf16
+from featgan.system.device import has_fast_bf16, limit_torch_threads, uses_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,32 @@ TIMEOUT_MARGIN = 60.0
 
 NO_TIMEOUT = timedelta(days=365)
 
+MAX_JOIN_SECONDS, JOIN_SHARE = 600.0, 0.9
+"""Maximum time to wait for rank 0 at the start, also as a share of the hang timeout: the watchdog prints no reason."""
+
+
+@contextmanager
+def join_processes(rendezvous: Rendezvous | None, hang_timeout: float) -> Iterator[None]:
+    """Connect the processes in this context, on a port that they agree on. Raises UserError if they cannot connect."""
+    timeout_seconds = min(MAX_JOIN_SECONDS, JOIN_SHARE * hang_timeout) if hang_timeout else MAX_JOIN_SECONDS
+    try:
+        with shared_store(rendezvous, timeout_seconds) if rendezvous else nullcontext():
+            yield
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).strip().splitlines()[0]
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: the processes cannot connect at {address} ({reason}); use another port, or an"
+            " address that all nodes can reach"
+        ) from error
+
 
 class DistributedContext:
     """Rank, device, precision and collectives of this process; prepares networks for training."""
 
     def __init__(self, precision: str, distributed_config: DistributedConfig) -> None:
         check_launcher_env()
-        init_env_from_slurm()
+        rendezvous = init_env_from_slurm()
         self.distributed_config = distributed_config
         # No mixed precision in the accelerator: it would patch `forward`, but autocast contexts are set in the step.
         timeout = (
@@ -45,7 +65,9 @@ class DistributedContext:
         # Without a GPU, accelerate joins several processes only if it is created with cpu=True.
         expected_world_size = int(os.environ.get("WORLD_SIZE", "1"))
         on_cpu = expected_world_size > 1 and not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+        with join_processes(rendezvous, distributed_config.hang_timeout):
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+        limit_torch_threads()  # after accelerate, which sets the number of threads too
         if self.world_size != expected_world_size:
             raise UserError(
                 f"WORLD_SIZE={expected_world_size}: accelerate found {self.world_size} processes; check the launcher"

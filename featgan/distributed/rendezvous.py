@@ -1,13 +1,21 @@
 """Environment variables that let the processes of a run find each other; everything also works for one process."""
 
+import hashlib
 import os
 import re
 import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from featgan.errors import UserError
+from featgan.system.resources import count_slurm_tasks, is_slurm_task, parse_count
 
 MIN_PORT, NUM_PORTS = 20_000, 12_000
 """Range of MASTER_PORT: below the ports that operating systems assign automatically."""
+
+NUM_CANDIDATES = 16
+"""Number of ports that are tried before the processes give up."""
 
 UNSUPPORTED_LAUNCHER_SETTINGS = {
     "ACCELERATE_USE_DEEPSPEED": "set distributed.strategy=deepspeed instead",
@@ -31,34 +39,69 @@ def check_launcher_env() -> None:
             )
 
 
-def init_env_from_slurm() -> None:
+@dataclass(frozen=True)
+class Rendezvous:
+    """What the processes of one training know about each other before they connect."""
+
+    identity: str
+    """The same in all processes of this training, and different in any other, even one of the same job and step."""
+
+    def candidate_ports(self) -> list[int]:
+        """Return the ports to try, in the order in which every process tries them."""
+        digests = (hashlib.sha256(f"{self.identity} {index}".encode()).digest() for index in range(NUM_CANDIDATES))
+        return [MIN_PORT + int.from_bytes(digest[:8], "big") % NUM_PORTS for digest in digests]
+
+
+def init_env_from_slurm() -> Rendezvous | None:
     """Set RANK, WORLD_SIZE and MASTER_* for the tasks of one `srun`, one per GPU and without another launcher.
 
     Variables set by a launcher are kept. An interactive shell opened by `salloc` or `srun --pty` is a single process,
-    whatever the size of the job.
+    whatever the size of the job. Returns None if the variables or the port were set before, or for a single process.
     """
     getenv = os.environ.get
-    if "RANK" not in os.environ and int(getenv("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        init_env_from_submitit()
+    if "RANK" in os.environ:
+        return None
+    if parse_count(getenv("SUBMITIT_LOCAL_NTASKS", "")) > 1:
+        return init_env_from_submitit()
     tasks = getenv("SLURM_STEP_NUM_TASKS") or getenv("SLURM_NTASKS", "1")
-    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(tasks) == 1 or os.isatty(0):
-        return
+    if not is_slurm_task(os.environ) or parse_count(tasks) <= 1:
+        return None
+    os.environ["LOCAL_WORLD_SIZE"] = str(count_slurm_tasks(os.environ))
     os.environ["RANK"] = getenv("SLURM_PROCID", "0")
     os.environ["WORLD_SIZE"] = tasks
     os.environ["LOCAL_RANK"] = getenv("SLURM_LOCALID", "0")
-    os.environ.setdefault("MASTER_ADDR", first_node(getenv("SLURM_JOB_NODELIST", "")))
+    # Another step of the same job may use other nodes.
+    nodes = getenv("SLURM_STEP_NODELIST") or getenv("SLURM_JOB_NODELIST", "")
+    os.environ.setdefault("MASTER_ADDR", first_node(nodes))
     # A requeued job must not use the port that its previous start may still hold.
-    port_offset = int(getenv("SLURM_JOB_ID", "0")) * 7 + int(getenv("SLURM_RESTART_COUNT", "0"))
-    os.environ.setdefault("MASTER_PORT", str(MIN_PORT + port_offset % NUM_PORTS))
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    return init_port(*(getenv(name, "0") for name in names))
 
 
-def init_env_from_submitit() -> None:
+def init_env_from_submitit() -> Rendezvous | None:
     """Set the same variables for the processes that submitit starts on one machine."""
     getenv = os.environ.get
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = getenv("SUBMITIT_LOCAL_GLOBALID", "0")
-    os.environ["WORLD_SIZE"] = getenv("SUBMITIT_LOCAL_NTASKS", "1")
+    os.environ["WORLD_SIZE"] = os.environ["LOCAL_WORLD_SIZE"] = getenv("SUBMITIT_LOCAL_NTASKS", "1")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(MIN_PORT + int(getenv("SUBMITIT_LOCAL_JOB_ID", "0")) % NUM_PORTS))
+    return init_port("submitit", getenv("SUBMITIT_LOCAL_JOB_ID", "0"))
+
+
+def init_port(*parts: str) -> Rendezvous | None:
+    """Set MASTER_PORT to the first candidate, unless the user has set it. `parts` identify the processes.
+
+    The arguments of the command are part of the identity, since one step can run two trainings on the same node.
+    """
+    if "MASTER_PORT" in os.environ:
+        return None
+    rendezvous = Rendezvous("/".join([*parts, describe_arguments(sys.argv[1:])]))
+    os.environ["MASTER_PORT"] = str(rendezvous.candidate_ports()[0])
+    return rendezvous
+
+
+def describe_arguments(arguments: Sequence[str]) -> str:
+    """Return a hash of the arguments of a command, which differ between two trainings."""
+    return hashlib.sha256("\0".join(arguments).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def first_node(nodes: str) -> str:

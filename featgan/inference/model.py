@@ -14,6 +14,7 @@ from featgan.features.space import FeatureSpace
 from featgan.networks.generator import Generator
 from featgan.run.checkpoint import find_checkpoint, read_tensors
 from featgan.run.model_metadata import ModelMetadata, read_model_metadata
+from featgan.system.device import limit_torch_threads
 from featgan.system.memory import keep_freed_memory
 
 BATCH_SIZE = 64
@@ -79,6 +80,7 @@ def load_model(run_dir: Path, step: int | None = None, device: torch.device | st
     Raises UserError if the checkpoint is missing or corrupted.
     """
     keep_freed_memory()
+    limit_torch_threads()
     folder = find_checkpoint(run_dir, step)
     metadata = read_model_metadata(folder / "model.json")
     input_dim = condition_input_dim(metadata.generator.condition_input, metadata.condition_dim)

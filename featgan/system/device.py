@@ -1,6 +1,22 @@
-"""Whether the networks run in bf16 on a device."""
+"""The precision of the networks on a device, and the number of threads on the CPU."""
+
+import os
 
 import torch
+
+from featgan.system.resources import count_cores
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables with the number of threads; if one is set, the user's or the launcher's value is kept."""
+
+
+def limit_torch_threads() -> None:
+    """Use at most as many threads as this process has cores. The number is never raised.
+
+    By default, torch uses all cores of the machine in each process, whatever the quota of the container or of the job.
+    """
+    if not any(os.environ.get(name) for name in THREAD_VARIABLES) and count_cores() < torch.get_num_threads():
+        torch.set_num_threads(count_cores())
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

@@ -4,6 +4,8 @@ import ctypes
 import os
 from functools import cache
 
+from featgan.system.resources import share_of_memory
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of glibc's mallopt."""
 
@@ -15,6 +17,9 @@ MAX_TRIM_THRESHOLD, MMAP_THRESHOLDS = (1 << 31) - 1, (1 << 30, 32 << 20)
 
 Older versions of glibc reject the larger size.
 """
+
+MAX_KEPT_SHARE = 1 / 4
+"""Share of a process's memory that may stay free in the heap; other processes of the node cannot use it."""
 
 
 @cache
@@ -31,6 +36,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    if not mallopt(M_TRIM_THRESHOLD, MAX_TRIM_THRESHOLD):
+    memory = share_of_memory()
+    max_kept_bytes = MAX_TRIM_THRESHOLD if memory is None else min(MAX_TRIM_THRESHOLD, int(MAX_KEPT_SHARE * memory))
+    if not mallopt(M_TRIM_THRESHOLD, max_kept_bytes):
         return False
-    return any(mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_THRESHOLDS)
+    return any(mallopt(M_MMAP_THRESHOLD, min(size, max_kept_bytes)) for size in MMAP_THRESHOLDS)

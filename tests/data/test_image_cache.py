@@ -2,7 +2,6 @@
 
 import multiprocessing
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from featgan.config.loading import parse_config
 from featgan.data import image_cache
 from featgan.data.conditions import build_condition
-from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits, get_available_memory, required_bytes
+from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits, required_bytes
 from featgan.data.loader import BatchDataset, TrainingSet, open_loader
 from featgan.data.shards.shard_set import Split
 from featgan.errors import UserError
@@ -75,27 +74,12 @@ def test_corrupted_image_is_not_cached(split: Split, monkeypatch: pytest.MonkeyP
 
 def test_images_are_cached_if_they_are_used_again_and_fit(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     count, needed = len(split), required_bytes(split)
-    monkeypatch.setattr(image_cache, "get_available_memory", lambda: 4.0 * needed)
+    monkeypatch.setattr(image_cache, "share_of_memory", lambda: 4 * needed)
     assert isinstance(cache_if_it_fits(split, count + 1), DecodedImageCache)
     assert cache_if_it_fits(split, count) is split  # no image is used twice in one epoch
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert cache_if_it_fits(split, count + 1) is split
-    monkeypatch.setattr(image_cache, "get_available_memory", lambda: 8.0 * needed)
-    assert isinstance(cache_if_it_fits(split, count + 1), DecodedImageCache)
-
-
-def test_available_memory_is_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = {"/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:     500 kB\n", image_cache.CGROUP_LIMITS[0]: "max\n"}
-    monkeypatch.setattr(image_cache, "read_text_file", lambda path: texts.get(path, ""))
-    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    assert get_available_memory() == 500 * 1024
-    texts[image_cache.CGROUP_LIMITS[1]] = "400000\n"
-    assert get_available_memory() == 400000
-    texts.clear()
-    assert get_available_memory() == 0
-    monkeypatch.undo()
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
-    assert not Path("/proc/meminfo").exists() or get_available_memory() == 2**20
+    for memory in (4 * needed - 1, None):
+        monkeypatch.setattr(image_cache, "share_of_memory", lambda memory=memory: memory)
+        assert cache_if_it_fits(split, count + 1) is split
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

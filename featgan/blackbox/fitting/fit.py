@@ -25,6 +25,7 @@ from featgan.blackbox.weights import choose_device, load_state_dict, read_checkp
 from featgan.config.choices import FittedTask
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
+from featgan.system.device import limit_torch_threads
 from featgan.system.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ def fit_and_write(
     device: torch.device,
 ) -> dict[str, Any]:
     """Train the classifier, score it on the validation split (or the training split if there is none), and write it."""
+    limit_torch_threads()
     architecture = Architecture(network=settings.network, width=settings.width, output_dim=len(names))
     network = init_network(architecture, settings.seed, initial_weights)
     # External weights expect the preprocessing that they were trained with.

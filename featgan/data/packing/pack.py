@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFi
 from featgan.errors import UserError
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.progress import ProgressBar, progress_bar
+from featgan.system.resources import count_workers
 from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def pack_shards(
         packer = Packer(partial, listing, items, options, fail_on_unreadable)
         packer.skipped["listed twice"] += num_duplicates
         with progress_bar("packing", len(items), "images") as bar:
-            packer.pack_images(workers or len(os.sched_getaffinity(0)), bar)
+            packer.pack_images(workers or count_workers(), bar)
         manifest = packer.finish(source.resolve().name, source_sha256)
     if existing_manifest:
         with user_friendly_write_errors(out, WRITE_ERROR_REMEDY):

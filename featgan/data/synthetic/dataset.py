@@ -19,6 +19,7 @@ from featgan.data.synthetic.drawing import draw_face, face_landmarks
 from featgan.errors import UserError
 from featgan.system.files import lock_folder, user_friendly_write_errors
 from featgan.system.progress import progress_bar
+from featgan.system.resources import count_workers
 from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,7 @@ def synthesize_faces(out: Path, count: int, seed: int, image_size: int = 112, wo
         return
     remedy = "free some space or choose another folder; no files were left behind"
     with user_friendly_write_errors(out, remedy), partial_folder(out) as folder:
-        write_dataset(folder, recipe, workers or len(os.sched_getaffinity(0)))
+        write_dataset(folder, recipe, workers or count_workers())
         folder.replace(out)
 
 
