@@ -24,6 +24,7 @@ from featgan.cli.click_helpers import (
 )
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.plain_text import print_line
 from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, read_pipeline_stage, read_stage
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
 from launch.preflight import check_run, check_shards, check_training
@@ -65,14 +66,14 @@ def submit_or_print(
         example_folder = base_dir.absolute() / "jobs" / f"NNN-{kind}"
         dependency = after_job and f"afterok:{after_job}"
         is_local = cluster.executor == "local"
-        click.echo(
+        print_line(
             local_script(cluster, example_folder)
             if is_local
             else sbatch_script(cluster, example_folder, name, dependency)
         )
         return f"{kind.upper()}_ID"
     job_id, job_folder = submit_job(job, cluster, base_dir / "jobs", kind, name, after_job)
-    click.echo(f"{kind}: job {job_id}, in {job_folder}")
+    print_line(f"{kind}: job {job_id}, in {job_folder}")
     return job_id
 
 
@@ -346,8 +347,7 @@ def submit_claimed(claim: "EvaluationClaim", job: EvaluateJob, cluster: "Cluster
 @click.argument("run", type=PATH_TYPE)
 def status(run: Path) -> None:
     """Show the jobs of a run, or of every run in a folder."""
-    from rich.console import Console
-
+    from featgan.system.console import PlainConsole
     from launch.status import status_lines, status_table
 
     run_dirs = [run] if (run / "jobs").is_dir() else sorted(path.parent for path in run.glob("*/jobs"))
@@ -355,9 +355,9 @@ def status(run: Path) -> None:
         remedy = f"describe the folder with `featgan info {run}`" if run.exists() else "check the path"
         raise UserError(f"{run}: no run with jobs; {remedy}")
     for run_dir in run_dirs:
-        Console().print(status_table(run_dir))
+        PlainConsole().print(status_table(run_dir))
         for line in status_lines(run_dir):
-            click.echo(line)
+            print_line(line)
 
 
 if __name__ == "__main__":

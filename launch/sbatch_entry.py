@@ -15,6 +15,7 @@ from featgan.cli.click_helpers import CONTEXT_SETTINGS, PATH_TYPE, resume_option
 from featgan.config.loading import load_config
 from featgan.errors import UserError
 from featgan.run.paths import check_run_folder
+from featgan.system.plain_text import print_line
 from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info, write_requeue_script
 from launch.jobs import TrainJob, is_rank_zero
 
@@ -42,7 +43,7 @@ def cli(
         raise UserError("sbatch_entry: no configuration; give a YAML file or the name of a preset")
     folder = find_or_create_job_folder(config, overrides, init_from, reset_optimizer)
     write_requeue_script(folder)
-    click.echo(folder)
+    print_line(folder)
 
 
 def find_or_create_job_folder(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from featgan.system.plain_text import print_line
+
 if TYPE_CHECKING:
     from featgan.bench.results import BenchmarkResults
 
@@ -52,20 +54,19 @@ def add_common_options(command: Command) -> Command:
 
 def run_and_report(run_benchmark: "Callable[[], BenchmarkResults]", out: Path | None, markdown: bool) -> None:
     """Run a benchmark, print its results, and write them to `out` if given."""
-    from rich.console import Console
-
     from featgan.bench import results
+    from featgan.system.console import PlainConsole
 
     load, command = os.getloadavg()[0], format_command_line()
     benchmark = run_benchmark()
     if out is not None:
         results.write_json(benchmark, command, load, out)
     if markdown:
-        click.echo(results.to_markdown(benchmark, command))
+        print_line(results.to_markdown(benchmark, command))
         for note in (*benchmark.notes, results.format_machine(load)):
-            click.echo(note, err=True)
+            print_line(note, err=True)
     else:
-        results.print_results(benchmark, load, Console())
+        results.print_results(benchmark, load, PlainConsole())
 
 
 def format_command_line() -> str:

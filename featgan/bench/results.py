@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as TerminalTable
 
 from featgan.bench.timing import CostSamples
+from featgan.system.console import PlainConsole
 from featgan.system.files import atomic_write
 
 Unit = Literal["s", "MB", "%"]
@@ -172,22 +172,22 @@ COLUMNS = ("name", "naive", "fast", "speedup", "upper bound", "efficiency")
 """Columns of the terminal table; `naive` is the reference implementation and `fast` is featgan's code."""
 
 
-def print_results(results: BenchmarkResults, load: float, console: Console) -> None:
+def print_results(results: BenchmarkResults, load: float, console: PlainConsole) -> None:
     """Print the rows, their goals and notes, the tables, and the machine."""
     console.print(build_terminal_table(ResultTable(f"featgan bench {results.name}", COLUMNS, result_cells(results))))
     for row in results.rows:
         for goal in row.goals:
-            console.print(f"goal  {row.name}: {row.goal_result(goal)}", markup=False, highlight=False)
+            console.print(f"goal  {row.name}: {row.goal_result(goal)}")
     for row in results.rows:
         if row.upper_bound_name or row.note:
             note = "; ".join(
                 text for text in (row.upper_bound_name and f"upper bound: {row.upper_bound_name}", row.note) if text
             )
-            console.print(f"note  {row.name}: {note}", markup=False, highlight=False)
+            console.print(f"note  {row.name}: {note}")
     for table in results.tables:
         console.print(build_terminal_table(table))
     for line in (*results.notes, format_machine(load)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 def result_cells(results: BenchmarkResults) -> tuple[tuple[str, ...], ...]:

@@ -11,6 +11,7 @@ import click
 from featgan.cli.log_handler import install_log_handler
 from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
+from featgan.system.plain_text import format_one_line, print_line
 
 PATH_TYPE = click.Path(path_type=Path)
 
@@ -175,8 +176,8 @@ def parse_step(step: str) -> int | None:
 def user_error_message(error: BaseException) -> str | None:
     """Return one line for an error that the user can fix; None for an internal error."""
     if isinstance(error, UserError):
-        # An error of a data loading worker arrives with its traceback as the message; the last line is the cause.
-        return str(error).strip().splitlines()[-1].removeprefix("featgan.errors.UserError: ")
+        # An error of a data loading worker arrives with its traceback as the message; the end is the cause.
+        return format_one_line(str(error).strip().rpartition("\nfeatgan.errors.UserError: ")[2])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; free some space and run the command again"
     if isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT):
@@ -201,14 +202,14 @@ def run_command(command: click.Command, name: str, arguments: list[str]) -> None
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(f"{name}: stopped; run the same command again", err=True)
+        print_line(f"{name}: stopped; run the same command again", err=True)
         sys.exit(130)
     except TrainingInterrupted as interruption:
-        click.echo(f"featgan: {interruption}", err=True)
+        print_line(f"featgan: {interruption}", err=True)
         sys.exit(interruption.exit_code)
     except Exception as error:
         message = user_error_message(error)
         if is_debug or message is None:
             raise
-        click.echo(f"featgan: {message}", err=True)
+        print_line(f"featgan: {message}", err=True)
         sys.exit(2)

@@ -3,12 +3,11 @@
 import logging
 from pathlib import Path
 
-import click
-from rich.console import Console
-
 from featgan.config.loading import load_config
 from featgan.evaluation.console import print_evaluation
 from featgan.evaluation.evaluate import evaluate_run, find_evaluation
+from featgan.system.console import PlainConsole
+from featgan.system.plain_text import print_line
 from featgan.system.signals import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,8 @@ def run_demo(run_dir: Path) -> None:
         )
         log_step(7, "render images, animations and the report")
         render_run(run_dir, num_components=NUM_COMPONENTS)
-    print_evaluation(document, Console())
-    click.echo(f"\nReport: {report_path} (open it in a browser)")
+    print_evaluation(document, PlainConsole())
+    print_line(f"\nReport: {report_path} (open it in a browser)")
 
 
 def prepare_data(data_dir: Path) -> None:

@@ -14,6 +14,7 @@ from featgan.errors import UserError
 from featgan.run.checkpoint import find_corruption, read_json
 from featgan.run.model_metadata import read_model_metadata
 from featgan.run.paths import checkpoint_steps, load_run_config
+from featgan.system.json_files import read_json_object
 
 Facts = dict[str, object]
 
@@ -70,7 +71,7 @@ def format_file_size(path: Path) -> str:
 
 
 def describe_synthetic(path: Path) -> tuple[str, Facts]:
-    recipe = read_json(path / RECIPE_FILE)
+    recipe = read_json_object(path / RECIPE_FILE)
     facts: Facts = {"faces": recipe.get("count"), "image size": f"{recipe.get('image_size')} px"}
     facts |= {"seed": recipe.get("seed"), "next": f"featgan pack affectnet {path} --out SHARDS"}
     return "synthetic faces in the layout affectnet", facts

@@ -14,7 +14,7 @@ class ConsoleHandler(logging.Handler):
 
         text = PREFIXES.get(record.levelno, "") + record.getMessage()
         # With soft_wrap, a long message stays on one line of a log file.
-        console.print(text, style=STYLES.get(record.levelno), markup=False, highlight=False, soft_wrap=True)
+        console.print(text, style=STYLES.get(record.levelno), soft_wrap=True)
 
 
 def install_log_handler(debug: bool = False) -> None:

@@ -25,6 +25,7 @@ from featgan.cli.click_helpers import (
 from featgan.config.choices import FITTED_TASKS
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.plain_text import print_line
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def synthesize(out: Path, num_images: int, seed: int, image_size: int) -> None:
     from featgan.data.synthetic.dataset import synthesize_faces
 
     synthesize_faces(out, num_images, seed, image_size)
-    click.echo(f"{out}: {num_images} faces")
+    print_line(f"{out}: {num_images} faces")
 
 
 @cli.command()
@@ -204,13 +205,12 @@ def fit(
     The last hidden layer has 64 features. Rare classes have a larger weight in the loss. The scores on the validation
     images are printed.
     """
-    from rich.console import Console
-
     from featgan.blackbox.fitting.fit import fit_blackbox
     from featgan.blackbox.fitting.scores import build_scores_table
+    from featgan.system.console import PlainConsole
 
     scores = fit_blackbox(shards, task, out, network=network, weights=weights, epochs=epochs, seed=seed, width=width)
-    Console().print(build_scores_table(scores))
+    PlainConsole().print(build_scores_table(scores))
 
 
 @cli.command()
@@ -242,7 +242,7 @@ def extract(
 
     if list_layers:
         for name, width in loading.list_layers(spec):
-            click.echo(f"{name:<48} {width}")
+            print_line(f"{name:<48} {width}")
         return
     if shards is None:
         raise UserError("extract: no shards given; name the folder with --shards")
@@ -258,7 +258,7 @@ def extract(
         task=task,
     )
     components_note = f", {cache.num_components} components" if cache.num_components else ""
-    click.echo(f"{cache.path}: {cache.feature_dim} features of layer {cache.blackbox['layer']}{components_note}")
+    print_line(f"{cache.path}: {cache.feature_dim} features of layer {cache.blackbox['layer']}{components_note}")
 
 
 @cli.command()
@@ -293,7 +293,7 @@ def train(
     if dry_run:
         from featgan.training.dry_run import describe_plan
 
-        click.echo(describe_plan(loaded_config))
+        print_line(describe_plan(loaded_config))
         return
     from featgan.system.signals import StopSignal
     from featgan.training.train import train as train_run
@@ -301,7 +301,7 @@ def train(
     with StopSignal() as stop_signal:
         run_dir = train_run(loaded_config, init_from, stop_signal, reset_optimizer, profile)
     if os.environ.get("RANK", "0") == "0":
-        click.echo(run_dir)
+        print_line(run_dir)
         logger.info(f"next: featgan evaluate {run_dir}")
 
 
@@ -327,12 +327,11 @@ def evaluate(
     RUN is the output folder of `featgan train`. The metrics have confidence intervals and are compared with baselines.
     They are printed and written to RUN/evaluations.
     """
-    from rich.console import Console
-
     from featgan.evaluation.console import print_evaluation
     from featgan.evaluation.evaluate import evaluate_with_defaults
     from featgan.run.checkpoint import newest_step
     from featgan.run.evaluation_claims import claim_checkpoint
+    from featgan.system.console import PlainConsole
 
     options = EvaluationOptions(
         classifiers, factor_probe, second_classifier, inception, lpips, max_pairs, num_components
@@ -341,8 +340,8 @@ def evaluate(
     checkpoint_step = newest_step(run) if requested_step is None else requested_step
     with claim_checkpoint(run, checkpoint_step, suite) as claimed_step:
         document = evaluate_with_defaults(run, claimed_step, suite, options)
-    print_evaluation(document, Console())
-    click.echo(document.path)
+    print_evaluation(document, PlainConsole())
+    print_line(document.path)
     logger.info(f"next: featgan render {run}")
 
 
@@ -383,7 +382,7 @@ def render(
         component_names=component_names,
         video=[kind for kind in video or DEFAULT_VIDEO_KINDS if kind != "none"],
     )
-    click.echo(report_path)
+    print_line(report_path)
 
 
 @cli.command()
@@ -447,11 +446,10 @@ def info(path: Path) -> None:
 
     PATH is a shard folder, feature cache, classifier, run or checkpoint.
     """
-    from rich.console import Console
-
     from featgan.cli.info import describe_path
+    from featgan.system.console import PlainConsole
 
-    Console().print(describe_path(path))
+    PlainConsole().print(describe_path(path))
 
 
 @cli.command()

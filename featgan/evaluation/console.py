@@ -1,15 +1,15 @@
 """Print an evaluation document as terminal tables that fit 80 columns."""
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 
 from featgan.config.metric_specs import BASELINES, METRICS, TERMINAL_TABLES
 from featgan.evaluation.document_builder import format_interval
 from featgan.run.evaluation_document import EvaluationDocument, metric_value
+from featgan.system.console import PlainConsole
 
 
-def print_evaluation(document: EvaluationDocument, console: Console) -> None:
+def print_evaluation(document: EvaluationDocument, console: PlainConsole) -> None:
     """Print the headline, the tables with baselines, and the conclusions."""
     console.print(headline_table(document))
     for name, title in TERMINAL_TABLES.items():
@@ -18,7 +18,7 @@ def print_evaluation(document: EvaluationDocument, console: Console) -> None:
         if table is not None:
             console.print(table)
     for conclusion in document.conclusions:
-        console.print(f"* {conclusion.text}", markup=False, highlight=False)
+        console.print(f"* {conclusion.text}")
 
 
 def headline_table(document: EvaluationDocument) -> Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
+from featgan.system.plain_text import print_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def explore_runs(
                 logger.warning(f"{run.name}: {notice}" if len(session.runs) > 1 else notice)
         app = build_app(session, build_access_policy(host, address, port, token))
         server = build_server(app)
-        print(page_url(address, port, token), flush=True)
+        print_line(page_url(address, port, token))
         logger.info("Press Ctrl-C to stop.")
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

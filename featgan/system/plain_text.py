@@ -1,6 +1,7 @@
 """Texts from files and users, shown as they are: no character of them controls the terminal."""
 
 import re
+import sys
 
 CONTROL_CHARACTER = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1: escape sequences start with one of them
@@ -18,3 +19,8 @@ def escape_control_characters(text: str) -> str:
 def format_one_line(text: str) -> str:
     """Return the text on one line: control characters, tabs and line breaks become escape codes."""
     return escape_control_characters(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def print_line(text: object, err: bool = False) -> None:
+    """Print a text to standard output or, with `err`, to standard error, without control characters."""
+    print(escape_control_characters(str(text)), file=sys.stderr if err else sys.stdout, flush=True)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,9 +14,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from featgan.system.console import PlainConsole
+from featgan.system.plain_text import escape_control_characters
+
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+console = PlainConsole(stderr=True)
 """Progress bars and messages go to standard error; standard output is for results."""
 
 
@@ -26,13 +28,13 @@ class ProgressBar:
 
     def __init__(self, progress: Progress, description: str, total: int | None) -> None:
         self.progress = progress
-        self.task_id = progress.add_task(description, total=total, note="")
+        self.task_id = progress.add_task(escape_control_characters(description), total=total, note="")
 
     def advance(self, count: int = 1) -> None:
         self.progress.advance(self.task_id, count)
 
     def set_note(self, text: str) -> None:
-        self.progress.update(self.task_id, note=text)
+        self.progress.update(self.task_id, note=escape_control_characters(text))
 
 
 @contextmanager
@@ -41,15 +43,15 @@ def progress_bar(
 ) -> Iterator[ProgressBar]:
     """Yield a progress bar that the caller advances; it starts at `completed` if the work is resumed."""
     columns = (
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, speed_estimate_period=60, disable=not is_shown) as progress:
         bar = ProgressBar(progress, description, total)

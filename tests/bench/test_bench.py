@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from rich.console import Console
 
 from featgan.bench import data_loading, extract, fixtures, forward_passes, startup, timing
 from featgan.bench.results import (
@@ -30,6 +29,7 @@ from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.loading import load_blackbox
 from featgan.cli.main import cli
 from featgan.data.loader import random_stream
+from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
 
 
@@ -95,7 +95,7 @@ def example_results() -> BenchmarkResults:
 
 def test_table_fits_80_columns_without_vertical_lines() -> None:
     output = io.StringIO()
-    print_results(example_results(), 0.0, Console(file=output, width=80))
+    print_results(example_results(), 0.0, PlainConsole(file=output, width=80))
     assert max(map(len, output.getvalue().splitlines())) <= 80
     assert not set(output.getvalue()) & set("│┃┏╭|")
     for text in ("1,960,784/s", "4.02 x", "75.2 MB", "1.23 %", "at most 100 MB: 75.2 MB, met", "example note"):
@@ -105,7 +105,7 @@ def test_table_fits_80_columns_without_vertical_lines() -> None:
 def test_busy_machine_is_reported() -> None:
     for load, is_busy in ((0.0, False), (1e3, True)):
         output = io.StringIO()
-        print_results(example_results(), load, Console(file=output, width=80))
+        print_results(example_results(), load, PlainConsole(file=output, width=80))
         assert ("busy" in output.getvalue()) is is_busy
 
 

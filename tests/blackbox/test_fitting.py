@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from featgan.blackbox.fitting import trainer
@@ -26,6 +25,7 @@ from featgan.data.packing.pack import pack_shards
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import synthesize_faces
 from featgan.errors import UserError
+from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
 
 SIZE = 16
@@ -361,7 +361,7 @@ def test_confusion_table_fits_80_columns(num_classes: int, count: int) -> None:
     codes = torch.arange(num_classes)
     scores = compute_scores(torch.eye(num_classes).roll(1, 1), codes, "expression", names)
     scores |= {"split": "validation", "confusion": [[count * value for value in row] for row in scores["confusion"]]}
-    console = Console(width=80, record=True, file=io.StringIO())
+    console = PlainConsole(width=80, record=True, file=io.StringIO())
     console.print(build_scores_table(scores))
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80

@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from featgan.blackbox.loading import BlackBox
 from featgan.config.metric_specs import METRICS, TERMINAL_TABLES, find_metric
@@ -31,6 +30,7 @@ from featgan.metrics.decisions import decision_metrics
 from featgan.metrics.factors import FactorNames, factor_metrics
 from featgan.metrics.predictions import Predictions
 from featgan.run.evaluation_document import EstimateRecord, EvaluationDocument, read_evaluation
+from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
 from featgan.training.train import train
 from tests.conftest import FakeLinearClassifier, World, write_features
@@ -356,7 +356,7 @@ def test_optional_weights_add_their_metrics_and_all_tables_fit_the_terminal(
     assert {entry["file"] for entry in document.weights.values()} == {"weights"}
     assert_specified(document)
     assert_computes_every_metric(document)
-    output = Console(width=80, file=io.StringIO(), record=True)
+    output = PlainConsole(width=80, file=io.StringIO(), record=True)
     print_evaluation(document, output)
     text = output.export_text()
     assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text

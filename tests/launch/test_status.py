@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from featgan.system.console import PlainConsole
 from launch.attempts import EXIT_REQUEUE, EXIT_USER_ERROR, record_exit
 from launch.job_folder import DONE_FILE, write_job_info
 from launch.status import QueueEntry, finished_state, query_queue, status_lines, status_table
@@ -104,7 +104,7 @@ def test_status_fits_80_columns_in_a_pipe(tmp_path: Path, monkeypatch: pytest.Mo
     (run / "jobs" / "001-train" / "verdict.txt").write_text("001-train: not restarted: failed 3 times at step 40\n")
     (run / "config.yaml").write_text("training: {steps: 1000000, batch_size: 2048}\n")
     (run / "metrics.jsonl").write_text('{"step": 120000, "speed/images_per_second": 20480.0}\n')
-    console = Console(width=80, record=True)
+    console = PlainConsole(width=80, record=True)
     console.print(status_table(run))
     output = console.export_text()
     assert max(map(len, output.splitlines())) <= 80

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import (
     accuracy_score,
@@ -17,6 +16,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+from featgan.system.console import PlainConsole
 from featgan.system.statistics import concordance_correlation
 
 TABLE_WIDTH = 80
@@ -133,7 +133,7 @@ def build_confusion_table(scores: dict[str, Any]) -> Table:
     matrix = build_class_table(scores, [name[:4] for name in names])
     for (name, class_scores), row in zip(scores["classes"].items(), scores["confusion"], strict=True):
         matrix.add_row(*class_cells(name, class_scores), *(str(count) if count else "." for count in row))
-    if Console(width=10 * TABLE_WIDTH).measure(matrix).maximum <= TABLE_WIDTH:
+    if PlainConsole(width=10 * TABLE_WIDTH).measure(matrix).maximum <= TABLE_WIDTH:
         return matrix
     table = build_class_table(scores, [])
     table.add_column("most frequent wrong predictions")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from featgan import __version__
@@ -24,6 +23,7 @@ from featgan.data.readers.records import DatasetListing
 from featgan.data.readers.registry import read_dataset
 from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, SplitName
 from featgan.errors import UserError
+from featgan.system.console import PlainConsole
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.resources import count_workers
@@ -305,8 +305,8 @@ def print_summary(summary: PackSummary) -> None:
         table.add_row("no class", *(f"{count:,}" for count in unlabeled_counts))
     table.add_section()
     table.add_row("images", *(f"{split.count:,}" for split in manifest.splits.values()))
-    stdout_console = Console(width=SUMMARY_WIDTH, highlight=False)
-    stdout_console.print(str(summary.out), soft_wrap=True, markup=False)
+    stdout_console = PlainConsole(width=SUMMARY_WIDTH)
+    stdout_console.print(str(summary.out), soft_wrap=True)
     stdout_console.print(table)
     stdout_console.print(describe_summary(summary))
 
