@@ -49,10 +49,11 @@ def wait_until(is_reached: Callable[[], bool], description: str) -> None:
         time.sleep(0.2)
 
 
-def run_launch(*arguments: object) -> str:
-    """Run a launch command and return its output."""
+def run_launch(*arguments: object, **variables: str) -> str:
+    """Run a launch command, with additional environment variables, and return its output."""
     command = [*LAUNCH_COMMAND, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | variables
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     submitted_jobs.extend(parse_job_ids(result.stdout))
     return result.stdout
@@ -234,6 +235,30 @@ def test_training_resumes_on_fewer_nodes_and_is_evaluated_and_rendered(
     )
     table = run_launch("status", config.run_dir)
     assert all(number in table for number in (first, moved, evaluated, rendered)) and "last checkpoint: 200" in table
+
+
+@pytest.mark.parametrize("srun_args", [(), ("--srun-args", "--comment=container")])
+def test_job_in_a_container_that_is_submitted_inside_a_job_is_requeued(
+    make_job_config: Callable[[str], Config], tmp_path: Path, srun_args: tuple[str, ...]
+) -> None:
+    config = make_job_config("container")
+    # A container: it has Python, but not SLURM's commands. With srun_args, it starts only in a step.
+    container = tmp_path / "container"
+    required = "SLURM_STEP_ID" if srun_args else "SLURM_JOB_ID"
+    container.write_text(f'#!/bin/sh\n[ -n "${required}" ] || exit 127\nPATH=/nowhere exec "$@"\n')
+    container.chmod(0o755)
+    # On some sites, sbatch exports nothing. The variables are those of a shell in an allocation.
+    leaked = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_CPU_BIND": "mask_cpu:0x3", "SLURM_MEM_PER_CPU": "2000",
+              "SLURM_NTASKS": "1", "SLURM_DISTRIBUTION": "cyclic", "SBATCH_EXPORT": "NONE"}  # fmt: skip
+    options = ("--cluster", "practice", "--mem", "1", "--python", f"{container} {sys.executable}", *srun_args)
+    (job,) = parse_job_ids(run_launch("train", tmp_path / "container.yaml", *options, **leaked))
+    folder = config.run_dir / "jobs" / "001-train"
+    wait_until(lambda: read_last_step(config.run_dir) >= 10, "10 steps")
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+    wait_until(lambda: len(read_attempts(folder)) == 1, "the signaled job has ended")
+    assert read_attempts(folder)[0][0] == 75
+    wait_until(lambda: "from step" in next(folder.glob("*_0_log.err")).read_text(), "the job has resumed")
+    assert not (folder / "verdict.txt").exists()
 
 
 def test_two_nodes_respond() -> None:
