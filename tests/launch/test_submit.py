@@ -107,6 +107,46 @@ def test_commands_in_the_docs_are_valid(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_stages_of_a_pipeline_have_options_of_their_own(tmp_path: Path) -> None:
+    command = ["pipeline", "debug", f"run_dir={tmp_path / 'run'}", "training.batch_size=32", "--dry-run",
+               "--nodes", "2", "--gpus-per-node", "a100:8", "--mem", "400G", "--time", "2-0",
+               "--dependency", "singleton",
+               "--evaluate-option", "time=30:00", "--evaluate-option", "parameters=mail-type=END",
+               "--render-option", "gpus-per-node=0"]  # fmt: skip
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    _, training, evaluation, rendering = result.output.split("#!/bin/bash")
+    for option in (
+        "nodes=2",
+        "gpus-per-node=a100:8",
+        "ntasks-per-node=8",
+        "mem=400G",
+        "time=2-0",
+        "dependency=singleton",
+    ):
+        assert f"#SBATCH --{option}\n" in training, option
+    for option in ("nodes=1", "gpus-per-node=a100:1", "ntasks-per-node=1", "mem=51200M", "time=30:00", "mail-type=END"):
+        assert f"#SBATCH --{option}\n" in evaluation, option
+    assert "#SBATCH --dependency=afterok:TRAIN_ID\n" in evaluation
+    assert "#SBATCH --time=4:00:00\n" in rendering and "--gpus" not in rendering and "mail-type" not in rendering
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("tim=5", "--evaluate-option tim=5: not NAME=VALUE of a job option; did you mean time=VALUE?"),
+        ("time", "--evaluate-option time: not NAME=VALUE of a job option"),
+        ("time=soon", "'--evaluate-option time=soon': time: 'soon' is not a time limit"),
+        ("nodes=2", "evaluate: runs as one process"),
+        ("parameters=array=0-3", "'array' is not allowed"),
+    ],
+)
+def test_wrong_options_of_a_stage_are_one_line(tmp_path: Path, option: str, message: str) -> None:
+    command = ["pipeline", "debug", f"run_dir={tmp_path / 'run'}", "--evaluate-option", option]
+    with pytest.raises(UserError) as error:
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert message in str(error.value) and "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 def test_script_leaves_out_unset_options() -> None:
     script = submit.sbatch_script(ClusterConfig(), Path("/r"), "name")
     for word in ("wckey", "partition", "account", "gpus", "mem", "dependency"):
