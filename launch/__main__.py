@@ -21,7 +21,9 @@ from featgan.cli.click_helpers import (
     resume_options,
     run_command,
     split_names,
+    trust_callables_option,
 )
+from featgan.config.trusted_callables import callable_names, trust_given_specs
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.system.plain_text import print_line
@@ -88,9 +90,14 @@ def train(
 
     After a signal or a crash the job is requeued and resumes from its last checkpoint.
     """
+    from featgan.run.approved_callables import record_callables
+    from launch.watch_trust import submitted_callables
+
     loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
     job = make_train_job(loaded_config, init_from, reset_optimizer)
     submit_or_print(job, cluster, loaded_config.run_dir, "train", submit.after_job, submit.dry_run)
+    if not submit.dry_run:
+        record_callables(loaded_config.run_dir, submitted_callables(config, loaded_config))
 
 
 def load_config_and_cluster(
@@ -128,6 +135,7 @@ def evaluate(
     classifiers: tuple[str, ...],
     factor_probe: str | None,
     second_classifier: str | None,
+    trust_callables: bool,
     inception: Path | None,
     lpips: Path | None,
     max_pairs: int | None,
@@ -139,6 +147,8 @@ def evaluate(
     The checkpoint is kept until the evaluation is complete. The job runs as one process; by default on at most one GPU
     and for at most 4 hours.
     """
+    from launch.watch_trust import check_run_callables
+
     cluster = read_stage(submit, "evaluate")
     check_run(run, step, cluster, submit.after_job)
     options = EvaluationOptions(
@@ -149,7 +159,9 @@ def evaluate(
         lpips.absolute() if lpips else None,
         max_pairs,
         num_components,
+        trust_given_specs([*classifiers, factor_probe, second_classifier], trust_callables),
     )
+    check_run_callables(run, step, options)
     job = EvaluateJob(str(run.absolute()), step, suite, options)
     if submit.after_job or submit.dry_run or cluster.dependency:
         submit_or_print(job, cluster, run, "evaluate", submit.after_job, submit.dry_run)
@@ -169,6 +181,8 @@ def evaluate(
 def render(
     run: Path,
     step: int | None,
+    blackbox: str | None,
+    trust_callables: bool,
     images: Path | None,
     directions: str,
     num_images: int,
@@ -181,11 +195,18 @@ def render(
 
     The job runs as one process; by default on at most one GPU and for at most 4 hours.
     """
+    from launch.watch_trust import check_model_callable
+
     cluster = read_stage(submit, "render")
     check_run(run, step, cluster, submit.after_job)
+    trusted = trust_given_specs([blackbox], trust_callables)
+    if blackbox is None:
+        check_model_callable(run, step, trusted)
     job = RenderJob(
         str(run.absolute()),
         step,
+        blackbox=blackbox,
+        trusted=trusted,
         images=str(images.absolute()) if images else None,
         directions=tuple(split_names(directions)),
         num_images=num_images,
@@ -216,12 +237,15 @@ def extract(
 
     The job runs as one process on at most one GPU. A restarted job resumes with the remaining images.
     """
+    from featgan.run.approved_callables import record_callables
     from launch.cluster import single_process_cluster
 
     cluster = single_process_cluster(read_cluster(submit))
     check_shards(shards, cluster, submit.after_job)
     job = ExtractJob(str(shards.absolute()), blackbox, cache_name, layer, num_components, task, batch_size=batch_size)
     submit_or_print(job, cluster, shards, "extract", submit.after_job, submit.dry_run)
+    if not submit.dry_run:
+        record_callables(shards, callable_names([blackbox]))
 
 
 @cli.command(cls=ClusterCommand)
@@ -240,6 +264,7 @@ def pipeline(
     classifiers: tuple[str, ...],
     factor_probe: str | None,
     second_classifier: str | None,
+    trust_callables: bool,
     evaluate_option: tuple[str, ...],
     render_option: tuple[str, ...],
     submit: SubmitOptions,
@@ -250,19 +275,28 @@ def pipeline(
     and rendering run as one process each, by default on at most one GPU, with the memory of one process, and for at
     most 4 hours.
     """
+    from featgan.run.approved_callables import record_callables
+    from launch.watch_trust import submitted_callables, trust_pipeline
+
     loaded_config, cluster = load_config_and_cluster(config, overrides, submit)
     if cluster.executor == "local":
         raise UserError("pipeline: local jobs cannot wait for each other; run train, evaluate and render one by one")
     run_dir, dry_run = loaded_config.run_dir, submit.dry_run
     train_job = make_train_job(loaded_config, init_from, reset_optimizer)
-    options = EvaluationOptions(classifiers, factor_probe, second_classifier)
+    given = trust_given_specs([*classifiers, factor_probe, second_classifier], trust_callables)
+    trusted = trust_pipeline(config, loaded_config, given)
+    options = EvaluationOptions(classifiers, factor_probe, second_classifier, trusted=trusted)
     evaluate_job = EvaluateJob(str(run_dir.absolute()), suite=suite, options=options)
-    render_job = RenderJob(str(run_dir.absolute()))
+    is_feature_conditioned = loaded_config.dataset.condition.kind == "features"
+    blackbox = classifiers[0] if classifiers and is_feature_conditioned else None
+    render_job = RenderJob(str(run_dir.absolute()), blackbox=blackbox, trusted=trusted)
     evaluate_cluster = read_pipeline_stage(submit, "evaluate", evaluate_option)
     render_cluster = read_pipeline_stage(submit, "render", render_option)
     train_id = submit_or_print(train_job, cluster, run_dir, "train", submit.after_job, dry_run)
     evaluate_id = submit_or_print(evaluate_job, evaluate_cluster, run_dir, "evaluate", train_id, dry_run)
     submit_or_print(render_job, render_cluster, run_dir, "render", evaluate_id, dry_run)
+    if not dry_run:
+        record_callables(run_dir, submitted_callables(config, loaded_config))
 
 
 @cli.command(cls=ClusterCommand, hidden_options=("after_job", "dry_run"))
@@ -283,8 +317,15 @@ def pipeline(
     help="Maximum number of evaluations started per check.",
 )
 @click.option("--as-jobs", is_flag=True, help="Submit each evaluation as a job instead of running it on this machine.")
+@trust_callables_option
 def watch(
-    runs: Path, once: bool, poll_seconds: int, max_evaluations: int, as_jobs: bool, submit: SubmitOptions
+    runs: Path,
+    once: bool,
+    poll_seconds: int,
+    max_evaluations: int,
+    as_jobs: bool,
+    trust_callables: bool,
+    submit: SubmitOptions,
 ) -> None:
     """Evaluate the checkpoints of all runs.
 
@@ -297,11 +338,11 @@ def watch(
     from launch.watch import evaluate_in_subprocess, poll_once
 
     check_watch_options(submit, as_jobs)
-    start_evaluation = evaluate_in_subprocess
+    start_evaluation = partial(evaluate_in_subprocess, trusts_all=trust_callables)
     if as_jobs:
-        start_evaluation = partial(submit_evaluation, read_stage(submit, "evaluate"))
+        start_evaluation = partial(submit_evaluation, read_stage(submit, "evaluate"), trusts_all=trust_callables)
     while True:
-        poll_once(runs.absolute(), start_evaluation, max_evaluations)
+        poll_once(runs.absolute(), start_evaluation, max_evaluations, trust_callables)
         if once:
             return
         time.sleep(poll_seconds)
@@ -321,9 +362,13 @@ def check_watch_options(submit: SubmitOptions, as_jobs: bool) -> None:
         raise UserError(f"watch: --{option} applies to jobs only; add --as-jobs to submit the evaluations as jobs")
 
 
-def submit_evaluation(cluster: "ClusterConfig", claim: "EvaluationClaim") -> None:
+def submit_evaluation(cluster: "ClusterConfig", claim: "EvaluationClaim", trusts_all: bool = False) -> None:
     """Submit a job for a checkpoint that the watch has claimed."""
-    job = EvaluateJob(str(claim.run), claim.step, claim.suite, token=claim.token, scheduled=True)
+    from featgan.run.paths import load_run_config
+    from launch.watch_trust import trust_own_run
+
+    options = EvaluationOptions(trusted=trust_own_run(claim.run, claim.step, load_run_config(claim.run), trusts_all))
+    job = EvaluateJob(str(claim.run), claim.step, claim.suite, options, token=claim.token, scheduled=True)
     submit_claimed(claim, job, cluster.model_copy(update={"max_failures": 1}))  # the watch does the retries
 
 

@@ -1,4 +1,7 @@
-"""`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN`: evaluate a checkpoint that was claimed beforehand."""
+"""Evaluate a checkpoint that the watch has claimed beforehand.
+
+`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN [--trust-callables]`
+"""
 
 import logging
 import sys
@@ -9,6 +12,8 @@ from featgan.cli.log_handler import install_log_handler
 from featgan.errors import UserError
 from featgan.run.evaluation_claims import EvaluationClaim
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.run.paths import load_run_config
+from launch.watch_trust import trust_own_run
 
 logger = logging.getLogger(__name__)
 
@@ -41,4 +46,5 @@ def evaluate_claimed(claim: EvaluationClaim, options: EvaluationOptions, schedul
 if __name__ == "__main__":
     install_log_handler()
     claim = EvaluationClaim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5])
-    evaluate_claimed(claim, EvaluationOptions(), scheduled=True)
+    trusted = trust_own_run(claim.run, claim.step, load_run_config(claim.run), "--trust-callables" in sys.argv[5:])
+    evaluate_claimed(claim, EvaluationOptions(trusted=trusted), scheduled=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, trust_given_specs
 from featgan.run.evaluation_options import EvaluationOptions
 from launch.attempts import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, record_exit, record_start
 
@@ -190,6 +191,8 @@ class RenderJob(Job):
     num_components: int = 10
     component_names: tuple[str, ...] = ()
     video: tuple[str, ...] = ()
+    blackbox: str | None = None
+    trusted: TrustedCallables = NO_CALLABLES
 
     def execute(self) -> None:
         from featgan.report.render import DEFAULT_VIDEO_KINDS, render_run
@@ -205,6 +208,8 @@ class RenderJob(Job):
             num_components=self.num_components,
             component_names=self.component_names,
             video=video_formats,
+            blackbox=self.blackbox,
+            trusted=self.trusted,
         )
 
 
@@ -230,5 +235,6 @@ class ExtractJob(Job):
             layer=self.layer,
             num_components=self.num_components,
             batch_size=self.batch_size,
+            trusted=trust_given_specs([self.blackbox]),
             task=self.task,
         )

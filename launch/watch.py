@@ -16,6 +16,7 @@ from featgan.run.paths import list_result_steps, load_run_config
 from featgan.system.file_lease import LeaseOwner
 from launch.attempts import VERDICT_FILE, was_interrupted
 from launch.leaderboard import describe_failure, write_leaderboard
+from launch.watch_trust import find_untrusted, trust_own_run
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +36,24 @@ def find_runs(folder: Path) -> Iterator[tuple[Path, Config]]:
             logger.warning(f"skipped: {error}")
 
 
-def poll_once(folder: Path, start_evaluation: StartEvaluation, max_evaluations: int = 100) -> int:
-    """Check every run once and return the number of claimed checkpoints, which is at most `max_evaluations`."""
+def poll_once(
+    folder: Path, start_evaluation: StartEvaluation, max_evaluations: int = 100, trusts_all: bool = False
+) -> int:
+    """Check every run once and return the number of claimed checkpoints, which is at most `max_evaluations`.
+
+    `trusts_all` also evaluates with Python code that a file of a run names, if the run belongs to this user.
+    """
     num_claimed = 0
     for run, config in find_runs(folder):
         try:
             release_dead_claims(run)
             for step, suite in due_evaluations(run, config.evaluation):
-                num_claimed += num_claimed < max_evaluations and try_claim(
-                    EvaluationClaim(run, step, suite), start_evaluation
-                )
+                if num_claimed >= max_evaluations:
+                    break
+                if reason := find_untrusted(run, step, trust_own_run(run, step, config, trusts_all)):
+                    logger.warning(f"step {step} skipped: {reason}")
+                    continue
+                num_claimed += try_claim(EvaluationClaim(run, step, suite), start_evaluation)
         except Exception as error:  # whatever is wrong with one run, the others are evaluated
             logger.warning(f"{run}: skipped: {describe_failure(error)}")
     write_leaderboard(folder, list(find_runs(folder)))
@@ -83,9 +92,10 @@ def try_claim(claim: EvaluationClaim, start_evaluation: StartEvaluation) -> bool
     return True
 
 
-def evaluate_in_subprocess(claim: EvaluationClaim) -> None:
+def evaluate_in_subprocess(claim: EvaluationClaim, trusts_all: bool = False) -> None:
     """Evaluate in a separate process, so that a failure, even a crash of the interpreter, does not stop the watch."""
-    arguments = (str(claim.run), str(claim.step), claim.suite, claim.token)
+    arguments = [str(claim.run), str(claim.step), claim.suite, claim.token]
+    arguments += ["--trust-callables"] if trusts_all else []
     failures = claim.num_failures()
     result = subprocess.run(
         [sys.executable, "-m", "launch.claimed_evaluation", *arguments], capture_output=True, text=True, check=False

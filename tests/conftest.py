@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ from featgan.system.images import to_float
 # The networks of the tests are too small to profit from a second thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# What featgan remembers for its user must not come from, or change, the state of the user who runs the tests.
+USER_FOLDER = tempfile.TemporaryDirectory(prefix="featgan-tests-")
+os.environ["XDG_STATE_HOME"] = f"{USER_FOLDER.name}/state"
+os.environ["XDG_CACHE_HOME"] = f"{USER_FOLDER.name}/cache"
 
 
 class FakeLinearClassifier:

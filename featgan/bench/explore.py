@@ -7,6 +7,7 @@ from pathlib import Path
 from featgan.bench.forward_passes import UNTRAINED_CLASSIFIER, ForwardPassRecorder, make_run, make_shards
 from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal
 from featgan.bench.timing import scale_samples, time_interleaved
+from featgan.config.trusted_callables import trust_given_specs
 from featgan.explore.edit_request import EditRequest
 from featgan.explore.session import ExploreSession, load_session
 
@@ -18,7 +19,9 @@ def run_benchmark(image_size: int, dim: int, repeats: int) -> BenchmarkResults:
     """Measure edits of a generator after one training step; the content of the images does not matter."""
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
         path = make_run(Path(folder), make_shards(Path(folder), 100, image_size), UNTRAINED_CLASSIFIER, dim)
-        row = measure_slider_step(load_session([path]), path, repeats)
+        row = measure_slider_step(
+            load_session([path], trusted=trust_given_specs([UNTRAINED_CLASSIFIER])), path, repeats
+        )
     return BenchmarkResults("explore", [row], {"image_size": image_size, "dim": dim})
 
 

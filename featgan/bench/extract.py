@@ -24,6 +24,7 @@ from featgan.bench.timing import time_interleaved
 from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.weights import choose_device
+from featgan.config.trusted_callables import trust_given_specs
 from featgan.data.shards.shard_set import ShardSet
 from featgan.evaluation.evaluate import evaluate_run
 
@@ -55,7 +56,10 @@ def run_benchmark(
 
 def measure_extraction(shards: ShardSet, spec: str, repeats: int) -> BenchmarkRow:
     """Measure `featgan extract` on all images and their horizontal flips."""
-    blackbox, cache_numbers = load_blackbox(spec, device=choose_device(None)), count()
+    blackbox, cache_numbers = (
+        load_blackbox(spec, device=choose_device(None), trusted=trust_given_specs([spec])),
+        count(),
+    )
     splits = [shards.get_split(name) for name in shards.split_names]
     num_images = sum(len(split) for split in splits)
     batch = (
@@ -65,7 +69,9 @@ def measure_extraction(shards: ShardSet, spec: str, repeats: int) -> BenchmarkRo
     samples = time_interleaved(
         {
             "naive": lambda: [extract_naively(shards, name, blackbox) for name in shards.split_names],
-            "fast": lambda: extract_features(shards.path, spec, f"cache-{next(cache_numbers)}"),
+            "fast": lambda: extract_features(
+                shards.path, spec, f"cache-{next(cache_numbers)}", trusted=trust_given_specs([spec])
+            ),
             "upper bound": lambda: run_forward_passes(blackbox, batch, sizes),
         },
         repeats,
@@ -105,7 +111,8 @@ def run_forward_passes(blackbox: BlackBox, batch: Tensor, sizes: list[int]) -> N
 
 def measure_evaluation(run_dir: Path, spec: str, num_pairs: int, repeats: int) -> BenchmarkRow:
     """Measure an evaluation against its forward passes alone, which a first evaluation counts."""
-    evaluate, recorder = partial(evaluate_run, run_dir, None, "quick", max_pairs=num_pairs), ForwardPassRecorder()
+    recorder = ForwardPassRecorder()
+    evaluate = partial(evaluate_run, run_dir, None, "quick", max_pairs=num_pairs, trusted=trust_given_specs([spec]))
     with recorder.record_passes():
         evaluate()
     variants: dict[str, Callable[[], object]] = {

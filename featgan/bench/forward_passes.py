@@ -15,6 +15,7 @@ from featgan.blackbox.fitting.network import Architecture, build_network
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.weights import choose_device
 from featgan.config.loading import parse_config
+from featgan.config.trusted_callables import trust_given_specs
 from featgan.data.shards.shard_set import ShardSet
 from featgan.inference.model import EditingModel, load_model
 from featgan.training.train import train
@@ -41,7 +42,7 @@ def make_shards(root: Path, num_images: int, image_size: int) -> ShardSet:
 
 def make_run(root: Path, shards: ShardSet, spec: str, dim: int) -> Path:
     """Train a run for one step on a classifier's features."""
-    extract_features(shards.path, spec, UNTRAINED_CACHE_NAME)
+    extract_features(shards.path, spec, UNTRAINED_CACHE_NAME, trusted=trust_given_specs([spec]))
     tree = {
         "run_dir": str(root / "run"),
         "dataset": {"shards": str(shards.path), "feature_cache": UNTRAINED_CACHE_NAME},
@@ -70,7 +71,10 @@ class ForwardPassRecorder:
     def prepare_replay(self, run_dir: Path, spec: str) -> Callable[[], None]:
         """Return a function that repeats the recorded passes on random tensors."""
         device = choose_device(None)
-        model, blackbox = load_model(run_dir, None, device), load_blackbox(spec, device=device)
+        model, blackbox = (
+            load_model(run_dir, None, device),
+            load_blackbox(spec, device=device, trusted=trust_given_specs([spec])),
+        )
         max_size = max((*self.call_sizes["edit"], *self.call_sizes["blackbox"]))
         images = torch.rand(max_size, 3, model.metadata.image_size, model.metadata.image_size, device=device) * 2 - 1
         zeros = torch.zeros(max_size, model.metadata.condition_dim, device=device)

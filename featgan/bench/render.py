@@ -15,6 +15,7 @@ from featgan.bench.forward_passes import (
 )
 from featgan.bench.results import BenchmarkResults, BenchmarkRow, Goal, ResultTable
 from featgan.bench.timing import CostSamples, time_interleaved
+from featgan.config.trusted_callables import trust_given_specs
 from featgan.report import render as rendering
 from featgan.report.edits.sweeps import FILM_QUANTILES
 
@@ -48,7 +49,12 @@ def measure_report(
 ) -> tuple[BenchmarkRow, ResultTable]:
     """Time the stages of a report; a first report counts the forward passes."""
     render_report = partial(
-        rendering.render_run, run_dir, directions=("quantiles",), num_images=num_images, num_components=num_components
+        rendering.render_run,
+        run_dir,
+        directions=("quantiles",),
+        num_images=num_images,
+        num_components=num_components,
+        trusted=trust_given_specs([UNTRAINED_CLASSIFIER]),
     )
     recorder, seconds = ForwardPassRecorder(), dict[str, float]()
     with recorder.record_passes():

@@ -13,6 +13,7 @@ from torch import Tensor
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.prefetch import prefetch_map
 from featgan.blackbox.weights import choose_device
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
 from featgan.data.feature_cache.storage import cache_folder
 from featgan.data.shards.manifest import MANIFEST_FILE
@@ -46,12 +47,13 @@ def extract_features(
     device: str | torch.device | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     task: str | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> FeatureCache:
     """Fill the feature cache SHARDS/features/CACHE_NAME for all splits and return it.
 
     Shards that were already extracted are kept; corrupted files are extracted again. `num_components` K is the number
-    of whitened principal components that form the condition; None uses all features. `preprocessing` and
-    `task` are those of `load_blackbox`.
+    of whitened principal components that form the condition; None uses all features. `preprocessing`,
+    `task` and `trusted` are those of `load_blackbox`.
 
     Raises UserError if the shards changed since they were packed, if the SPEC or the layer cannot be used, or if a
     cache of that name has another content.
@@ -60,7 +62,7 @@ def extract_features(
     limit_torch_threads()
     shard_set = ShardSet.open(shards)
     shard_set.verify()
-    blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, task)
+    blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, task, trusted)
     existing = find_existing_cache(shard_set, cache_name, blackbox)
     if existing is not None and existing.num_components == num_components:
         logger.info(f"{existing.path}: already extracted")

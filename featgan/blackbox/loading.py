@@ -24,6 +24,7 @@ from featgan.blackbox.fitting.model_folder import open_fitted_classifier
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import OUTPUT_OPTIONS, BlackBoxSpec, parse_spec
 from featgan.config.choices import EXTERNAL_TASKS
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.data.readers.records import EXPRESSIONS
 from featgan.errors import UserError
 
@@ -109,23 +110,27 @@ def load_blackbox(
     device: str | torch.device = "cpu",
     preprocessing: Mapping[str, Any] | None = None,
     task: str | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> BlackBox:
     """Load the network that SPEC names; features come from `layer` (by default the input of the last linear layer).
 
     `preprocessing` overrides options of the network's preprocessing: image_size, mean, std, range, layout, channels.
-    The `spec` of the returned black box contains all options.
+    The `spec` of the returned black box contains all options. `trusted` are the callables that may be imported.
 
     Raises UserError with a one-line message if the SPEC cannot be used.
     """
-    parsed, network, parsed_task, class_names = open_network(spec, device, preprocessing, task)
+    parsed, network, parsed_task, class_names = open_network(spec, device, preprocessing, task, trusted)
     return BlackBox(parsed, network, layer, torch.device(device), parsed_task, class_names)
 
 
 def list_layers(
-    spec: str, device: str | torch.device = "cpu", preprocessing: Mapping[str, Any] | None = None
+    spec: str,
+    device: str | torch.device = "cpu",
+    preprocessing: Mapping[str, Any] | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> list[tuple[str, int]]:
     """List the names and widths of the layers that `load_blackbox` accepts, in the order of computation."""
-    parsed, network, _, _ = open_network(spec, device, preprocessing)
+    parsed, network, _, _ = open_network(spec, device, preprocessing, trusted=trusted)
     network_preprocessing = network.preprocessing.with_options(parsed.preprocessing, parsed.name)
     images = network_preprocessing(make_probe_images(network_preprocessing, torch.device(device)))
     if needs_batching_check(parsed, network):
@@ -143,6 +148,7 @@ def open_network(
     device: str | torch.device,
     preprocessing: Mapping[str, Any] | None = None,
     task: str | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> tuple[BlackBoxSpec, NetworkAdapter, str, tuple[str, ...]]:
     """Return the parsed SPEC, its network, the task, and the output names if they are known."""
     spec = parse_spec(spec_text, **(preprocessing or {}), task=task)
@@ -155,6 +161,11 @@ def open_network(
                 )
         network, metadata = open_fitted_classifier(spec, torch.device(device))
         return spec, network, metadata.task, metadata.class_names
+    if spec.kind == "callable" and not trusted.includes(spec.location):
+        raise UntrustedCallableError(
+            f"{spec.location}: Python code that was not named on the command line, so it is not imported; "
+            f"if you trust it, give it with --blackbox {spec.location}, or add --trust-callables"
+        )
     external_task = spec.options.get("task", "other")
     if external_task not in EXTERNAL_TASKS:
         raise UserError(f"{spec.name}: unknown task {external_task!r}; use one of {', '.join(EXTERNAL_TASKS)}")

@@ -6,7 +6,6 @@ again from the SPEC and the layer alone.
 
 import difflib
 import os
-import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from featgan.config.trusted_callables import CALLABLE_PATTERN
 from featgan.errors import UserError
 
 SPEC_FORMS = (
@@ -102,7 +102,7 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
         raise UserError(
             f"{location}: weights alone are not a network; use torchvision:NAME:{location} or timm:NAME:{location}"
         )
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", location):
+    if CALLABLE_PATTERN.fullmatch(location):
         return BlackBoxSpec("callable", location, None, options)
     problem = "neither a folder nor a file of a known kind" if location and path.exists() else "no such folder or file"
     raise UserError(f"{location or 'empty SPEC'}: {problem}; SPEC must be {SPEC_FORMS}")

@@ -55,6 +55,12 @@ num_components_option = click.option(
     "--num-components", default=10, show_default=True, type=click.IntRange(1), help="Number of components to sweep."
 )
 
+trust_callables_option = click.option(
+    "--trust-callables",
+    is_flag=True,
+    help="Import classifiers of the form package.module:callable also if a file names them, not only if you do.",
+)
+
 evaluator_options = option_group(
     click.option(
         "--suite",
@@ -65,6 +71,7 @@ evaluator_options = option_group(
     ),
     click.option(
         "--classifier",
+        "--blackbox",
         "classifiers",
         multiple=True,
         metavar="SPEC",
@@ -81,6 +88,7 @@ evaluator_options = option_group(
         metavar="SPEC",
         help="SPEC of a second classifier that was not used in training, to check that it also responds to the edits.",
     ),
+    trust_callables_option,
 )
 
 metric_options = option_group(
@@ -101,6 +109,12 @@ metric_options = option_group(
 )
 
 render_options = option_group(
+    click.option(
+        "--blackbox",
+        metavar="SPEC",
+        help="New SPEC of the classifier, if its file has moved.",
+    ),
+    trust_callables_option,
     click.option(
         "--images",
         type=PATH_TYPE,

@@ -21,8 +21,10 @@ from featgan.cli.click_helpers import (
     resume_options,
     run_command,
     split_names,
+    trust_callables_option,
 )
 from featgan.config.choices import FITTED_TASKS
+from featgan.config.trusted_callables import callable_names, trust_given_specs
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.system.plain_text import print_line
@@ -241,13 +243,15 @@ def extract(
     from featgan.blackbox import loading
 
     if list_layers:
-        for name, width in loading.list_layers(spec):
+        for name, width in loading.list_layers(spec, trusted=trust_given_specs([spec])):
             print_line(f"{name:<48} {width}")
         return
     if shards is None:
         raise UserError("extract: no shards given; name the folder with --shards")
     from featgan.blackbox.extraction import extract_features
+    from featgan.run.approved_callables import record_callables
 
+    record_callables(shards, callable_names([spec]))
     cache = extract_features(
         shards,
         spec,
@@ -256,6 +260,7 @@ def extract(
         num_components=num_components,
         batch_size=batch_size,
         task=task,
+        trusted=trust_given_specs([spec]),
     )
     components_note = f", {cache.num_components} components" if cache.num_components else ""
     print_line(f"{cache.path}: {cache.feature_dim} features of layer {cache.blackbox['layer']}{components_note}")
@@ -295,14 +300,25 @@ def train(
 
         print_line(describe_plan(loaded_config))
         return
+    from featgan.run.approved_callables import record_callables
     from featgan.system.signals import StopSignal
     from featgan.training.train import train as train_run
 
+    if os.environ.get("RANK", "0") == "0":
+        record_callables(loaded_config.run_dir, callables_in_overrides(overrides))
     with StopSignal() as stop_signal:
         run_dir = train_run(loaded_config, init_from, stop_signal, reset_optimizer, profile)
     if os.environ.get("RANK", "0") == "0":
         print_line(run_dir)
         logger.info(f"next: featgan evaluate {run_dir}")
+
+
+def callables_in_overrides(overrides: tuple[str, ...]) -> list[str]:
+    """Return the callables that overrides such as `evaluation.second_classifier=package.module:callable` name."""
+    values = [
+        value for key, _, value in (override.partition("=") for override in overrides) if key[:11] == "evaluation."
+    ]
+    return callable_names(spec.strip(" '\"") for value in values for spec in value.strip("[] ").split(","))
 
 
 @cli.command()
@@ -317,6 +333,7 @@ def evaluate(
     classifiers: tuple[str, ...],
     factor_probe: str | None,
     second_classifier: str | None,
+    trust_callables: bool,
     inception: Path | None,
     lpips: Path | None,
     max_pairs: int | None,
@@ -333,8 +350,9 @@ def evaluate(
     from featgan.run.evaluation_claims import claim_checkpoint
     from featgan.system.console import PlainConsole
 
+    trusted = trust_given_specs([*classifiers, factor_probe, second_classifier], trust_callables)
     options = EvaluationOptions(
-        classifiers, factor_probe, second_classifier, inception, lpips, max_pairs, num_components
+        classifiers, factor_probe, second_classifier, inception, lpips, max_pairs, num_components, trusted
     )
     requested_step = parse_step(step)
     checkpoint_step = newest_step(run) if requested_step is None else requested_step
@@ -352,6 +370,8 @@ def evaluate(
 def render(
     run: Path,
     step: str,
+    blackbox: str | None,
+    trust_callables: bool,
     images: Path | None,
     directions: str,
     num_images: int,
@@ -381,6 +401,8 @@ def render(
         num_components=num_components,
         component_names=component_names,
         video=[kind for kind in video or DEFAULT_VIDEO_KINDS if kind != "none"],
+        blackbox=blackbox,
+        trusted=trust_given_specs([blackbox], trust_callables),
     )
     print_line(report_path)
 
@@ -396,12 +418,14 @@ def render(
 )
 @click.option(
     "--classifier",
+    "--blackbox",
     "classifiers",
     multiple=True,
     metavar="SPEC",
     help="New SPEC of the classifier, if its file has moved. For a label-conditioned run: SPEC of the evaluation"
     " classifier. If given twice, the second value applies to SECOND_RUN.",
 )
+@trust_callables_option
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -423,6 +447,7 @@ def explore(
     second_run: Path | None,
     steps: tuple[str, ...],
     classifiers: tuple[str, ...],
+    trust_callables: bool,
     host: str,
     port: int,
     require_token: bool,
@@ -436,7 +461,8 @@ def explore(
     from featgan.explore.serve import explore_runs
 
     runs = [run, *([second_run] if second_run else [])]
-    explore_runs(runs, [parse_step(step) for step in steps], classifiers, host, port, require_token)
+    trusted = trust_given_specs(classifiers, trust_callables)
+    explore_runs(runs, [parse_step(step) for step in steps], classifiers, host, port, require_token, trusted)
 
 
 @cli.command()

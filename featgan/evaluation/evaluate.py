@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from featgan.blackbox.loading import load_blackbox
 from featgan.config.metric_specs import SECOND_DATASET_PREFIX, Family
 from featgan.config.schema import Config
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.conditions import ConditionLayout, build_condition
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -55,7 +56,7 @@ from featgan.evaluation.sweeps import (
 from featgan.evaluation.true_factors import SharedFactors, factor_response, find_shared_factors, measure_factors
 from featgan.inference.editor import ImageEditor
 from featgan.inference.model import EditingModel, load_model, open_cache, open_shards
-from featgan.inference.training_data import open_blackbox
+from featgan.inference.training_data import check_stored_blackbox, open_blackbox
 from featgan.run.evaluation_document import EvaluationDocument, read_evaluation, write_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.evaluation_schedule import with_default_classifiers
@@ -85,6 +86,7 @@ def evaluate_run(
     inception: Path | None = None,
     lpips: Path | None = None,
     max_pairs: int | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> EvaluationDocument:
     """Evaluate a checkpoint (the newest by default), write RUN/evaluations/step-XXXXXXXX-SUITE.json and return it.
 
@@ -92,7 +94,7 @@ def evaluate_run(
     weights must be equal. For a label-conditioned run it has the evaluation classifiers, at most one per data set.
     `factor_probe` is the SPEC of a classifier of the true factors of synthetic faces, and `second_classifier` that of
     a classifier that was not used in training. `inception` and `lpips` are files of weights. `max_pairs` limits the
-    pairs below the suite's number.
+    pairs below the suite's number. `trusted` are the callables that may be imported as classifiers.
     Raises UserError if the data or a model is missing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,23 +108,25 @@ def evaluate_run(
     }
     arguments = to_cli_arguments({"suite": suite, **options, "max-pairs": max_pairs, "num-components": num_components})
     num_pairs, num_swept = suite_size(suite, max_pairs)
+    if not classifiers:
+        check_stored_blackbox(model, trusted)
     shards = open_shards(model)
     if second_classifier is not None and model.metadata.condition_kind != "features":
         raise UserError(
             "--second-classifier: only for feature-conditioned runs; "
             "a label-conditioned run has an evaluation classifier that was not used in training: give --classifier"
         )
-    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips)
+    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips, trusted)
     if model.metadata.condition_kind == "features":
         if len(classifiers) > 1:
             raise UserError(
                 "--classifier: a feature-conditioned run has one classifier; give another one as --second-classifier"
             )
         spec = classifiers[0] if classifiers else None
-        results = evaluate_feature_model(model, shards, num_pairs, num_swept, spec, models, num_components)
+        results = evaluate_feature_model(model, shards, num_pairs, num_swept, spec, models, num_components, trusted)
     else:
         config = load_run_config(run_dir)
-        results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models)
+        results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models, trusted)
     path = result_path(run_dir, model.metadata.step, suite, max_pairs)
     document = build_document(
         results,
@@ -155,6 +159,7 @@ def evaluate_with_defaults(
         inception=options.inception,
         lpips=options.lpips,
         max_pairs=options.max_pairs,
+        trusted=options.trusted,
     )
 
 
@@ -194,6 +199,7 @@ def evaluate_feature_model(
     blackbox_spec: str | None,
     models: OptionalModels,
     num_components: int,
+    trusted: TrustedCallables,
 ) -> EvaluationResults:
     """Measure all families of a feature-conditioned model.
 
@@ -205,7 +211,7 @@ def evaluate_feature_model(
     # Check the probe first, before anything is measured.
     shared_factors = find_shared_factors(shards, probe) if probe else None
     cache = open_cache(model, shards)
-    evaluator = FeatureEvaluator(model, open_blackbox(model, blackbox_spec), shards, cache, num_pairs)
+    evaluator = FeatureEvaluator(model, open_blackbox(model, blackbox_spec, trusted), shards, cache, num_pairs)
     if second_classifier and second_classifier.classifier.sha256 == evaluator.classifier.sha256:
         raise UserError(
             f"--second-classifier {second_classifier.classifier.spec}: is the classifier of the run; give another one"
@@ -248,6 +254,7 @@ def evaluate_label_model(
     num_pairs: int,
     classifier_specs: Sequence[str],
     models: OptionalModels,
+    trusted: TrustedCallables,
 ) -> EvaluationResults:
     """Measure a label-conditioned model: preservation, diversity, and realism in Inception features if they are given.
 
@@ -266,7 +273,7 @@ def evaluate_label_model(
     ]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))
     classifiers = assign_evaluation_classifiers(
-        [load_blackbox(spec, device=model.device) for spec in classifier_specs], conditions
+        [load_blackbox(spec, device=model.device, trusted=trusted) for spec in classifier_specs], conditions
     )
     results, editor = EvaluationResults(), ImageEditor(model)
     for index, (shard_set, condition) in enumerate(zip(all_shards, conditions, strict=True)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
@@ -86,11 +87,16 @@ def load_optional_models(
     second_classifier: str | None = None,
     inception: Path | None = None,
     lpips: Path | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> OptionalModels:
     """Load the given models. Raises UserError for the first that cannot be loaded."""
+    probe, second = (
+        load_blackbox(spec, device=device, trusted=trusted) if spec else None
+        for spec in (factor_probe, second_classifier)
+    )
     return OptionalModels(
-        load_blackbox(factor_probe, device=device) if factor_probe else None,
-        SecondClassifier(load_blackbox(second_classifier, device=device), shards) if second_classifier else None,
+        probe,
+        SecondClassifier(second, shards) if second else None,
         Inception(inception, device) if inception else None,
         Lpips(lpips, device) if lpips else None,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.errors import UserError
 from featgan.explore.edit_request import ClassStep, EditRequest
 from featgan.explore.image_store import StoredImage
@@ -18,6 +19,7 @@ from featgan.features.directions import set_component, shift_along_head_weights,
 from featgan.inference.model import EditingModel, load_model
 from featgan.inference.training_data import (
     TrainingData,
+    check_stored_blackbox,
     encode_values,
     open_blackbox,
     open_training_data,
@@ -291,26 +293,32 @@ class LoadedRun:
         return float(target_progress_and_drift(source, target, measured)[0][0])
 
 
-def load_run(path: Path, step: int | None = None, spec: str | None = None) -> LoadedRun:
+def load_run(
+    path: Path, step: int | None = None, spec: str | None = None, trusted: TrustedCallables = NO_CALLABLES
+) -> LoadedRun:
     """Load a checkpoint of a run (the newest by default) with its training data and classifier, if available.
 
     `spec` is the classifier's SPEC if it has moved, or the evaluation classifier of a label-conditioned run. Raises
     UserError if the checkpoint or `spec` cannot be loaded, or if neither images nor a classifier are available.
     """
     model = load_model(path, step, "cuda" if torch.cuda.is_available() else "cpu")
+    if spec is None:
+        check_stored_blackbox(model, trusted)
     notices: list[str] = []
     try:
         training_data = open_training_data(model, is_required=True)
     except UserError as error:
         training_data = TrainingData(None, None)
         notices.append(f"Validation images and class directions are not available: {error}")
-    run = LoadedRun(path, model, training_data, load_run_blackbox(model, spec, notices), notices)
+    run = LoadedRun(path, model, training_data, load_run_blackbox(model, spec, notices, trusted), notices)
     if not len(run.validation_rows) and not run.accepts_uploads:
         raise UserError(f"{path}: neither validation images nor the classifier can be loaded: {' '.join(notices)}")
     return run
 
 
-def load_run_blackbox(model: EditingModel, spec: str | None, notices: list[str]) -> BlackBox | None:
+def load_run_blackbox(
+    model: EditingModel, spec: str | None, notices: list[str], trusted: TrustedCallables
+) -> BlackBox | None:
     """Load the classifier of a run, or the evaluation classifier of a label-conditioned run.
 
     Returns None and adds a notice if the run's classifier cannot be loaded. Raises UserError if `spec` cannot be.
@@ -321,11 +329,11 @@ def load_run_blackbox(model: EditingModel, spec: str | None, notices: list[str])
                 "This run was trained on labels, so it has no classifier. "
                 "To show predictions, pass an evaluation classifier with --classifier SPEC."
             )
-        return load_blackbox(spec, device=model.device) if spec else None
+        return load_blackbox(spec, device=model.device, trusted=trusted) if spec else None
     try:
-        return open_blackbox(model, spec)
+        return open_blackbox(model, spec, trusted)
     except UserError as error:
-        if spec is not None:
+        if spec is not None or isinstance(error, UntrustedCallableError):
             raise
         notices.append(f"Predictions are not available, and only validation images can be edited: {error}")
         return None

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.errors import UserError
 from featgan.system.plain_text import print_line
 
@@ -25,11 +26,13 @@ def explore_runs(
     host: str = "127.0.0.1",
     port: int = 8765,
     require_token: bool = False,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> None:
     """Serve the page of one run, or of two runs side by side, until interrupted.
 
     `steps` and `classifiers` contain one value for each run, in order; missing ones have defaults. An access token is
     required unless the address is a loopback address; `require_token` requires it there as well.
+    `trusted` are the callables that may be imported as classifiers.
 
     Raises UserError if the address is not available, before anything is loaded, or if a run cannot be loaded.
     """
@@ -42,7 +45,7 @@ def explore_runs(
 
         address, port = listener.getsockname()[:2]
         token = make_token(address, require_token)
-        session = load_session(runs, steps, classifiers)
+        session = load_session(runs, steps, classifiers, trusted)
         for run in session.runs:
             for notice in run.notices:
                 logger.warning(f"{run.name}: {notice}" if len(session.runs) > 1 else notice)

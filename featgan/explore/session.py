@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.errors import UserError
 from featgan.explore.edit_request import DisplayNames, EditRequest, describe_edit
 from featgan.explore.image_store import ImageStore, StoredImage, ValidationImages
@@ -100,14 +101,17 @@ class ExploreSession:
 
 
 def load_session(
-    paths: Sequence[Path], steps: Sequence[int | None] = (), specs: Sequence[str | None] = ()
+    paths: Sequence[Path],
+    steps: Sequence[int | None] = (),
+    specs: Sequence[str | None] = (),
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> ExploreSession:
     """Load the runs, each with its step and its classifier's SPEC if given.
 
     Raises UserError if a run cannot be loaded, or if two runs cannot be compared.
     """
     run_arguments = zip(paths, [*steps, None, None], [*specs, None, None], strict=False)
-    runs = tuple(load_run(*arguments) for arguments in run_arguments)
+    runs = tuple(load_run(*arguments, trusted) for arguments in run_arguments)
     for other_run in runs[1:]:
         check_comparable(runs[0], other_run)
     sizes = sorted({run.model.metadata.image_size for run in runs})

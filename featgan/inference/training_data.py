@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, check_stored_spec
 from featgan.data.conditions import ConditionLayout
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet, Split
@@ -171,13 +172,23 @@ def evenly_spaced_rows(rows: np.ndarray, max_rows: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(max_rows, len(rows))).round().astype(np.int64)]
 
 
-def open_blackbox(model: EditingModel, spec: str | None = None) -> BlackBox:
+def check_stored_blackbox(model: EditingModel, trusted: TrustedCallables) -> None:
+    """Raise UntrustedCallableError if model.json names Python code that is not trusted as the classifier."""
+    if model.metadata.blackbox:
+        source = f"model.json of step {model.metadata.step}"
+        check_stored_spec(model.metadata.blackbox["spec"], trusted, source, "--blackbox")
+
+
+def open_blackbox(model: EditingModel, spec: str | None = None, trusted: TrustedCallables = NO_CALLABLES) -> BlackBox:
     """Open the classifier that the features were extracted with, from its stored SPEC or from `spec`.
 
-    Raises UserError if its weights differ from those used for the extraction.
+    Raises UserError if its weights differ from those used for the extraction, and UntrustedCallableError if the SPEC
+    names Python code that is not trusted.
     """
     identity = model.metadata.blackbox or {}
-    classifier = load_blackbox(spec or identity["spec"], identity.get("layer"), model.device)
+    if spec is None:
+        check_stored_blackbox(model, trusted)
+    classifier = load_blackbox(spec or identity["spec"], identity.get("layer"), model.device, trusted=trusted)
     if classifier.sha256 != identity["sha256"]:
         raise UserError(
             f"{spec or identity['spec']}: not the classifier that the features were extracted with (its weights "

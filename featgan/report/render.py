@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -19,6 +20,7 @@ from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel, load_model
 from featgan.inference.training_data import (
     TrainingData,
+    check_stored_blackbox,
     correctly_classified_rows,
     encode_values,
     evenly_spaced_rows,
@@ -78,6 +80,9 @@ class RenderOptions:
     seed: int = 0
     names: tuple[str, ...] = ()  # NUMBER=NAME
     video: tuple[str, ...] = DEFAULT_VIDEO_KINDS
+    blackbox: str | None = None
+    """SPEC of the classifier, instead of the one in model.json."""
+    trusted: TrustedCallables = NO_CALLABLES
 
     @property
     def suffix(self) -> str:
@@ -130,12 +135,16 @@ def render_run(
     seed: int = 0,
     component_names: Sequence[str] = (),
     video: Sequence[str] = DEFAULT_VIDEO_KINDS,
+    blackbox: str | None = None,
+    trusted: TrustedCallables = NO_CALLABLES,
 ) -> Path:
     """Render a checkpoint, the newest by default, to RUN/renders/step-XXXXXXXX and RUN/report.html; return the latter.
 
     `images` is a folder of images to edit instead of the run's validation images; the outputs are then named
     RUN/renders/step-XXXXXXXX-NAME and RUN/report-NAME.html. `directions` are names of directions, all by default.
     `component_names` are NUMBER=NAME and are stored in the run. `video` lists the kinds of animations.
+    `blackbox` is the SPEC of the classifier if it is not the one in model.json; its weights must be equal.
+    `trusted` are the callables that may be imported.
     Raises UserError if the run, the images, a direction, a name or a kind of animation is invalid.
     """
     assert num_images >= 1 and num_components >= 1
@@ -149,6 +158,8 @@ def render_run(
         seed,
         tuple(component_names),
         check_animation_kinds(video),
+        blackbox,
+        trusted,
     )
     inputs = open_render_inputs(options)
     model, predict_fn, edit_fn = inputs.model, inputs.predict_fn, ImageEditor(inputs.model).edit_uint8
@@ -173,11 +184,13 @@ def open_render_inputs(options: RenderOptions) -> RenderInputs:
     model = load_model(options.run, options.step, "cuda" if torch.cuda.is_available() else "cpu")
     names = resolve_component_names(options, model)
     has_user_images = options.images is not None
+    if options.blackbox is None:
+        check_stored_blackbox(model, options.trusted)
     return RenderInputs(
         options,
         model,
         open_training_data(model, not has_user_images),
-        open_optional_blackbox(model, has_user_images),
+        open_optional_blackbox(model, options, has_user_images),
         names,
     )
 
@@ -191,18 +204,20 @@ def resolve_component_names(options: RenderOptions, model: EditingModel) -> Comp
     return merge_component_names(options.run, options.names, model.space.num_components)
 
 
-def open_optional_blackbox(model: EditingModel, is_required: bool) -> BlackBox | None:
+def open_optional_blackbox(model: EditingModel, options: RenderOptions, is_required: bool) -> BlackBox | None:
     """Open the black box of a feature-conditioned run; return None for a label-conditioned run.
 
     If the black box cannot be opened and is not required, log what the report will lack and return None.
-    Raises UserError if it is required and cannot be opened.
+    Raises UserError if it is required or given by the user and cannot be opened, or is code that is not trusted.
     """
     if model.metadata.condition_kind != "features":
+        if options.blackbox is not None:
+            raise UserError("--blackbox: this run was trained on labels and has no classifier; remove the option")
         return None
     try:
-        return open_blackbox(model)
+        return open_blackbox(model, options.blackbox, options.trusted)
     except UserError as error:
-        if is_required:
+        if is_required or options.blackbox is not None or isinstance(error, UntrustedCallableError):
             raise
         logger.warning(f"{error}; the report will have no predictions for the edited images")
         return None

@@ -1,7 +1,9 @@
-"""Options of an evaluation. This module imports no other package, so that the launcher starts fast."""
+"""Options of an evaluation. This module imports no torch, so that the launcher starts fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 
 
 @dataclass(frozen=True)
@@ -16,3 +18,5 @@ class EvaluationOptions:
     lpips: Path | None = None
     max_pairs: int | None = None
     num_components: int = 10
+    trusted: TrustedCallables = NO_CALLABLES
+    """The callables that may be imported as classifiers."""

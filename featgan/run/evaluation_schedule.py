@@ -10,6 +10,7 @@ from typing import Any
 from featgan.config.choices import SUITES
 from featgan.config.metric_specs import higher_is_better
 from featgan.config.schema import EvaluationConfig
+from featgan.config.trusted_callables import check_stored_spec
 from featgan.run.evaluation_document import metric_value, read_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path, list_result_steps, load_run_config
@@ -19,6 +20,20 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """Number of failed evaluations after which a checkpoint is not evaluated again."""
+
+
+STORED_CLASSIFIERS = {
+    "classifiers": "--blackbox",
+    "factor_probe": "--factor-probe",
+    "second_classifier": "--second-classifier",
+}
+"""Fields of the section `evaluation` that contain SPECs => the option that gives the SPEC on the command line."""
+
+
+def list_specs(config: EvaluationConfig, name: str) -> tuple[str, ...]:
+    """Return the SPECs in a field of the section `evaluation`."""
+    value = getattr(config, name)
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def scheduled_steps(steps: Iterable[int], config: EvaluationConfig) -> list[int]:
@@ -43,9 +58,17 @@ def due_evaluations(run_dir: Path, config: EvaluationConfig) -> list[tuple[int, 
 
 
 def with_default_classifiers(run_dir: Path, options: EvaluationOptions) -> EvaluationOptions:
-    """Return the options; classifiers that are not given are taken from the configuration of the run."""
+    """Return the options; classifiers that are not given are taken from the configuration of the run.
+
+    Raises UntrustedCallableError if the configuration names Python code that is not among `options.trusted`.
+    """
     has_config = (run_dir / "config.yaml").is_file()
     defaults = load_run_config(run_dir).evaluation if has_config else EvaluationConfig()
+    for name, option in STORED_CLASSIFIERS.items():
+        if not getattr(options, name):
+            for spec in list_specs(defaults, name):
+                source = f"{run_dir / 'config.yaml'}: evaluation.{name}"
+                check_stored_spec(spec, options.trusted, source, option)
     return replace(
         options,
         classifiers=options.classifiers or defaults.classifiers,

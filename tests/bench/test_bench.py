@@ -28,6 +28,7 @@ from featgan.bench.timing import CostSamples, SubprocessWorker, run_in_new_proce
 from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.loading import load_blackbox
 from featgan.cli.main import cli
+from featgan.config.trusted_callables import ALL_CALLABLES
 from featgan.data.loader import random_stream
 from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
@@ -206,8 +207,9 @@ def test_text_files_and_cache_contain_the_same_features(tmp_path: Path) -> None:
 def test_extraction_matches_the_naive_features(tmp_path: Path) -> None:
     jpegs, items = fixtures.make_synthetic_faces(21, 32, seed=int(time.time()))
     shards = fixtures.write_shards(tmp_path / "shards", jpegs, items, 32, images_per_shard=8)
-    cache = extract_features(shards.path, forward_passes.UNTRAINED_CLASSIFIER, "mine", batch_size=5)
-    reference = extract.extract_naively(shards, "train", load_blackbox(forward_passes.UNTRAINED_CLASSIFIER))
+    spec = forward_passes.UNTRAINED_CLASSIFIER
+    cache = extract_features(shards.path, spec, "mine", batch_size=5, trusted=ALL_CALLABLES)
+    reference = extract.extract_naively(shards, "train", load_blackbox(spec, trusted=ALL_CALLABLES))
     for is_flipped in (False, True):
         actual = torch.from_numpy(cache.features("train", np.arange(21), is_flipped))
         torch.testing.assert_close(actual, reference[:, int(is_flipped)], rtol=1e-3, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from featgan.blackbox import loading
+from featgan.config.trusted_callables import ALL_CALLABLES
+
 SIZE = 16
 FEATURES, OUTPUTS = 6, 8
+
+
+load_blackbox = partial(loading.load_blackbox, trusted=ALL_CALLABLES)
+list_layers = partial(loading.list_layers, trusted=ALL_CALLABLES)
 
 
 class SmallNetwork(nn.Module):

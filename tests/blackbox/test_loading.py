@@ -10,13 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featgan.blackbox.loading import BlackBox, list_layers, load_blackbox
+from featgan.blackbox.loading import BlackBox
 from featgan.blackbox.preprocessing import Preprocessing
 from tests.blackbox.small_network import (
     FEATURES,
     OUTPUTS,
     SIZE,
     SmallNetwork,
+    list_layers,
+    load_blackbox,
     register_callable_spec,
     save_onnx,
 )

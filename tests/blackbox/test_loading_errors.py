@@ -17,11 +17,18 @@ from featgan.blackbox.fitting.model_folder import (
     write_classifier,
 )
 from featgan.blackbox.fitting.network import Architecture, build_network
-from featgan.blackbox.loading import list_layers, load_blackbox
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import suggest_names
 from featgan.errors import UserError
-from tests.blackbox.small_network import OUTPUTS, SIZE, SmallNetwork, register_callable_spec, save_onnx
+from tests.blackbox.small_network import (
+    OUTPUTS,
+    SIZE,
+    SmallNetwork,
+    list_layers,
+    load_blackbox,
+    register_callable_spec,
+    save_onnx,
+)
 
 
 @pytest.mark.parametrize("name", ["timm", "onnx", "onnxruntime"])

@@ -75,7 +75,7 @@ class FakeAffectClassifier(FakeLinearClassifier):
 
 def make_loader(classifiers: Mapping[str, FakeLinearClassifier]) -> Callable[..., FakeLinearClassifier]:
     """Return a replacement of `load_blackbox`."""
-    return lambda spec, layer=None, device=None: classifiers[spec]
+    return lambda spec, layer=None, device=None, trusted=None: classifiers[spec]
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_valence_arousal_classifier_is_evaluated_by_octant_and_with_second_class
     write_features(world.shards, classifier, "affect")
     dataset = {"shards": str(world.shards.path), "feature_cache": "affect"}
     run = train(world.make_config(tmp_path / "run", dataset=dataset))
-    monkeypatch.setattr(training_data, "load_blackbox", lambda spec, layer=None, device=None: classifier)
+    monkeypatch.setattr(training_data, "load_blackbox", lambda spec, layer=None, device=None, trusted=None: classifier)
     second_classifiers = {"equivalent": equivalent, "expression": world.classifier}
     monkeypatch.setattr(optional_models, "load_blackbox", make_loader(second_classifiers))
     document = evaluate_run(run, suite="quick", num_components=1, second_classifier="equivalent")
@@ -414,7 +414,7 @@ def test_limited_evaluation_is_named_after_its_number_of_pairs(trained_run: Path
 
 def test_classifier_with_other_weights_is_rejected(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = type("Other", (), {"sha256": "2" * 64})()
-    monkeypatch.setattr(training_data, "load_blackbox", lambda spec, layer=None, device=None: other)
+    monkeypatch.setattr(training_data, "load_blackbox", lambda spec, layer=None, device=None, trusted=None: other)
     with pytest.raises(UserError, match="not the classifier that the features were extracted with"):
         evaluate_run(trained_run, suite="quick")
 

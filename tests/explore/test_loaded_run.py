@@ -180,7 +180,7 @@ def test_runs_with_different_kinds_of_condition_are_rejected(runs: Path, perfect
 def test_without_the_classifier_only_validation_images_can_be_edited(
     runs: Path, perfect_model: pytest.MonkeyPatch
 ) -> None:
-    def fail_to_load(spec: str, layer: str | None = None, device: object = None) -> None:
+    def fail_to_load(spec: str, layer: str | None = None, device: object = None, trusted: object = None) -> None:
         raise UserError("linear: no such file")
 
     perfect_model.setattr(training_data, "load_blackbox", fail_to_load)

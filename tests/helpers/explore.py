@@ -65,7 +65,7 @@ def perfect_generator(world: World) -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EditingModel, "edit_images", edit_images)
         for module in (training_data, loaded_run):
-            patch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None: world.classifier)
+            patch.setattr(module, "load_blackbox", lambda spec, layer=None, device=None, trusted=None: world.classifier)
         yield patch
 
 

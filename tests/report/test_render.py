@@ -106,7 +106,7 @@ class RenderFixture:
         self.classifier_sha256 = "ab" * 32
         monkeypatch.setattr(training_data, "load_blackbox", self.load_blackbox)
 
-    def load_blackbox(self, spec: str, layer: str, device: torch.device) -> "RenderFixture":
+    def load_blackbox(self, spec: str, layer: str, device: torch.device, trusted: object) -> "RenderFixture":
         assert (spec, layer) == ("classifiers/linear", "last")
         return self
 

@@ -1,0 +1,86 @@
+"""Which Python code the jobs and the watch may import as classifiers: what their own user named earlier."""
+
+import json
+import os
+from pathlib import Path
+
+from featgan.config.loading import find_config
+from featgan.config.schema import Config
+from featgan.config.trusted_callables import (
+    NO_CALLABLES,
+    TrustedCallables,
+    UntrustedCallableError,
+    callable_names,
+    check_stored_spec,
+)
+from featgan.errors import UserError
+from featgan.run.approved_callables import approved_callables
+from featgan.run.evaluation_options import EvaluationOptions
+from featgan.run.evaluation_schedule import STORED_CLASSIFIERS, list_specs, with_default_classifiers
+from featgan.run.paths import checkpoint_steps, step_folder
+
+MAX_MODEL_BYTES = 16 << 20
+
+
+def submitted_callables(config_name: str, config: Config) -> list[str]:
+    """Return the callables of a configuration that the user submits; none if its file belongs to another user."""
+    if find_config(config_name).stat().st_uid not in (os.geteuid(), 0):
+        return []
+    return callable_names(spec for name in STORED_CLASSIFIERS for spec in list_specs(config.evaluation, name))
+
+
+def trust_pipeline(config_name: str, config: Config, given: TrustedCallables) -> TrustedCallables:
+    """Return what the jobs of a pipeline may import: also the submitted callables, and those of the extraction.
+
+    Raises UntrustedCallableError if the feature cache names other code.
+    """
+    names = submitted_callables(config_name, config)
+    trusted = given.extend([*names, *approved_callables(config.dataset.shards)])
+    path = config.dataset.shards / "features" / str(config.dataset.feature_cache) / "manifest.json"
+    if config.dataset.condition.kind == "features":
+        check_json_callable(path, trusted)
+    return trusted
+
+
+def trust_own_run(run: Path, step: int, config: Config, trusts_all: bool) -> TrustedCallables:
+    """Return the callables that the watch may import for a run: those that its user named for the run or the shards.
+
+    A run in which files belong to another user is not trusted, even with `trusts_all`.
+    """
+    files = (run, run / "config.yaml", step_folder(run, step), step_folder(run, step) / "model.json")
+    if any(path.exists() and path.stat().st_uid != os.geteuid() for path in files):
+        return NO_CALLABLES
+    return TrustedCallables(approved_callables(run) | approved_callables(config.dataset.shards), trusts_all)
+
+
+def find_untrusted(run: Path, step: int, trusted: TrustedCallables) -> str | None:
+    """Return why the watch does not evaluate a checkpoint: a file names code that is not trusted; else None."""
+    try:
+        check_run_callables(run, step, EvaluationOptions(trusted=trusted))
+    except UntrustedCallableError as error:
+        return str(error)
+    except (UserError, OSError):
+        pass  # the evaluation itself reports it
+    return None
+
+
+def check_run_callables(run: Path, step: int | None, options: EvaluationOptions) -> None:
+    """Raise UntrustedCallableError if a file of the run names code that the evaluation would import without trust."""
+    if not with_default_classifiers(run, options).classifiers:
+        check_model_callable(run, step, options.trusted)
+
+
+def check_model_callable(run: Path, step: int | None, trusted: TrustedCallables) -> None:
+    """Raise UntrustedCallableError if model.json (of the newest step if None) names code that is not trusted."""
+    chosen_step = max(checkpoint_steps(run), default=0) if step is None else step
+    check_json_callable(step_folder(run, chosen_step) / "model.json", trusted)
+
+
+def check_json_callable(path: Path, trusted: TrustedCallables) -> None:
+    """Raise UntrustedCallableError if a JSON file names untrusted code as its `blackbox`; ignores a damaged file."""
+    try:
+        spec = json.loads(path.read_bytes())["blackbox"]["spec"] if path.stat().st_size <= MAX_MODEL_BYTES else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if isinstance(spec, str):
+        check_stored_spec(spec, trusted, str(path), "--blackbox")
