@@ -1,9 +1,11 @@
 # make demo: the whole pipeline on synthetic faces.   make test: the tests.   make docs: the documentation in site/.
+# make chaos: damaged inputs, kills, full disks, I/O errors and raw HTTP for DURATION seconds with SEED.
 # make check: lint, format, types, spelling, sentence length and files.   make format: format the code.
 PYTHON ?= python3
 BIN := .venv/bin
+SEED ?= 1
 
-.PHONY: demo test check docs format clean
+.PHONY: demo test check docs format clean chaos
 
 demo: .venv/installed
 	$(BIN)/featgan demo
@@ -18,6 +20,11 @@ check: .venv/installed-test
 	$(BIN)/codespell
 	$(BIN)/python scripts/check_sentences.py
 	$(BIN)/python scripts/check_files.py
+
+# DURATION in seconds, or NUMBERS="inputs=10000 kills=1000"; FAMILIES separated by commas; see docs/reliability.md
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos --seed $(SEED) $(if $(FAMILIES),--families $(FAMILIES)) \
+	    $(if $(DURATION),--seconds $(DURATION)) $(foreach number,$(NUMBERS),--count $(number))
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

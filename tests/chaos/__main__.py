@@ -1,0 +1,105 @@
+"""`python -m tests.chaos`: run the stress harness."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tests.chaos.outcomes import Outcome
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""A process with threads cannot be forked safely, so the numerical libraries must not start any."""
+
+
+@click.command()
+@click.option("--minutes", type=float, help="Run time; 5 minutes by default, if no number of scenarios is given.")
+@click.option("--seconds", type=float, help="Run time in seconds, instead of --minutes.")
+@click.option("--seed", default=1, show_default=True, help="Scenario N of a seed is always the same.")
+@click.option("--families", default="", help="Comma-separated families; all by default.")
+@click.option("--count", "counts", multiple=True, metavar="FAMILY=N", help="Number of scenarios; may be repeated.")
+@click.option("--first", default=0, show_default=True, help="Index of the first scenario.")
+@click.option("--only", metavar="FAMILY:INDEX", help="Run one scenario, print everything about it, and keep its files.")
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Number of scenarios at the same time.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all outcomes to this file.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the summary table to this file.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Working folder; a new temporary folder by default.")
+def main(
+    minutes: float | None,
+    seconds: float | None,
+    seed: int,
+    families: str,
+    counts: tuple[str, ...],
+    first: int,
+    only: str | None,
+    jobs: int,
+    json_path: Path | None,
+    markdown: Path | None,
+    folder: Path | None,
+) -> None:
+    """Run damaged inputs, kills, full disks, I/O errors and raw HTTP against featgan.
+
+    Exits with 1 if there is a defect: a traceback, a hang, too much memory, a crash, a lost result or a process that is
+    left behind.
+    """
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
+    start_with_library()
+    from tests.chaos.harness import run_harness
+
+    numbers = {name: int(number) for name, _, number in (pair.partition("=") for pair in counts)}
+    if only:
+        name, _, index = only.partition(":")
+        families, first, numbers, jobs = name, int(index), {name: 1}, 1
+    minutes = seconds / 60 if seconds is not None else minutes
+    if not numbers and minutes is None:
+        minutes = 5
+    names = families or ",".join(numbers if minutes is None else ())
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    # Not a TemporaryDirectory: its finalizer would also run in the forks.
+    temporary = Path(tempfile.mkdtemp(prefix="chaos-", dir=folder))
+    try:
+        outcomes, defects = run_harness(temporary, names, seed, numbers, first, jobs, deadline)
+        if only:
+            print_details(outcomes, temporary)
+    finally:
+        if not only:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if json_path:
+        json_path.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1) + "\n")
+    if markdown:
+        from tests.chaos.summary import build_markdown
+
+        markdown.write_text(build_markdown(outcomes))
+    sys.exit(1 if defects else 0)
+
+
+def start_with_library() -> None:
+    """Start this program again with the library that makes system calls fail, if it can be compiled."""
+    from tests.chaos.io_errors import LIBRARY_VARIABLE, preload_library
+
+    library = preload_library()
+    if library.endswith(".so"):
+        os.environ |= {LIBRARY_VARIABLE: library, "LD_PRELOAD": library}
+        os.execv(sys.executable, [sys.executable, "-m", "tests.chaos", *sys.argv[1:]])
+    elif library:
+        click.echo(f"io: {library}")
+
+
+def print_details(outcomes: Sequence["Outcome"], temporary: Path) -> None:
+    """Print the outcome of one scenario, the output of its last command, and where its files are."""
+    click.echo(json.dumps([outcome.to_json() for outcome in outcomes], indent=1))
+    for path in sorted(temporary.glob("copy*-output/*")):
+        if path.is_file():
+            click.echo(f"--- {path.name}\n{path.read_text(errors='backslashreplace')[-6000:]}")
+    click.echo(f"--- the files are in {temporary}/copy000; remove {temporary} when you have read them")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Run scenarios in parallel: each is a fork of this process, so that a crash of one cannot affect the others."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.fixture import Overlay
+from tests.chaos.outcomes import HARNESS, SKIPPED, Outcome
+from tests.chaos.processes import CommandResult, run_command
+from tests.chaos.scenarios import Family, Workplace
+
+MAX_SCENARIO_SECONDS = 900
+MEASUREMENTS = 2
+"""Number of undisturbed runs of each command; the largest memory counts."""
+
+
+@dataclass
+class RunningScenario:
+    """A forked scenario, and the slot whose folders it uses."""
+
+    family: Family
+    index: int
+    slot: int
+    start: float
+
+
+class Scheduler:
+    """Chooses the next scenario, and runs `jobs` scenarios at the same time."""
+
+    def __init__(
+        self, folder: Path, families: list[Family], seed: int, jobs: int, baselines: dict[str, CommandResult]
+    ) -> None:
+        self.folder, self.families, self.seed, self.jobs = folder, families, seed, jobs
+        self.baselines = baselines
+        self.running: dict[int, RunningScenario] = {}
+        self.seconds_used = dict.fromkeys((family.name for family in families), 0.0)
+        self.next_index = dict.fromkeys((family.name for family in families), 0)
+
+    def run(self, counts: Mapping[str, int], deadline: float | None, first: int = 0) -> Iterator[Outcome]:
+        """Yield outcomes until the families have run `counts` scenarios, or the deadline has passed."""
+        free_slots = list(range(self.jobs))
+        self.next_index = dict.fromkeys(self.next_index, first)
+        while True:
+            family = self.choose_family(counts, deadline, first)
+            if family is not None and free_slots:
+                self.start_scenario(family, free_slots.pop(0))
+            elif self.running:
+                outcome, slot = self.wait_for_scenario()
+                free_slots.append(slot)
+                yield outcome
+            elif family is None:
+                return
+
+    def choose_family(self, counts: Mapping[str, int], deadline: float | None, first: int) -> Family | None:
+        """Return the family that has used the smallest part of its share of the time."""
+        if deadline is not None and time.monotonic() > deadline:
+            return None
+        open_families = [
+            family
+            for family in self.families
+            if family.name not in counts or self.next_index[family.name] - first < counts[family.name]
+        ]
+        return min(open_families, key=lambda family: self.seconds_used[family.name] / family.weight, default=None)
+
+    def start_scenario(self, family: Family, slot: int) -> None:
+        """Fork a process that runs the next scenario of a family."""
+        index = self.next_index[family.name]
+        self.next_index[family.name] += 1
+        self.seconds_used[family.name] += 0.05  # so that parallel jobs choose different families
+        pid = os.fork()
+        if pid == 0:
+            self.run_in_fork(family, index, slot)
+        self.running[pid] = RunningScenario(family, index, slot, time.monotonic())
+
+    def run_in_fork(self, family: Family, index: int, slot: int) -> None:
+        """Run a scenario, write its outcome to a file, and exit."""
+        try:
+            workplace = make_workplace(self.folder, slot, self.seed, self.baselines)
+            outcome = family.run_scenario(workplace, index)
+            result_path(self.folder, slot).write_text(json.dumps(outcome.to_json()))
+        except BaseException:
+            message = traceback.format_exc()[-3000:]
+            outcome = Outcome(family.name, index, "harness", "", "", HARNESS, message)
+            result_path(self.folder, slot).write_text(json.dumps(outcome.to_json()))
+        finally:
+            os._exit(0)
+
+    def wait_for_scenario(self) -> tuple[Outcome, int]:
+        """Wait until a scenario ends, and return its outcome and slot."""
+        while True:
+            for pid, scenario in list(self.running.items()):
+                elapsed = time.monotonic() - scenario.start
+                if elapsed > MAX_SCENARIO_SECONDS:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    del self.running[pid]
+                    self.seconds_used[scenario.family.name] += elapsed
+                    return self.read_outcome(scenario), scenario.slot
+            time.sleep(0.002)
+
+    def read_outcome(self, scenario: RunningScenario) -> Outcome:
+        """Return the outcome that a scenario has written."""
+        path = result_path(self.folder, scenario.slot)
+        try:
+            outcome = Outcome(**json.loads(path.read_text()))
+            path.unlink()
+        except (OSError, ValueError) as error:
+            outcome = Outcome(scenario.family.name, scenario.index, "harness", "", "", HARNESS, f"no outcome: {error}")
+        return outcome
+
+
+def result_path(folder: Path, slot: int) -> Path:
+    """Return the file to which a scenario writes its outcome."""
+    return folder / f"result-{slot}.json"
+
+
+def make_workplace(folder: Path, slot: int, seed: int, baselines: dict[str, CommandResult]) -> Workplace:
+    """Return the folders of a slot. All copies have paths of the same length."""
+    return Workplace(Overlay(folder / "fixture", folder / f"copy{slot:03d}"), seed, baselines)
+
+
+def measure_baselines(folder: Path, families: list[Family], report: Callable[[str], None]) -> dict[str, CommandResult]:
+    """Run every valid command undisturbed. Exits with an explanation if one of them fails."""
+    overlay = Overlay(folder / "fixture", folder / "copy000")
+    baselines: dict[str, CommandResult] = {}
+    for family in families:
+        for command, parts in family.valid_commands:
+            if command in baselines:
+                continue
+            for _ in range(MEASUREMENTS):
+                overlay.create_copy(parts)
+                result = run_command(command.split(), overlay.folder, overlay.output)
+                if result.exit_code:
+                    sys.exit(f"{command}: fails with valid input\n{result.stdout}{result.stderr}{result.log}")
+                known = baselines.get(command)
+                if known is None or result.peak_bytes > known.peak_bytes:
+                    baselines[command] = result
+            report(f"{command}: {baselines[command].seconds:.2f} s, {baselines[command].peak_bytes / 1e6:.0f} MB")
+    return baselines
+
+
+def skipped_outcome(family: Family, reason: str) -> Outcome:
+    """Return the outcome of a family that cannot run on this machine."""
+    return Outcome(family.name, 0, "all", "", "", SKIPPED, reason)
