@@ -1,6 +1,6 @@
 """Shared by the `featgan` and `launch` commands: groups, option groups, and how a command line ends."""
 
-import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,11 @@ import click
 from featgan.cli.log_handler import install_log_handler
 from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
-from featgan.system.plain_text import format_one_line, print_line
+from featgan.system.os_errors import user_error_message
+from featgan.system.plain_text import print_line
+
+STANDARD_OUTPUT = 1
+"""File descriptor of the standard output."""
 
 PATH_TYPE = click.Path(path_type=Path)
 
@@ -187,22 +191,6 @@ def parse_step(step: str) -> int | None:
     return int(step)
 
 
-def user_error_message(error: BaseException) -> str | None:
-    """Return one line for an error that the user can fix; None for an internal error."""
-    if isinstance(error, UserError):
-        # An error of a data loading worker arrives with its traceback as the message; the end is the cause.
-        return format_one_line(str(error).strip().rpartition("\nfeatgan.errors.UserError: ")[2])
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'the disk'}: no space left; free some space and run the command again"
-    if isinstance(error, OSError) and error.errno in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT):
-        return f"{error.filename or 'the file system'}: {(error.strerror or '').lower()}; run the command again"
-    if isinstance(error, PermissionError):
-        return f"{error.filename}: permission denied; change its permissions or choose another path"
-    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
-        return f"{error.filename}: {(error.strerror or 'already exists').lower()}; choose another path"
-    return None
-
-
 def run_command(command: click.Command, name: str, arguments: list[str]) -> None:
     """Run a command line and print its log messages and errors to standard error.
 
@@ -212,6 +200,7 @@ def run_command(command: click.Command, name: str, arguments: list[str]) -> None
     install_log_handler(is_debug)
     try:
         command.main([word for word in arguments if word != "--debug"], prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -221,6 +210,9 @@ def run_command(command: click.Command, name: str, arguments: list[str]) -> None
     except TrainingInterrupted as interruption:
         print_line(f"featgan: {interruption}", err=True)
         sys.exit(interruption.exit_code)
+    except BrokenPipeError:  # from the last flush; click ends a command with 1 as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STANDARD_OUTPUT)  # Python must not write the rest at exit
+        sys.exit(1)
     except Exception as error:
         message = user_error_message(error)
         if is_debug or message is None:

@@ -1,6 +1,5 @@
 """Atomic writes of files and folders, write errors, file hashes, and reading of regular files of limited size."""
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -12,8 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from featgan.errors import UserError
-
-DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+from featgan.system.os_errors import TRANSIENT_ERRORS, format_path, os_error_reason
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -75,17 +73,13 @@ def read_side_text(path: Path, max_bytes: int) -> str:
 
 def describe_read_error(error: OSError) -> str:
     """Return the reason of an error while a file was read, for a message."""
-    return "missing" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+    return "missing" if isinstance(error, FileNotFoundError) else os_error_reason(error)
 
 
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a regular file."""
     with open_regular_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-TRANSIENT_ERRORS = frozenset({errno.ESTALE, errno.EIO, errno.ETIMEDOUT})
-"""Errors of a network file system that are not caused by the user; a job may retry."""
 
 
 @contextmanager
@@ -96,8 +90,7 @@ def user_friendly_write_errors(path: Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in TRANSIENT_ERRORS:
             raise
-        reason = "the disk is full" if error.errno in DISK_FULL_ERRORS else (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: cannot be written: {reason}; {remedy}") from error
+        raise UserError(f"{format_path(path)}: cannot be written: {os_error_reason(error)}; {remedy}") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.system.files import TRANSIENT_ERRORS, describe_read_error, open_regular_file, read_regular_file
+from featgan.system.files import describe_read_error, open_regular_file, read_regular_file
 from featgan.system.limits import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
@@ -18,6 +18,7 @@ from featgan.system.limits import (
     MAX_LOG_BYTES,
     MAX_NUMBER_DIGITS,
 )
+from featgan.system.os_errors import TRANSIENT_ERRORS
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from featgan.errors import UserError
-from featgan.system.files import TRANSIENT_ERRORS, describe_read_error, read_regular_file
+from featgan.system.files import describe_read_error, read_regular_file
 from featgan.system.limits import MAX_DEPTH, MAX_NUMBER_DIGITS, MAX_YAML_BYTES, MAX_YAML_VALUES
+from featgan.system.os_errors import TRANSIENT_ERRORS
 
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader for plain values; the C version, which most installations have, is ten times as fast."""

@@ -10,11 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from featgan.cli.click_helpers import user_error_message
 from featgan.cli.main import LAYOUT_NAMES, cli, main
 from featgan.config.choices import EXTERNAL_TASKS, FITTED_TASKS, SUITES, TASKS
 from featgan.data.readers.registry import LAYOUT_READERS
-from featgan.errors import UserError
 from featgan.evaluation.evaluate import SUITE_SIZES
 from featgan.run.paths import step_folder
 from featgan.training.train import train
@@ -129,15 +127,14 @@ def test_user_error_in_a_new_process() -> None:
     assert result.stderr.count("\n") == 1 and "did you mean 'training.steps'" in result.stderr
 
 
-def test_user_error_messages_are_one_line() -> None:
-    error = UserError("Caught UserError in worker 0.\nTraceback:\n  x\nfeatgan.errors.UserError: shard a: cut off")
-    assert user_error_message(error) == "shard a: cut off"
-    assert user_error_message(OSError(28, "No space left on device", "runs/a")) is not None
-    assert (
-        user_error_message(NotADirectoryError(20, "Not a directory", "a/b"))
-        == "a/b: not a directory; choose another path"
+def test_closed_or_full_output_leaves_no_traceback() -> None:
+    command = f"{sys.executable} -m featgan pack --help"
+    closed = subprocess.run(
+        ["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True
     )
-    assert user_error_message(ZeroDivisionError()) is None
+    assert closed.stderr == "" and closed.stdout.strip() in {"0", "1"}
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
+    assert full.returncode == 2 and "the disk is full" in full.stderr and full.stderr.count("\n") == 1
 
 
 def test_dry_run_shows_sizes_and_writes_nothing(world: World, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.table import Table
 
-from featgan.cli.click_helpers import user_error_message
 from featgan.errors import UserError
 from featgan.system import progress
 from featgan.system.console import PlainConsole
+from featgan.system.os_errors import user_error_message
 from featgan.system.plain_text import escape_control_characters, format_one_line
 
 ROOT = Path(__file__).parent.parent.parent
