@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from featgan.system.path_option import UserPath
 from featgan.system.plain_text import print_line
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def add_common_options(command: Command) -> Command:
         click.option(
             "--markdown", is_flag=True, help="Print the results as Markdown table rows, as in docs/performance.md."
         ),
-        click.option(
-            "--out", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write all results to."
-        ),
+        click.option("--out", type=UserPath(path_type=Path, dir_okay=False), help="JSON file to write all results to."),
         click.option("--repeats", default=7, show_default=True, type=positive_int, help="Number of timed repetitions."),
     ):
         command = option(command)

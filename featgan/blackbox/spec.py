@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from featgan.config.trusted_callables import CALLABLE_PATTERN
 from featgan.errors import UserError
+from featgan.system.user_paths import expand_path
 
 SPEC_FORMS = (
     "a folder written by `featgan blackbox fit`, torchvision:NAME[:weights], timm:NAME[:weights], "
@@ -78,13 +79,13 @@ def parse_spec(text: str, **overrides: Any) -> BlackBoxSpec:
         name, _, weights = name_and_weights.partition(":")
         if not name:
             raise UserError(f"{text}: the network's name is missing; write {kind}:NAME, such as {kind}:resnet50")
-        return BlackBoxSpec(kind, name, Path(os.path.abspath(weights)) if weights else None, options)
+        return BlackBoxSpec(kind, name, Path(os.path.abspath(expand_path(weights))) if weights else None, options)
     return parse_location(location, options)
 
 
 def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
     """Parse the part of a SPEC before its options: a path or `package.module:callable`."""
-    path = Path(os.path.abspath(location))
+    path = Path(os.path.abspath(expand_path(location)))
     if location and path.is_dir():
         return BlackBoxSpec("fitted", str(path), None, options)
     if path.suffix in KIND_BY_SUFFIX:

@@ -12,12 +12,13 @@ from featgan.cli.log_handler import install_log_handler
 from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
 from featgan.system.os_errors import user_error_message
+from featgan.system.path_option import UserPath
 from featgan.system.plain_text import print_line
 
 STANDARD_OUTPUT = 1
 """File descriptor of the standard output."""
 
-PATH_TYPE = click.Path(path_type=Path)
+PATH_TYPE = UserPath(path_type=Path)
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

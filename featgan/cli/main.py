@@ -92,9 +92,10 @@ def synthesize(out: Path, num_images: int, seed: int, image_size: int) -> None:
 )
 @click.option(
     "--validation-fraction",
-    default=0.1,
+    default="0.1",
     show_default=True,
-    help="Fraction of images held out for validation if the layout defines no split.",
+    help="Fraction of the images of every class that are held out for validation if SOURCE has no validation images;"
+    " `none` creates no validation split.",
 )
 @click.option("--quality", default=95, show_default=True, type=click.IntRange(50, 100), help="JPEG quality.")
 @click.option(
@@ -117,7 +118,7 @@ def pack(
     image_size: int,
     crop: int | None,
     margin: float,
-    validation_fraction: float,
+    validation_fraction: str,
     quality: int,
     images_per_shard: int,
     workers: int | None,
@@ -143,13 +144,21 @@ def pack(
         images_per_shard=images_per_shard,
         crop=crop,
         margin=margin,
-        validation_fraction=validation_fraction,
+        validation_fraction=parse_fraction(validation_fraction),
         workers=workers,
         fail_on_unreadable=fail_on_unreadable,
         max_images=max_images,
         layout_options=parse_layout_options(layout_options),
     )
     print_summary(summary)
+
+
+def parse_fraction(text: str) -> float:
+    """Return the value of `--validation-fraction`; 0 for `none`. Raises UserError if it is not a number."""
+    try:
+        return 0.0 if text.strip().lower() == "none" else float(text)
+    except ValueError:
+        raise UserError(f"--validation-fraction {text}: must be between 0 and 0.9, or `none`") from None
 
 
 def parse_layout_options(options: tuple[str, ...]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from featgan.config.error_messages import format_validation_error
 from featgan.config.renamed_keys import find_renamed
 from featgan.config.schema import Config
 from featgan.errors import UserError
+from featgan.system.user_paths import expand_path
 from featgan.system.yaml_files import YamlError, parse_yaml, read_yaml_mapping
 
 
@@ -24,7 +25,7 @@ def find_presets() -> dict[str, Path]:
 
 def find_config(name: str) -> Path:
     """Return the path of a file, or of the preset with this name. Raises UserError if there is neither."""
-    path = Path(name)
+    path = expand_path(name)
     if path.exists() and not path.is_dir():
         return path
     preset_paths = find_presets()

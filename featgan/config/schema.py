@@ -9,15 +9,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from featgan.config.base import ConfigModel, PositiveInt, fixed, resumable, resumable_without_lr_decay
 from featgan.config.choices import Suite
 from featgan.config.metric_specs import DEFAULT_SELECTION_METRICS, SECOND_DATASET_PREFIX, SELECTION_METRICS
 from featgan.errors import UserError
+from featgan.system.user_paths import expand_path
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UserPath = Annotated[Path, AfterValidator(expand_path)]
 LearningRate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
@@ -51,7 +53,7 @@ class ConditionConfig(ConfigModel):
 class DatasetConfig(ConfigModel):
     """Packed shards, the feature cache that is stored with them, and the condition."""
 
-    shards: Path = fixed(Path("shards"))
+    shards: UserPath = fixed(Path("shards"))
     """Folder written by `featgan pack`."""
     feature_cache: str = fixed("blackbox")
     """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
@@ -260,7 +262,7 @@ class EvaluationConfig(ConfigModel):
 class Config(ConfigModel):
     """One training run."""
 
-    run_dir: Path = resumable(Path("runs/default"))
+    run_dir: UserPath = resumable(Path("runs/default"))
     """Output folder of the run."""
     dataset: DatasetConfig = DatasetConfig()
     """The images and their condition."""

@@ -100,9 +100,9 @@ class LoadedRun:
     def validation_rows(self) -> np.ndarray:
         """Rows of the validation split with a known condition; empty if the shards are not available."""
         shards = self.training_data.shards
-        return (
-            rows_with_condition(self.model, shards, shards.get_split("validation")) if shards else np.empty(0, np.int64)
-        )
+        if shards is None or not shards.has_validation:
+            return np.empty(0, np.int64)
+        return rows_with_condition(self.model, shards, shards.get_split("validation"))
 
     @cached_property
     def label_spaces(self) -> tuple[LabelSpace, ...]:

@@ -116,7 +116,8 @@ def load_session(
         check_comparable(runs[0], other_run)
     sizes = sorted({run.model.metadata.image_size for run in runs})
     shards = runs[0].training_data.shards
-    validation_images = ValidationImages(shards, runs[0].validation_rows, sizes) if shards is not None else None
+    has_validation = shards is not None and shards.has_validation
+    validation_images = ValidationImages(shards, runs[0].validation_rows, sizes) if shards and has_validation else None
     return ExploreSession(runs, ImageStore(validation_images, sizes))
 
 

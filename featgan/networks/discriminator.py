@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featgan.system.image_sizes import explain_discriminator_size
 from featgan.system.images import to_fp32
 
 LEAKY_RELU_SLOPE = 0.01
@@ -75,12 +76,8 @@ class Discriminator(nn.Module):
         projection_dim: int = 0,
     ) -> None:
         super().__init__()
-        if image_size < 2**num_layers:
-            max_layers = image_size.bit_length() - 1
-            raise ValueError(
-                f"image size {image_size}: {num_layers} downsampling layers need at least {2**num_layers} pixels; "
-                f"use larger images or discriminator.num_layers up to {max_layers}"
-            )
+        if problem := explain_discriminator_size(image_size, num_layers):
+            raise ValueError(problem)
         layers: list[nn.Module] = []
         channels = 3
         for depth in range(num_layers):

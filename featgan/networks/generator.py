@@ -13,6 +13,7 @@ from featgan.networks.conditioning import (
     tile_plane,
 )
 from featgan.networks.winograd import Conv3x3
+from featgan.system.image_sizes import explain_generator_size
 from featgan.system.images import to_fp32
 
 STYLE_DIM = 128
@@ -85,8 +86,8 @@ class Generator(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if image_size % 4:
-            raise ValueError(f"image size {image_size}: the generator downsamples twice, so it must be a multiple of 4")
+        if problem := explain_generator_size(image_size):
+            raise ValueError(problem)
         self.conditioning = conditioning
         self.output = output
         self.activation_checkpointing = activation_checkpointing

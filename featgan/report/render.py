@@ -344,6 +344,8 @@ def compute_class_recalls(
 
     Empty if the classifier does not predict the classes of the labels.
     """
+    if not shards.has_validation:
+        return {}
     labels = shards.get_split("validation").expression
     rows = evenly_spaced_rows(np.flatnonzero(labels >= 0), MAX_STATISTICS_IMAGES)
     if not predicts_label_classes(cache, shards) or not len(rows):

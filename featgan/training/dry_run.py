@@ -11,7 +11,7 @@ from featgan.data.conditions import ConditionLayout
 from featgan.distributed.rendezvous import init_env_from_slurm
 from featgan.run.paths import check_run_folder
 from featgan.system.device import uses_bf16
-from featgan.training.state import build_networks, open_data
+from featgan.training.state import build_networks, open_data, warn_without_validation
 
 
 def describe_plan(config: Config) -> str:
@@ -24,6 +24,7 @@ def describe_plan(config: Config) -> str:
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     config.check_batch_split(num_processes)
     shard_sets, training_sets = open_data(config)
+    warn_without_validation(shard_sets)
     for shard_set in shard_sets:
         shard_set.verify()
     image_size = shard_sets[0].image_size

@@ -1,5 +1,6 @@
 """The train state of a run: data, networks, optimizers and EMA, built from the configuration."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from featgan.data.conditions import (
     condition_input_dim,
 )
 from featgan.data.loader import TrainingSet
-from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.shard_set import NO_VALIDATION_PROBLEM, NO_VALIDATION_REMEDY, ShardSet
 from featgan.distributed.context import DistributedContext
 from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import UserError
@@ -23,6 +24,8 @@ from featgan.networks.discriminator import Discriminator
 from featgan.networks.ema import EMA
 from featgan.networks.generator import Generator
 from featgan.system.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,6 +69,13 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
     return shard_sets, training_sets
 
 
+def warn_without_validation(shard_sets: Sequence[ShardSet]) -> None:
+    """Log one warning for each data set without a validation split, before a long training."""
+    for shard_set in shard_sets:
+        if not shard_set.has_validation:
+            logger.warning(f"{shard_set.path}: {NO_VALIDATION_PROBLEM}; {NO_VALIDATION_REMEDY}")
+
+
 def verify_data(
     shard_sets: Sequence[ShardSet], training_sets: Sequence[TrainingSet], context: DistributedContext
 ) -> None:
@@ -75,6 +85,7 @@ def verify_data(
     """
     main_error: UserError | None = None
     if context.is_main:
+        warn_without_validation(shard_sets)
         try:
             for shard_set in shard_sets:
                 shard_set.verify()

@@ -20,7 +20,8 @@ from featgan.data.packing import pack as pack_module
 from featgan.data.packing import writer as writer_module
 from featgan.data.packing.crop import CropJob, CropOptions
 from featgan.data.packing.pack import PackSummary, crop_images_parallel, pack_shards, print_summary
-from featgan.data.packing.plan import choose_split, make_safe_key, plan_packing
+from featgan.data.packing.plan import make_safe_key, plan_packing
+from featgan.data.packing.validation_split import choose_validation_images
 from featgan.data.readers.records import DatasetListing, Record
 from featgan.errors import UserError
 
@@ -97,9 +98,9 @@ def test_equal_input_gives_equal_bytes_for_any_number_of_workers(tmp_path: Path)
 
 def test_shuffled_order_does_not_depend_on_the_order_of_the_records(tmp_path: Path) -> None:
     records = [Record(key=f"image{number:03d}", path=tmp_path / f"{number}.png", split="train") for number in range(50)]
-    forward, _ = plan_packing(DatasetListing(records, (), Counter()), tmp_path, 0.1, None)
-    backward, _ = plan_packing(DatasetListing(records[::-1], (), Counter()), tmp_path, 0.1, None)
-    sample, _ = plan_packing(DatasetListing(records, (), Counter()), tmp_path, 0.1, 10)
+    forward, _ = plan_packing(DatasetListing(records, (), Counter()), tmp_path, 0.0, None)
+    backward, _ = plan_packing(DatasetListing(records[::-1], (), Counter()), tmp_path, 0.0, None)
+    sample, _ = plan_packing(DatasetListing(records, (), Counter()), tmp_path, 0.0, 10)
     keys = [item.key for item in forward]
     assert keys == [item.key for item in backward]
     assert keys != sorted(keys)
@@ -298,11 +299,12 @@ def test_no_person_is_in_both_splits(tmp_path: Path) -> None:
         Record(key=f"image{number}", path=tmp_path / "a.png", split="", identity=person)
         for number, person in enumerate(people)
     ]
-    splits = [choose_split(record, 0.25) for record in records]
-    by_split = {name: {people[row] for row in range(400) if splits[row] == name} for name in ("train", "validation")}
-    assert not by_split["train"] & by_split["validation"]
-    assert 4 <= len(by_split["validation"]) <= 16
-    assert {choose_split(record, 0.0) for record in records} == {"train"}
+    validation_keys = choose_validation_images(records, 0.25)
+    validation_people = {
+        person for record, person in zip(records, people, strict=True) if record.key in validation_keys
+    }
+    assert len(validation_people) == 10 and len(validation_keys) == 100
+    assert choose_validation_images(records, 0.0) == set()
 
 
 def test_duplicate_records_are_counted_and_contradictions_are_errors(tmp_path: Path) -> None:
@@ -358,6 +360,6 @@ def test_summary_contains_classes_and_skip_reasons(tmp_path: Path, capsys: pytes
     corrupt_image(source / "007.png")
     print_summary(pack_small(source, tmp_path / "out"))
     output = capsys.readouterr().out
-    assert "contempt" in output
+    assert "│ 7 " in output
     assert "109 images in 23 shards, " in output
     assert "skipped: 1 not an image" in output

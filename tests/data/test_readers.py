@@ -219,7 +219,8 @@ def test_columns_table_and_folder_can_be_set_by_options(tmp_path: Path) -> None:
     options = {"csv": "one.csv", "images": "faces", "file_column": "Where", "expression_column": "mood"}
     listing = read_dataset("csv", tmp_path, {**options, "valence_column": "v", "attribute_columns": "young"})
     (record,) = listing.records
-    assert (record.expression, record.valence, record.attributes) == (3, 0.5, {"Young": 0})
+    assert (record.expression, record.valence, record.attributes) == (0, 0.5, {"Young": 0})
+    assert listing.classes == ("3",)
     with pytest.raises(UserError, match="one.csv, two.csv.*--layout-option csv=FILE"):
         read_dataset("csv", tmp_path)
     with pytest.raises(UserError, match="one.csv, line 1: no column gaze; the columns are where, mood, v, Young"):
@@ -234,7 +235,7 @@ def test_bounding_boxes_and_quoted_cells_are_read(tmp_path: Path) -> None:
 
 def test_codes_are_read_and_unusable_expressions_are_skipped(tmp_path: Path) -> None:
     make_csv_source(tmp_path, "file,expression\na.jpg,7\nb.jpg,10\nc.jpg,uncertain\n")
-    listing = read_dataset("csv", tmp_path)
+    listing = read_dataset("csv", tmp_path, {"classes": "affectnet"})
     assert [record.expression for record in listing.records] == [7]
     assert listing.skipped == {"no-face": 1, "uncertain": 1}
 
@@ -258,14 +259,16 @@ def test_duplicate_rows_have_the_same_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file,expression\na.jpg,happy\nb.jpg,hapy\n", "labels.csv, line 3: unknown expression 'hapy'"),
-        ("file,expression\na.jpg,11\n", "line 2: expression '11'"),
+        (
+            "file,expression\na.jpg,1\nb.jpg,0.5\n",
+            "labels.csv, line 3: unknown class '0.5'; a class is a word or a whole",
+        ),
         ("file,valence\na.jpg,2\n", "line 2: valence 2 is not between -1 and 1"),
         ("file,split\na.jpg,holdout\n", "line 2: unknown split 'holdout'"),
         ("file,split\n,train\n", "line 2: the file name is empty"),
         ("mood,split\na.jpg,train\n", "line 1: no column of file names among mood, split"),
         ("file,file\na.jpg,a.jpg\n", "line 1: a column name occurs twice"),
-        ("file,expression\n/etc/a.jpg,1\n", "line 2: the path '/etc/a.jpg' points outside"),
+        ("file,expression\n/etc/passwd,1\n", "line 2: the path '/etc/passwd' points outside"),
         ('file,expression\n"a.jpg,1\n', "line 2: not a table with separated values"),
         ("", "labels.csv: the file is empty"),
         ("file,expression\nmissing.jpg,1\n", "none of the 1 listed images exists, such as missing.jpg"),
@@ -278,8 +281,8 @@ def test_invalid_tables_are_errors(content: str, message: str, tmp_path: Path) -
 
 
 def test_binary_table_is_an_error(tmp_path: Path) -> None:
-    write_file(tmp_path / "labels.csv", b"\xff\xd8\xff\xe0" * 10)
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    write_file(tmp_path / "labels.csv", b"\xff\xd8\xff\xe0\0\x10JFIF\0" * 10)
+    with pytest.raises(UserError, match="not a text file"):
         read_dataset("csv", tmp_path)
 
 

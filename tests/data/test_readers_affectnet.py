@@ -177,9 +177,9 @@ def test_two_faces_of_one_image_have_different_keys(tmp_path: Path) -> None:
         (format_affectnet_row("a.jpg", 1, -1.7), "line 2: valence -1.7 is not between -1 and 1"),
         (format_affectnet_row("a.jpg", 1, "inf"), "line 2: valence 'inf'"),
         (format_affectnet_row("/etc/passwd"), "line 2: the path '/etc/passwd' points outside"),
-        (format_affectnet_row("x/../../a.jpg"), "line 2: the path .* points outside"),
-        (format_affectnet_row(r"C:\faces\a.jpg"), "line 2: the path .* points outside"),
-        (format_affectnet_row(r"..\a.jpg"), "line 2: the path .* points outside"),
+        (format_affectnet_row("x/../../b.jpg"), "line 2: the path .* points outside"),
+        (format_affectnet_row(r"C:\faces\b.jpg"), "line 2: the path .* points outside"),
+        (format_affectnet_row(r"..\b.jpg"), "line 2: the path .* points outside"),
         ("a.jpg,1,2", "line 2: 3 cells, but the table has 9 columns"),
     ],
 )

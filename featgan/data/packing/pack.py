@@ -17,14 +17,16 @@ from rich.table import Table
 from featgan import __version__
 from featgan.data.packing.crop import Crop, CropJob, CropOptions, crop_files
 from featgan.data.packing.existing import find_corrupt_shard, find_existing_shards, replace_shards
-from featgan.data.packing.plan import PlannedImage, hash_planned_images, plan_packing
+from featgan.data.packing.plan import SPLITS, PlannedImage, hash_planned_images, plan_packing
 from featgan.data.packing.writer import ShardWriter
 from featgan.data.readers.records import DatasetListing
 from featgan.data.readers.registry import read_dataset
-from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, SplitName
+from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, SplitName, ValidationOrigin
 from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
+from featgan.system.image_sizes import explain_generator_size
+from featgan.system.plain_text import format_one_line
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.resources import count_workers
 from featgan.system.worker_processes import open_process_pool
@@ -132,8 +134,8 @@ def pack_shards(
     Existing shards that match the options are kept. If one of them is corrupted, all of them are packed again.
 
     `crop` is the side of a center crop in pixels. By default, images are cropped to the face bounding box with
-    `margin` on each side, or to the largest center square without one. Records without a split are assigned to one by
-    identity, or by key if the identity is unknown. If `max_images` is given, a fixed sample of the records is packed.
+    `margin` on each side, or to the largest center square without one. If the source has no validation split,
+    `validation_fraction` of its images become one. If `max_images` is given, a fixed sample of the records is packed.
     `layout_options` are keyword arguments of the reader of the layout.
 
     Raises UserError if there is nothing to pack, if `out` contains something else, or if the disk is full. It is also
@@ -152,6 +154,8 @@ def pack_shards(
         dict(layout_options or {}),
     )
     source, out = Path(source), Path(out).resolve()
+    if problem := explain_generator_size(image_size):
+        logger.warning(f"{problem}; these shards can be used for classifiers only")
     listing = read_dataset(layout, source, layout_options)
     items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
     source_sha256 = hash_planned_images(items)
@@ -236,6 +240,14 @@ class Packer:
         )
         raise UserError(f"{first.source}: {first.reason}{others_text}; {allowed}: repair or remove them")
 
+    @property
+    def validation_origin(self) -> ValidationOrigin:
+        """Where the validation images come from."""
+        records = [item.record for item in self.items if item.split == "validation"]
+        if not records:
+            return "none"
+        return "source" if records[0].split == "validation" else "created"
+
     def finish(self, source: str, source_sha256: str) -> ShardManifest:
         """Close the shards, write the manifest last, and return it."""
         label_names = [
@@ -247,7 +259,7 @@ class Packer:
         }
         manifest = ShardManifest(
             featgan=__version__,
-            source=source,
+            source=format_one_line(source),
             source_sha256=source_sha256,
             options=asdict(self.options),
             image_size=self.options.image_size,
@@ -255,6 +267,7 @@ class Packer:
             attribute_names=label_names[0],
             factor_names=label_names[1],
             splits=split_manifests,
+            validation_split=self.validation_origin,
             skipped={reason: count for reason, count in sorted(self.skipped.items()) if count},
             skipped_files=tuple((self.missing + self.unusable)[:MAX_LISTED_FILES]),
         )
@@ -308,11 +321,27 @@ def print_summary(summary: PackSummary) -> None:
     stdout_console = PlainConsole(width=SUMMARY_WIDTH)
     stdout_console.print(str(summary.out), soft_wrap=True)
     stdout_console.print(table)
-    stdout_console.print(describe_summary(summary))
+    stdout_console.print(describe_summary(summary), soft_wrap=True)
+
+
+def describe_validation_split(manifest: ShardManifest) -> str:
+    """Return one line on where the validation images come from."""
+    if manifest.validation_split == "source":
+        return "validation split: from the source"
+    if manifest.validation_split == "none":
+        reason = (
+            "turned off" if not manifest.options["validation_fraction"] else "too few images of every class or person"
+        )
+        return f"validation split: none ({reason}); `featgan evaluate` needs one"
+    num_train, num_validation = (manifest.splits[name].count for name in SPLITS)
+    return (
+        f"validation split: the source has none; held out {num_validation:,} of {num_train + num_validation:,} images, "
+        "some of every class (see --validation-fraction)"
+    )
 
 
 def describe_summary(summary: PackSummary) -> str:
-    """Return the total size, the packing time and the skipped images in two lines of text."""
+    """Return the total size, the packing time, the attributes, the validation split and the skipped images as text."""
     shards = [shard for split in summary.manifest.splits.values() for shard in split.shards]
     total = sum(summary.num_images_by_split.values())
     size = sum(shard.bytes for shard in shards) / 1e6
@@ -322,4 +351,11 @@ def describe_summary(summary: PackSummary) -> str:
         else f"{summary.seconds:.1f} s, {total / summary.seconds:,.0f} images/s"
     )
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in summary.skipped.items()) or "none"
-    return f"{total:,} images in {len(shards)} shards, {size:,.1f} MB in total ({timing})\nskipped: {skipped}"
+    lines = [
+        f"{total:,} images in {len(shards)} shards, {size:,.1f} MB in total ({timing})",
+        describe_validation_split(summary.manifest),
+        f"skipped: {skipped}",
+    ]
+    if summary.manifest.attribute_names:
+        lines.insert(1, f"attributes: {', '.join(summary.manifest.attribute_names)}")
+    return "\n".join(lines)

@@ -5,13 +5,15 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from featgan.data.packing.validation_split import choose_validation_images
 from featgan.data.readers.records import DatasetListing, Record
 from featgan.data.shards.manifest import SplitName
 from featgan.errors import UserError
+from featgan.system.plain_text import format_one_line
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_KEY_LENGTH = 80
@@ -50,14 +52,15 @@ def plan_packing(
 
     Each record gets a split and a key that is valid in WebDataset. Within a split, images are ordered by the hash of
     their key: this shuffles them, independently of the order of the listing. If `max_images` is given, only the first
-    images of that order are used.
+    images of that order are used. If none of them is a validation image, `validation_fraction` of them become
+    validation images.
 
     Raises UserError if nothing is left to pack or if two different records have the same key.
     """
     items: dict[str, PlannedImage] = {}
     for record in listing.records:
-        path = Path(os.path.relpath(record.path, source)).as_posix()
-        item = PlannedImage(make_safe_key(record.key), choose_split(record, validation_fraction), path, record)
+        path = format_one_line(Path(os.path.relpath(record.path, source)).as_posix())
+        item = PlannedImage(make_safe_key(record.key), "train", path, record)
         if items.setdefault(item.key, item).record != record:
             raise UserError(
                 f"{source}: two different records have the key {record.key!r} "
@@ -68,13 +71,22 @@ def plan_packing(
         skipped_text = f" (skipped: {skipped_text})" if skipped_text else ""
         raise UserError(f"{source}: no images to pack{skipped_text}; check the folder and the layout")
     shuffled = sorted(items.values(), key=lambda item: hash_text(item.key))[:max_images]
-    by_split = sorted(shuffled, key=lambda item: SPLITS.index(item.split))
+    planned = assign_splits(shuffled, validation_fraction)
+    by_split = sorted(planned, key=lambda item: SPLITS.index(item.split))
     return by_split, len(listing.records) - len(items)
+
+
+def assign_splits(items: Sequence[PlannedImage], validation_fraction: float) -> list[PlannedImage]:
+    """Return the images with their splits; a validation split is created if none of them is a validation image."""
+    validation_keys = {item.record.key for item in items if item.record.split == "validation"}
+    if not validation_keys:
+        validation_keys = choose_validation_images([item.record for item in items], validation_fraction)
+    return [replace(item, split="validation" if item.record.key in validation_keys else "train") for item in items]
 
 
 def hash_text(text: str) -> bytes:
     """Return the sha256 of a text."""
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(os.fsencode(text)).digest()
 
 
 def make_safe_key(key: str) -> str:
@@ -83,16 +95,6 @@ def make_safe_key(key: str) -> str:
         return key
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", key).strip("_")
     return f"{readable[: MAX_KEY_LENGTH - 13]}-{hash_text(key).hex()[:12]}".lstrip("-")
-
-
-def choose_split(record: Record, validation_fraction: float) -> SplitName:
-    """Return the record's split, or one chosen by the hash of its identity, so that no person is in both splits."""
-    for split in SPLITS:
-        if record.split == split:
-            return split
-    assert not record.split, record.split
-    share = int.from_bytes(hash_text(f"split {record.identity or record.key}")[:8]) / 2**64
-    return "validation" if share < validation_fraction else "train"
 
 
 def hash_planned_images(items: Sequence[PlannedImage]) -> str:

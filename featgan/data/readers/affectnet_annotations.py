@@ -22,7 +22,7 @@ from featgan.data.readers.parsing import (
 from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TextTable
 from featgan.errors import UserError
-from featgan.system.image_files import IMAGE_SUFFIXES
+from featgan.system.image_files import IMAGE_SUFFIXES, is_system_file
 from featgan.system.progress import track_progress
 
 SET_FOLDERS = {"train": "train_set", "validation": "val_set"}
@@ -78,7 +78,7 @@ def list_image_names(collector: RecordCollector, folder: Path) -> list[str]:
         if not (folder / name).is_dir():
             raise UserError(f"{folder / name}: no such folder; a set consists of images/ and annotations/")
     names = set(collector.directory_cache.list_names(folder / "images").values())
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(name for name in names if not is_system_file(name))
 
 
 def add_annotated_image(
@@ -172,7 +172,10 @@ def read_affectnet_plus(source: Path) -> DatasetListing:
 def find_json_files(source: Path) -> list[Path]:
     """Return all JSON files below the source, sorted. Raises UserError if there are none."""
     paths = [
-        Path(folder) / name for folder, _, names in os.walk(source) for name in names if name.lower().endswith(".json")
+        Path(folder) / name
+        for folder, _, names in os.walk(source)
+        for name in names
+        if name.lower().endswith(".json") and not is_system_file(name)
     ]
     if not paths:
         raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from featgan.data.readers.image_paths import ImagePaths, find_image_paths
 from featgan.data.readers.parsing import (
     UNUSABLE_EXPRESSIONS,
     parse_bounding_box,
@@ -45,8 +46,6 @@ CSV_IMAGE_FOLDERS = (
     "Manually_Annotated/Manually_Annotated_Images",
     "images",
 )
-MAX_PROBED_ROWS = 50
-"""Number of rows used to find the folder of the images."""
 
 
 # -- the lists of the original implementation (2020) -------------------------------------------------------------------
@@ -140,33 +139,21 @@ def read_affectnet_csv(source: Path, images: str = "") -> DatasetListing:
         raise UserError(
             f"{source}: neither {' nor '.join(CSV_FILES.values())} exists; give the folder that contains them"
         )
-    collector = RecordCollector(source)
-    folder = find_image_folder(collector, list(tables.values()))
-    if images:
-        folder = resolve_path_below(source, images, "--layout-option images")
-    for split, table in tables.items():
+    for table in tables.values():
         table.require_columns(*(name for name in CSV_COLUMNS if name != "facial_landmarks"))
+    collector = RecordCollector(source)
+    folders = [source / name for name in CSV_IMAGE_FOLDERS]
+    if images:
+        folders = [resolve_path_below(source, images, "--layout-option images")]
+    names = (row[CSV_COLUMNS[0].lower()] for table in tables.values() for row in table)
+    paths = find_image_paths(collector, folders, names)
+    for split, table in tables.items():
         for row in table:
-            add_csv_row(collector, row, folder, split)
+            add_csv_row(collector, row, paths, split)
     return collector.build_listing(EXPRESSIONS)
 
 
-def find_image_folder(collector: RecordCollector, tables: list[TextTable]) -> Path:
-    """Return the first usual folder that contains one of the first images, or the source itself."""
-    column = CSV_COLUMNS[0]
-    for table in tables:
-        table.require_columns(column)
-        rows = [row for row, _ in zip(table, range(MAX_PROBED_ROWS), strict=False)]
-        for folder in (collector.source / name for name in CSV_IMAGE_FOLDERS):
-            if any(
-                collector.directory_cache.find_file(resolve_path_below(folder, row[column.lower()], row.location))
-                for row in rows
-            ):
-                return folder
-    return collector.source
-
-
-def add_csv_row(collector: RecordCollector, row: TableRow, folder: Path, split: str) -> None:
+def add_csv_row(collector: RecordCollector, row: TableRow, paths: ImagePaths, split: str) -> None:
     """Add the image of one row, or skip it if its expression is an unusable class."""
     expression = parse_expression(row["expression"], row.location)
     if expression in UNUSABLE_EXPRESSIONS:
@@ -177,4 +164,4 @@ def add_csv_row(collector: RecordCollector, row: TableRow, folder: Path, split: 
         "bounding_box": parse_bounding_box([row[name] for name in BOUNDING_BOX_COLUMNS], row.location),
         **parse_valence_arousal(row["valence"], row["arousal"], row.location),
     }
-    collector.add_image(resolve_path_below(folder, row["subdirectory_filepath"], row.location), split, labels)
+    collector.add_image(paths.resolve(row["subdirectory_filepath"], row.location), split, labels)

@@ -1,40 +1,50 @@
 """Reader of an image folder with a table: a column of file names and optional label columns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from featgan.data.readers.affectnet_lists import BOUNDING_BOX_COLUMNS
+from featgan.data.readers.class_codes import ClassCodes, assign_class_codes, is_missing_label
+from featgan.data.readers.image_paths import MAX_SUBFOLDERS, ImagePaths, find_image_paths
 from featgan.data.readers.parsing import (
-    EXPRESSION_CODES,
-    UNUSABLE_EXPRESSIONS,
-    is_numeric_code,
-    natural_sort_key,
-    normalize_word,
+    attribute_word,
     parse_attribute,
     parse_bounding_box,
-    parse_class,
-    parse_expression,
     parse_name_list,
     parse_split,
     parse_valence_arousal,
     resolve_path_below,
 )
-from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
+from featgan.data.readers.records import DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TableRow, TextTable
 from featgan.errors import UserError
+from featgan.system.image_files import is_system_file
+
+TABLE_SUFFIXES = ((".csv", ".tsv"), (".txt",))
+"""Suffixes of tables; a text file is used only if the source has no other table."""
+USUAL_IMAGE_FOLDERS = ("images", "imgs", "img", "data", "train", "Image/aligned", "Image/original")
+"""Folders in which the listed images are looked for, if they are not in the source."""
 
 COLUMN_NAMES = {
-    "file": ("filename", "file", "path", "image", "filepath", "file_path", "image_path", "img", "image_id", "name"),
-    "expression": ("expression", "emotion", "label", "class", "category"),
+    "file": (
+        *("filename", "file", "path", "image", "filepath", "image_path", "img", "image_id", "image_name", "img_path"),
+        *("image_file", "img_name", "img_file", "file_location", "photo", "name", "id"),
+    ),
+    "expression": (
+        *("expression", "emotion", "label", "labels", "class", "class_name", "category", "target", "emotion_label"),
+        *("label_name", "class_label", "class_id", "facial_expression"),
+    ),
     "valence": ("valence", "val"),
     "arousal": ("arousal", "aro"),
-    "split": ("split", "subset", "partition", "usage"),
+    "split": ("split", "subset", "partition", "usage", "set", "phase"),
     "identity": ("identity", "person", "subject", "person_id", "subject_id", "celebrity"),
 }
-"""Default column names by role; the first one that exists is used."""
+"""Default column names by role; the first one that exists is used. Only their letters and digits are compared."""
 
-BINARY_VALUES = ({"0", "1"}, {"-1", "1"})
+BINARY_VALUES = ({"0", "1"}, {"-1", "1"}, {"true", "false"}, {"yes", "no"})
 """Sets of values that make a column an attribute."""
+BINARY_LETTERS = ({"y", "n"}, {"t", "f"})
+"""Sets of values that make a column an attribute if both occur: a column of `f` alone can mean female."""
 
 
 class CsvColumns:
@@ -44,7 +54,7 @@ class CsvColumns:
         self.name_by_role: dict[str, str] = {}
         for role, usual_names in COLUMN_NAMES.items():
             table.require_columns(*parse_name_list(options[role]))
-            name = options[role].strip().lower() or next((name for name in usual_names if name in table.columns), "")
+            name = options[role].strip().lower() or table.find_column(usual_names)
             self.name_by_role[role] = name
         if not self.name_by_role["file"]:
             raise UserError(
@@ -65,8 +75,8 @@ class CsvColumns:
         name = self.name_by_role[role]
         return row[name].strip() if name else ""
 
-    def get_attribute(self, row: TableRow, column: str) -> int:
-        """Return the value of an attribute column, 0 or 1."""
+    def get_attribute(self, row: TableRow, column: str) -> int | None:
+        """Return the value of an attribute column: 0, 1, or None if it is unknown."""
         return parse_attribute(row[column], row.location, self.original_names[column])
 
 
@@ -85,9 +95,10 @@ def read_csv(
 ) -> DatasetListing:
     """Read a table with a column of file names (below `source`/`images`) and optional label columns.
 
-    `csv` is the file name of the table; the default is labels.csv or the only table in the folder. Expressions are
-    names or AffectNet class codes; `classes` contains the class names by code if they differ. `attribute_columns` names
-    the attributes; by default, these are all columns that contain only 0 and 1, or only -1 and 1.
+    `csv` is the file name of the table; the default is labels.csv or the only table in the folder. `classes` defines
+    the names of the classes, see `assign_class_codes`. `attribute_columns` names the attributes; by default, these are
+    all columns with two values such as 0 and 1, or true and false. `images` is the folder of the images; by default,
+    the images are looked for in the source and its subfolders.
     """
     table = TextTable(find_csv(source, csv))
     options = {
@@ -99,13 +110,24 @@ def read_csv(
         "identity": identity_column,
     }
     columns = CsvColumns(table, options, parse_name_list(attribute_columns))
-    expressions = scan_columns(table, columns)
-    class_parser, names = choose_class_parser(expressions, parse_name_list(classes))
-    folder = resolve_path_below(source, images, "--layout-option images") if images else source
+    codes = assign_class_codes(scan_columns(table, columns), classes, source)
     collector = RecordCollector(source)
+    paths = locate_images(collector, table, columns, images)
     for row in table:
-        add_table_row(collector, row, columns, folder, class_parser)
-    return collector.build_listing(names)
+        add_table_row(collector, row, columns, paths, codes)
+    return collector.build_listing(codes.names)
+
+
+def locate_images(collector: RecordCollector, table: TextTable, columns: CsvColumns, images: str) -> ImagePaths:
+    """Return where the images of the table are."""
+    source = collector.source
+    if images:
+        folders = [resolve_path_below(source, images, "--layout-option images")]
+    else:
+        usual_folders = [source / name for name in USUAL_IMAGE_FOLDERS]
+        subfolders = sorted(path for path in source.iterdir() if path.is_dir() and not is_system_file(path.name))
+        folders = [source, *dict.fromkeys(usual_folders + subfolders[:MAX_SUBFOLDERS])]
+    return find_image_paths(collector, folders, (columns.get_cell(row, "file") for row in table))
 
 
 def find_csv(source: Path, name: str) -> Path:
@@ -115,7 +137,10 @@ def find_csv(source: Path, name: str) -> Path:
     """
     if name:
         return resolve_path_below(source, name, "--layout-option csv")
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+    paths: list[Path] = []
+    for suffixes in TABLE_SUFFIXES:
+        candidates = sorted(path for path in source.iterdir() if path.suffix.lower() in suffixes)
+        paths = paths or [path for path in candidates if path.is_file() and not is_system_file(path.name)]
     default_path = source / "labels.csv"
     if default_path in paths or len(paths) == 1:
         return default_path if default_path in paths else paths[0]
@@ -132,44 +157,29 @@ def scan_columns(table: TextTable, columns: CsvColumns) -> set[str]:
     for row in table:
         expressions.add(columns.get_cell(row, "expression"))
         for name, values in list(values_by_column.items()):
-            values.add(row[name].strip())
-            if not any(values <= binary for binary in BINARY_VALUES):
+            values.add(attribute_word(row[name]))
+            if not any(values - {""} <= binary for binary in (*BINARY_VALUES, *BINARY_LETTERS)):
                 del values_by_column[name]
-    columns.attributes += values_by_column
-    return expressions - {""}
+    columns.attributes += [name for name, values in values_by_column.items() if is_attribute(values - {""})]
+    return {text for text in expressions if not is_missing_label(text)}
 
 
-def choose_class_parser(
-    expressions: set[str], classes: Sequence[str]
-) -> tuple[Callable[[str, str], int], tuple[str, ...]]:
-    """Return the parser (text, location) => class code, and the class names by code."""
-    if classes:
-        return lambda text, location: parse_class(text, location, classes), tuple(classes)
-    has_known_names = any(
-        normalize_word(expression) in EXPRESSION_CODES or is_numeric_code(expression) for expression in expressions
-    )
-    if has_known_names or not expressions:
-        return parse_expression, EXPRESSIONS if expressions else ()
-    names = tuple(sorted(expressions, key=natural_sort_key))
-    return lambda text, location: parse_class(text, location, names), names
+def is_attribute(values: set[str]) -> bool:
+    """Return whether the known values of a column are those of an attribute."""
+    return bool(values) and (any(values <= binary for binary in BINARY_VALUES) or values in BINARY_LETTERS)
 
 
 def add_table_row(
-    collector: RecordCollector,
-    row: TableRow,
-    columns: CsvColumns,
-    folder: Path,
-    class_parser: Callable[[str, str], int],
+    collector: RecordCollector, row: TableRow, columns: CsvColumns, paths: ImagePaths, codes: ClassCodes
 ) -> None:
     """Add the image of one row, or skip it if its expression is an unusable AffectNet class."""
     expression_text = columns.get_cell(row, "expression")
-    expression = class_parser(expression_text, row.location) if expression_text else None
-    if expression in UNUSABLE_EXPRESSIONS and class_parser is parse_expression:
-        collector.count_skipped(UNUSABLE_EXPRESSIONS[expression])
+    if reason := codes.find_skip_reason(expression_text):
+        collector.count_skipped(reason)
         return
     attributes = {columns.original_names[name]: columns.get_attribute(row, name) for name in columns.attributes}
     labels = {
-        "expression": expression,
+        "expression": codes.find_code(expression_text, row.location),
         **parse_valence_arousal(columns.get_cell(row, "valence"), columns.get_cell(row, "arousal"), row.location),
         "attributes": attributes or None,
         "bounding_box": parse_bounding_box([row[name] for name in BOUNDING_BOX_COLUMNS], row.location)
@@ -177,5 +187,5 @@ def add_table_row(
         else None,
         "identity": columns.get_cell(row, "identity") or None,
     }
-    path = resolve_path_below(folder, columns.get_cell(row, "file"), row.location)
+    path = paths.resolve(columns.get_cell(row, "file"), row.location)
     collector.add_image(path, parse_split(columns.get_cell(row, "split"), row.location), labels)

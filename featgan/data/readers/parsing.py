@@ -11,6 +11,7 @@ from typing import Any
 
 from featgan.data.readers.records import EXPRESSIONS, BoundingBox
 from featgan.errors import UserError
+from featgan.system.plain_text import format_one_line
 
 UNUSABLE_EXPRESSIONS = {8: "none", 9: "uncertain", 10: "no-face"}
 """AffectNet class codes of images without an expression; the names are used as skip reasons."""
@@ -32,13 +33,20 @@ UNUSABLE_CODES = {"none": 8, "uncertain": 9, "noface": 10, "nonface": 10}
 
 SPLIT_ALIASES = {
     "train": "train training trainset 0",
-    "validation": "validation val valid dev valset validationset publictest 1",
+    "validation": "validation val valid dev eval valset validationset publictest 1",
     "test": "test testing testset privatetest 2",
 }
 SPLIT_BY_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases.split()}
 
 MISSING_AFFECT = -2.0
 """AffectNet's marker for a missing valence or arousal."""
+
+ATTRIBUTE_VALUES: dict[str, int | None] = {
+    **dict.fromkeys(("1", "true", "yes", "y", "t"), 1),
+    **dict.fromkeys(("0", "-1", "false", "no", "n", "f"), 0),
+    "": None,
+}
+"""Value of an attribute in lower case => 1, 0, or None if it is unknown."""
 
 MISSING_VALUES = ("", "nan", "none", "null", "na", "n/a")
 
@@ -117,9 +125,9 @@ def parse_class(text: str, location: str, classes: Sequence[str]) -> int:
 
 def parse_split(text: str, location: str) -> str:
     """Return "train", "validation", "test", or "" for an empty cell. Raises UserError otherwise."""
-    if not text.strip():
+    if text.strip().lower() in MISSING_VALUES:
         return ""
-    split = SPLIT_BY_ALIAS.get(normalize_word(text))
+    split = SPLIT_BY_ALIAS.get(normalize_word(re.sub(r"\.0*$", "", text.strip())))
     if split is None:
         raise UserError(f"{location}: unknown split {text[:40]!r}; use train, validation or test")
     return split
@@ -130,11 +138,21 @@ def split_from_folder_name(name: str) -> str:
     return "" if name.isdigit() else SPLIT_BY_ALIAS.get(normalize_word(name), "")
 
 
-def parse_attribute(text: str, location: str, name: str) -> int:
-    """Return 1 for 1, and 0 for 0 or -1. Raises UserError otherwise."""
-    if text.strip() not in ("-1", "0", "1"):
-        raise UserError(f"{location}: attribute {name} {text[:40]!r} is not valid; use -1, 0 or 1")
-    return int(text.strip() == "1")
+def parse_attribute(text: str, location: str, name: str) -> int | None:
+    """Return 1 for 1, true or yes; 0 for 0, -1, false or no; None if it is unknown. Raises UserError otherwise."""
+    word = attribute_word(text)
+    if word not in ATTRIBUTE_VALUES:
+        raise UserError(
+            f"{location}: attribute {name} {format_one_line(text[:40])!r} is not valid; use 0 and 1, -1 and 1, "
+            "true and false, or yes and no"
+        )
+    return ATTRIBUTE_VALUES[word]
+
+
+def attribute_word(text: str) -> str:
+    """Return the value of an attribute in lower case and without `.0`; "" if it is unknown."""
+    word = re.sub(r"^([+-]?\d+)\.0*$", r"\1", text.strip().lower())
+    return "" if word in MISSING_VALUES else word
 
 
 def parse_bounding_box(cells: Sequence[str], location: str) -> BoundingBox | None:

@@ -1,18 +1,25 @@
 """The output of a layout reader: one record per image, the class names, and the skipped images with reasons."""
 
 import hashlib
+import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from featgan.errors import UserError
+from featgan.system.image_files import IMAGE_SUFFIXES, has_image_suffix
+from featgan.system.plain_text import format_one_line
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
 """The 8 expressions by AffectNet class code."""
+
+logger = logging.getLogger(__name__)
 
 BoundingBox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
@@ -31,14 +38,20 @@ class Record:
     expression: int | None = None
     valence: float | None = None
     arousal: float | None = None
-    attributes: dict[str, int] | None = None
-    """0 or 1, by name."""
+    attributes: dict[str, int | None] | None = None
+    """0 or 1, or None if unknown, by name."""
     bounding_box: BoundingBox | None = None
     """Bounding box of the face."""
     factors: dict[str, float] | None = None
     """True factors of a synthetic face, by name."""
     identity: str | None = None
     """Identifier of the person."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether anything that a condition can contain is known."""
+        attributes = (self.attributes or {}).values()
+        return any(label is not None for label in (self.expression, self.valence, self.arousal, *attributes))
 
 
 @dataclass
@@ -59,24 +72,55 @@ class DirectoryCache:
 
     def __init__(self) -> None:
         self.names_by_folder: dict[Path, dict[str, str]] = {}
+        self.existing_folders: dict[Path, Path | None] = {}
 
     def list_names(self, folder: Path) -> dict[str, str]:
-        """Return the names in a folder, by exact and by lower-case name; empty if the folder does not exist."""
+        """Return the names in a folder by every form in which a list may write them; empty if there is no folder."""
         if folder not in self.names_by_folder:
             try:
                 file_names = sorted(entry.name for entry in os.scandir(folder))
             except (FileNotFoundError, NotADirectoryError):
                 file_names = []
-            self.names_by_folder[folder] = {name.lower(): name for name in file_names} | {
-                name: name for name in file_names
-            }
+            name_by_form = {form: name for name in reversed(file_names) for form in name_forms(name)}
+            self.names_by_folder[folder] = name_by_form | {name: name for name in file_names}
         return self.names_by_folder[folder]
 
     def find_file(self, path: Path) -> Path | None:
-        """Return the path of a file, ignoring case if there is no exact match, or None if it does not exist."""
-        names = self.list_names(path.parent)
-        name = names.get(path.name) or names.get(path.name.lower())
-        return path.with_name(name) if name else None
+        """Return the path of a listed file, or None if it does not exist.
+
+        If there is no exact match, case and the encoding of the name are ignored, and a missing suffix is added.
+        """
+        folder = path.parent if self.list_names(path.parent) else self.find_folder(path.parent)
+        if folder is None:
+            return None
+        names = self.list_names(folder)
+        forms = [path.name, *name_forms(path.name), unquote(path.name)]
+        if not has_image_suffix(path.name):
+            forms += [f"{path.name.lower()}{suffix}" for suffix in IMAGE_SUFFIXES]
+        return next((folder / names[form] for form in forms if form in names), None)
+
+    def find_folder(self, folder: Path) -> Path | None:
+        """Return a listed folder under the name that it has on disk, or None if it does not exist."""
+        if folder not in self.existing_folders:
+            parent = folder.parent if self.list_names(folder.parent) else None
+            if parent is None and folder.parent != folder:
+                parent = self.find_folder(folder.parent)
+            names = self.list_names(parent) if parent else {}
+            name = next((names[form] for form in (folder.name, *name_forms(folder.name)) if form in names), None)
+            self.existing_folders[folder] = parent / name if parent and name else None
+        return self.existing_folders[folder]
+
+
+def name_forms(name: str) -> tuple[str, ...]:
+    """Return forms of a file name that other systems write: lower case, composed accents, Windows-1252."""
+    if name.isascii():
+        return (name.lower(),)
+    composed = unicodedata.normalize("NFC", name)
+    try:
+        windows = os.fsencode(name).decode("cp1252") if not name.isprintable() else composed
+    except UnicodeDecodeError:
+        windows = composed
+    return (composed, composed.lower(), windows, windows.lower())
 
 
 class RecordCollector:
@@ -99,7 +143,7 @@ class RecordCollector:
         existing_path = self.directory_cache.find_file(path)
         if existing_path is None:
             self.count_skipped("missing file")
-            self.missing_files.append(path.relative_to(self.source).as_posix())
+            self.missing_files.append(format_one_line(path.relative_to(self.source).as_posix()))
             return
         record = Record("", existing_path, split, **(labels or {}))
         self.records.append(replace(record, key=self.make_unique_key(record)))
@@ -108,7 +152,7 @@ class RecordCollector:
         """Return a key of [A-Za-z0-9_-] made from the relative path; an identical record gets the same key."""
         relative = PurePosixPath(record.path.relative_to(self.source).as_posix())
         key = re.sub(r"[^A-Za-z0-9_-]+", "_", str(relative.with_suffix(""))).strip("_") or "image"
-        candidates = [key, f"{key}-{hashlib.sha256(str(relative).encode()).hexdigest()[:8]}"]
+        candidates = [key, f"{key}-{hashlib.sha256(os.fsencode(str(relative))).hexdigest()[:8]}"]
         number = 2
         while True:
             candidate = candidates.pop(0) if candidates else f"{key}-{number}"
@@ -123,7 +167,17 @@ class RecordCollector:
             raise UserError(
                 f"{self.source}: none of the {count} listed images exists, such as {first}; check the paths in the list"
             )
+        self.remove_unlabeled_splits()
         return DatasetListing(self.assign_test_images(), classes, self.skipped, self.missing_files)
+
+    def remove_unlabeled_splits(self) -> None:
+        """Skip a validation or test split without labels if other images have some, as in a competition."""
+        labeled_splits = {record.split for record in self.records if record.has_labels}
+        for split in ("validation", "test") if labeled_splits else ():
+            unlabeled = [record for record in self.records if record.split == split]
+            if unlabeled and split not in labeled_splits:
+                self.skipped[f"{split} split without labels"] += len(unlabeled)
+                self.records = [record for record in self.records if record.split != split]
 
     def assign_test_images(self) -> list[Record]:
         """Use test images for validation if there is no validation split; otherwise skip them, so they stay unseen."""
@@ -132,4 +186,6 @@ class RecordCollector:
             self.skipped["test split"] += len(self.records) - len(remaining)
             self.skipped += Counter()  # drops a zero
             return remaining
+        if any(record.split == "test" for record in self.records):
+            logger.info("the source has no validation split, so its test images are used for validation")
         return [replace(record, split="validation") if record.split == "test" else record for record in self.records]

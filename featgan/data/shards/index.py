@@ -64,8 +64,9 @@ def build_index(
         return np.array([missing if row.get(name) is None else row[name] for row in labels], kind)
 
     def label_table(name: str, names: Sequence[str], kind: str, missing: float) -> np.ndarray:
-        rows = [[(row.get(name) or {}).get(column, missing) for column in names] for row in labels]
-        return np.array(rows, kind).reshape(len(entries), len(names))
+        rows = [[(row.get(name) or {}).get(column) for column in names] for row in labels]
+        filled = [[missing if value is None else value for value in row] for row in rows]
+        return np.array(filled, kind).reshape(len(entries), len(names))
 
     return SplitIndex(
         keys=np.array([entry.key.encode("ascii") for entry in entries], "S" if entries else "S1"),

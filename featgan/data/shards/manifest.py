@@ -17,6 +17,8 @@ MAX_MANIFEST_BYTES = 64 << 20
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SplitName = Literal["train", "validation"]
+ValidationOrigin = Literal["source", "created", "none"]
+"""Where the validation split comes from: the source has one, or packing created one, or the shards have none."""
 
 
 class ManifestModel(BaseModel):
@@ -69,6 +71,7 @@ class ShardManifest(ManifestModel):
     attribute_names: tuple[str, ...] = ()
     factor_names: tuple[str, ...] = ()
     splits: dict[SplitName, SplitManifest]
+    validation_split: ValidationOrigin = "source"
     skipped: dict[str, Count]
     skipped_files: tuple[SkippedFile, ...] = ()
 

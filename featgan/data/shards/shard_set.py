@@ -30,6 +30,9 @@ IMAGES_PER_CALL = 64
 START_OF_FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
 """JPEG markers of the segment that contains the image size: baseline, extended, progressive."""
 
+NO_VALIDATION_PROBLEM = "no validation split, which `featgan evaluate` needs, and `featgan render` without --images"
+NO_VALIDATION_REMEDY = "pack the images again to another folder; packing creates a validation split by default"
+
 
 class ShardSet:
     """A folder written by `featgan pack`."""
@@ -58,6 +61,11 @@ class ShardSet:
         return cls(folder, manifest)
 
     @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images, which evaluations, reports and the interactive page show."""
+        return "validation" in self.manifest.splits
+
+    @property
     def split_names(self) -> tuple[str, ...]:
         return tuple(self.manifest.splits)
 
@@ -66,6 +74,8 @@ class ShardSet:
         if name not in self.splits:
             manifests = self.manifest.splits.items()
             split_manifest = next((manifest for split_name, manifest in manifests if split_name == name), None)
+            if split_manifest is None and name == "validation":
+                raise UserError(f"{self.path}: {NO_VALIDATION_PROBLEM}; {NO_VALIDATION_REMEDY}")
             if split_manifest is None:
                 raise UserError(f"{self.path}: no split {name!r}; the shards contain {', '.join(self.split_names)}")
             self.splits[name] = Split(name, self, split_manifest, open_split_index(self, name, split_manifest))
