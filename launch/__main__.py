@@ -392,17 +392,13 @@ def submit_claimed(claim: "EvaluationClaim", job: EvaluateJob, cluster: "Cluster
 @click.argument("run", type=PATH_TYPE)
 def status(run: Path) -> None:
     """Show the jobs of a run, or of every run in a folder."""
-    from featgan.system.console import PlainConsole
-    from launch.status import status_lines, status_table
+    from launch.status import print_status
 
     run_dirs = [run] if (run / "jobs").is_dir() else sorted(path.parent for path in run.glob("*/jobs"))
     if not run_dirs:
         remedy = f"describe the folder with `featgan info {run}`" if run.exists() else "check the path"
         raise UserError(f"{run}: no run with jobs; {remedy}")
-    for run_dir in run_dirs:
-        PlainConsole().print(status_table(run_dir))
-        for line in status_lines(run_dir):
-            print_line(line)
+    print_status(run_dirs)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
+from featgan.system.file_cache import cache_by_version
 from featgan.system.json_files import read_side_file
 
 ROOT = Path(__file__).parent.parent
@@ -68,4 +69,10 @@ def write_job_info(folder: Path, job_info: dict[str, Any]) -> None:
 
 def read_job_info(folder: Path) -> dict[str, Any]:
     """Read job.json; empty if it is missing or cannot be read."""
-    return read_side_file(folder / "job.json") or {}
+    return read_job_file(folder / "job.json")
+
+
+@cache_by_version
+def read_job_file(path: Path) -> dict[str, Any]:
+    """Read a file written by `write_job_info`."""
+    return read_side_file(path) or {}

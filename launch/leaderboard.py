@@ -15,8 +15,8 @@ from featgan.config.choices import SUITES
 from featgan.config.metric_specs import LEADERBOARD_METRICS, METRICS, metric_label
 from featgan.config.schema import Config
 from featgan.errors import UserError
-from featgan.run.evaluation_document import metric_value, read_evaluation
-from featgan.run.evaluation_schedule import MAX_ATTEMPTS, best_step, count_failures, read_metric
+from featgan.run.evaluation_document import read_metrics
+from featgan.run.evaluation_schedule import best_step, given_up_steps, read_metric
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path
 from featgan.system.files import atomic_write
 from featgan.system.plain_text import format_one_line
@@ -59,14 +59,14 @@ def run_rows(run_dir: Path, config: Config) -> list[LeaderboardRow]:
     rows, best_evaluation = [], (best_step(run_dir, config.evaluation), config.evaluation.suite)
     for suite in SUITES:
         for step in evaluated_steps(run_dir, suite):
-            document = read_evaluation(evaluation_path(run_dir, step, suite))
-            metrics = document.metrics if document else {}
-            values = {name: metric_value(metrics, name) for name in LEADERBOARD_METRICS}
+            metrics = read_metrics(evaluation_path(run_dir, step, suite))
+            values = {name: metrics.get(name) for name in LEADERBOARD_METRICS}
             state = "best" if (step, suite) == best_evaluation else "done"
             rows.append(LeaderboardRow(run_dir.name, step, suite, state, values))
-        for step in checkpoint_steps(run_dir):
-            if count_failures(run_dir, step, suite) >= MAX_ATTEMPTS and step not in evaluated_steps(run_dir, suite):
-                rows.append(LeaderboardRow(run_dir.name, step, suite, "failed", {}))
+        given_up = set(given_up_steps(run_dir, suite))
+        if given_up:
+            failed_steps = given_up.intersection(checkpoint_steps(run_dir))
+            rows += [LeaderboardRow(run_dir.name, step, suite, "failed", {}) for step in sorted(failed_steps)]
     return rows
 
 

@@ -31,10 +31,11 @@ def check_not_training(run_dir: Path) -> None:
     from launch.job_folder import read_job_info
     from launch.status import query_queue
 
-    queue_entries = query_queue([str(read_job_info(folder).get("id")) for folder in run_dir.glob("jobs/*-train")])
-    for job_id, entry in (queue_entries or {}).items():
+    job_ids = {str(read_job_info(folder).get("id")) for folder in run_dir.glob("jobs/*-train")}
+    queue = query_queue() if job_ids else None
+    for job_id in job_ids.intersection(queue or {}):
         raise UserError(
-            f"{run_dir}: is already being trained by job {job_id} ({entry.state});"
+            f"{run_dir}: is already being trained by job {job_id} ({(queue or {})[job_id].state});"
             f" wait for it to finish, or cancel it with `scancel {job_id}`"
         )
     lock_owner = FileLease(run_dir / TRAINING_LOCK).live_owner()

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from rich.table import Table
 from featgan.config.choices import SUITES
 from featgan.errors import UserError
 from featgan.run.evaluation_document import to_finite_number, to_integer
-from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up
-from featgan.run.paths import checkpoint_steps, evaluated_steps, list_result_steps
+from featgan.run.evaluation_schedule import describe_given_up, given_up_steps
+from featgan.run.paths import checkpoint_steps, evaluated_steps
+from featgan.system.console import PlainConsole
 from featgan.system.files import read_side_text
 from featgan.system.json_files import parse_line, read_lines
 from featgan.system.limits import MAX_LINE_BYTES
+from featgan.system.plain_text import format_one_line, print_line
 from featgan.system.slurm import run_slurm_command
 from featgan.system.yaml_files import read_yaml_mapping
 from launch.attempts import ATTEMPTS_FILE, EXIT_REQUEUE, VERDICT_FILE, read_attempts, read_state
@@ -95,14 +97,18 @@ class QueueEntry:
     time_left: str
 
 
-def query_queue(job_ids: Sequence[str]) -> dict[str, QueueEntry] | None:
-    """Return the jobs that are in the SLURM queue, by ID; None if SLURM does not respond."""
+Queue = Mapping[str, QueueEntry]
+"""The jobs in the SLURM queue by ID."""
+
+
+def query_queue() -> Queue | None:
+    """Return all jobs that are in the SLURM queue; None if SLURM does not respond."""
     # squeue rejects a list of IDs if one of them is unknown, so the complete queue is requested.
     result = run_slurm_command("squeue", "--noheader", "--format=%i|%T|%L|%R")
     if result is None or result.returncode:
         return None
     rows = (line.split("|", 3) for line in result.stdout.splitlines())
-    return {row[0]: QueueEntry(row[1].lower(), row[3], row[2]) for row in rows if len(row) == 4 and row[0] in job_ids}
+    return {row[0]: QueueEntry(row[1].lower(), row[3], row[2]) for row in rows if len(row) == 4}
 
 
 def finished_state(folder: Path, job_info: dict[str, Any], has_queue: bool) -> str:
@@ -154,17 +160,36 @@ def find_job_folders(run_dir: Path) -> list[Path]:
     return folders
 
 
-def status_table(run_dir: Path) -> Table:
-    """Return a table with one row per job of a run."""
+def print_status(run_dirs: Sequence[Path]) -> None:
+    """Print the jobs of all runs. One run is an error if it cannot be shown; of several, it is skipped with a warning.
+
+    One query to SLURM answers for all of them.
+    """
+    queue, console = query_queue(), PlainConsole()
+    for run_dir in run_dirs:
+        try:
+            table, lines = status_table(run_dir, queue), status_lines(run_dir)
+        except Exception as error:
+            if len(run_dirs) == 1:
+                raise
+            logger.warning(f"{run_dir}: skipped: {format_one_line(str(error)) or type(error).__name__}")
+            continue
+        console.print(table)
+        for line in lines:
+            print_line(line)
+
+
+def status_table(run_dir: Path, queue: Queue | None) -> Table:
+    """Return a table with one row per job of a run. `queue` is None if SLURM does not respond."""
     job_infos = {folder: read_job_info(folder) for folder in find_job_folders(run_dir)}
-    queue_entries = query_queue([str(job_info.get("id")) for job_info in job_infos.values()])
     trainings = [folder for folder, job_info in job_infos.items() if job_info.get("kind") == "train"]
     table = Table(title=str(run_dir), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0))
     for heading, min_width in COLUMN_WIDTHS.items():
         table.add_column(heading, overflow="fold", no_wrap=heading in ("job", "id"), min_width=min_width)
     for folder, job_info in job_infos.items():
-        finished_entry = QueueEntry(finished_state(folder, job_info, queue_entries is not None), "", "")
-        entry = (queue_entries or {}).get(str(job_info.get("id")), finished_entry)
+        entry = (queue or {}).get(str(job_info.get("id")))
+        if entry is None:
+            entry = QueueEntry(finished_state(folder, job_info, queue is not None), "", "")
         progress_cells = ("", "", "")
         if folder in trainings:  # metrics.jsonl describes the latest training job only
             progress_cells = (
@@ -181,12 +206,7 @@ def status_lines(run_dir: Path) -> list[str]:
     lines = [f"last checkpoint: {max(steps)}" if steps else "no checkpoint yet"]
     lines += [f"last {suite} evaluation: {max(done)}" for suite, done in evaluations.items() if done]
     lines += [verdict for folder in folders if (verdict := read_small_text(folder / VERDICT_FILE))]
-    lines += [
-        describe_given_up(run_dir, step, suite)
-        for suite in SUITES
-        for step in list_result_steps(run_dir, suite, "failed")
-        if step not in evaluations[suite] and count_failures(run_dir, step, suite) >= MAX_ATTEMPTS
-    ]
+    lines += [describe_given_up(run_dir, step, suite) for suite in SUITES for step in given_up_steps(run_dir, suite)]
     return lines + [f"log of {folder.name}: {log}" for folder in folders if (log := latest_log(folder))]
 
 

@@ -3,7 +3,8 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from featgan.errors import UserError
 from featgan.run.evaluation_claims import EvaluationClaim, has_started
 from featgan.run.evaluation_schedule import due_evaluations
 from featgan.run.paths import list_result_steps, load_run_config
-from featgan.system.file_lease import LeaseOwner
+from featgan.system.file_lease import FileLease, LeaseOwner
+from featgan.system.slurm import queue_snapshot
 from launch.attempts import VERDICT_FILE, was_interrupted
 from launch.leaderboard import describe_failure, write_leaderboard
 from launch.watch_trust import find_untrusted, trust_own_run
@@ -43,23 +45,53 @@ def poll_once(
 
     `trusts_all` also evaluates with Python code that a file of a run names, if the run belongs to this user.
     """
+    runs, checked_runs = list(find_runs(folder)), []
+    with queue_snapshot(find_claiming_jobs(run for run, _ in runs)):
+        for run, config in runs:
+            with skip_after_failure(run):
+                release_dead_claims(run)
+                checked_runs.append((run, config))
     num_claimed = 0
-    for run, config in find_runs(folder):
-        try:
-            release_dead_claims(run)
+    for run, config in checked_runs:
+        with skip_after_failure(run):
             for step, suite in due_evaluations(run, config.evaluation):
+                claim = EvaluationClaim(run, step, suite)
                 if num_claimed >= max_evaluations:
                     break
+                if not claim.is_free():
+                    continue
                 if reason := find_untrusted(run, step, trust_own_run(run, step, config, trusts_all)):
                     logger.warning(f"step {step} skipped: {reason}")
                     continue
-                num_claimed += try_claim(EvaluationClaim(run, step, suite), start_evaluation)
-        except Exception as error:  # whatever is wrong with one run, the others are evaluated
-            logger.warning(f"{run}: skipped: {describe_failure(error)}")
-    write_leaderboard(folder, list(find_runs(folder)))
+                num_claimed += try_claim(claim, start_evaluation)
+    write_leaderboard(folder, runs)
     evaluations = "evaluation" if num_claimed == 1 else "evaluations"
     logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} {evaluations} started")
     return num_claimed
+
+
+@contextmanager
+def skip_after_failure(run_dir: Path) -> Iterator[None]:
+    """Log an error of one run as a warning: whatever is wrong with it, the others are evaluated."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(f"{run_dir}: skipped: {describe_failure(error)}")
+
+
+def find_claiming_jobs(run_dirs: Iterable[Path]) -> set[str]:
+    """Return the IDs of the SLURM jobs that own claims."""
+    paths = (path for run_dir in run_dirs for path in (run_dir / "evaluations").glob("*.claim"))
+    owners = [read_owner_or_none(path) for path in paths]
+    return {owner.job for owner in owners if owner is not None and owner.job}
+
+
+def read_owner_or_none(path: Path) -> LeaseOwner | None:
+    """Return the owner of a lease; None if the file cannot be read, which is reported later."""
+    try:
+        return FileLease(path).read_owner()
+    except (OSError, UserError):
+        return None
 
 
 def release_dead_claims(run_dir: Path) -> None:

@@ -61,6 +61,10 @@ class EvaluationClaim:
             return False
         return True
 
+    def is_free(self) -> bool:
+        """Return whether nobody has the claim, after dead claims were released, and the evaluation may be tried."""
+        return not self.lease.path.exists() and self.num_failures() < MAX_ATTEMPTS
+
     def release_if_dead(self, has_failed: Callable[[LeaseOwner], bool] = has_started) -> bool:
         """Release the claim if its owner has ended, and return whether it was released.
 

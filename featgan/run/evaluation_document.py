@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from featgan.system.file_cache import cache_by_version
 from featgan.system.files import atomic_write
 from featgan.system.json_files import read_side_file
 
@@ -267,6 +268,18 @@ def read_evaluation(path: Path) -> EvaluationDocument | None:
     """Read a document; None if the file is missing, and None with a warning if it cannot be used."""
     content = read_side_file(path)
     return None if content is None else parse_evaluation(content, path)
+
+
+@cache_by_version
+def read_metrics(path: Path) -> Mapping[str, float]:
+    """Return the measured values of the metrics in an evaluation file; empty if it is missing or cannot be used.
+
+    Only this part of the document is parsed, and each version of a file is read once, because the launcher reads the
+    evaluations of all runs.
+    """
+    metrics = to_named_records((read_side_file(path) or {}).get("metrics"))
+    values = {name: to_finite_number(entry.get("value")) for name, entry in metrics.items() if isinstance(entry, dict)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_evaluation(content: dict[str, Any], path: Path | None = None) -> EvaluationDocument:

@@ -11,9 +11,10 @@ from featgan.config.choices import SUITES
 from featgan.config.metric_specs import higher_is_better
 from featgan.config.schema import EvaluationConfig
 from featgan.config.trusted_callables import check_stored_spec
-from featgan.run.evaluation_document import metric_value, read_evaluation
+from featgan.run.evaluation_document import read_metrics
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path, list_result_steps, load_run_config
+from featgan.system.file_cache import cache_by_version
 from featgan.system.json_files import read_side_file
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,7 @@ def best_step(run_dir: Path, config: EvaluationConfig) -> int | None:
 
 def read_metric(path: Path, name: str) -> float | None:
     """Return the finite value of a metric in an evaluation file; None if it is missing or cannot be read."""
-    document = read_evaluation(path)
-    return metric_value(document.metrics, name) if document else None
+    return read_metrics(path).get(name)
 
 
 def count_failures(run_dir: Path, step: int, suite: str) -> int:
@@ -100,10 +100,17 @@ def count_failures(run_dir: Path, step: int, suite: str) -> int:
     return len(read_failures(evaluation_path(run_dir, step, suite).with_suffix(".failed")))
 
 
+@cache_by_version
 def read_failures(path: Path) -> list[Any]:
     """Return the failures that a `.failed` file lists; none if it is missing or damaged."""
     failures = (read_side_file(path) or {}).get("failures")
     return failures if isinstance(failures, list) else []
+
+
+def given_up_steps(run_dir: Path, suite: str) -> list[int]:
+    """Return the steps whose evaluation failed MAX_ATTEMPTS times and has no result, ascending."""
+    done, failed = evaluated_steps(run_dir, suite), list_result_steps(run_dir, suite, "failed")
+    return [step for step in failed if step not in done and count_failures(run_dir, step, suite) >= MAX_ATTEMPTS]
 
 
 def describe_given_up(run_dir: Path, step: int, suite: str) -> str:

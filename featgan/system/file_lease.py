@@ -124,9 +124,8 @@ class FileLease:
             return 0.0
         return abs(age)
 
-    def is_stale(self) -> bool:
+    def is_stale(self, owner: LeaseOwner | None) -> bool:
         """Return whether the owner is no longer alive. An unreadable new file may be in creation: it is not stale."""
-        owner = self.read_owner()
         return self.heartbeat_age() > HEARTBEAT_INTERVAL if owner is None else not owner.is_alive(self.heartbeat_age)
 
     def acquire(self, owner: LeaseOwner) -> bool:
@@ -143,7 +142,7 @@ class FileLease:
     def remove_if_stale(self) -> bool:
         """Remove the file if its owner is stale; return whether this call removed it."""
         stale_owner = self.read_owner()
-        return self.is_stale() and self.remove_if_owner(lambda owner: owner == stale_owner)
+        return self.is_stale(stale_owner) and self.remove_if_owner(lambda owner: owner == stale_owner)
 
     def transfer_to(self, new_owner: LeaseOwner) -> bool:
         """Write another owner with the same token. Return False if the lease was lost or released; never create it."""

@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 COMMAND_TIMEOUT = 60
 """Seconds after which a command without a response counts as failed."""
@@ -24,8 +26,31 @@ def run_slurm_command(*command: str) -> "subprocess.CompletedProcess[str] | None
     return None if is_unreachable else result
 
 
+known_states: dict[str, str | None] = {}
+"""States of jobs from the query of the active `queue_snapshot`."""
+
+
+@contextmanager
+def queue_snapshot(jobs: Collection[str]) -> Iterator[None]:
+    """Let `job_state` answer for these jobs from one query of the complete queue, made when the context is entered.
+
+    The jobs must have been submitted before, since a job that is not in the queue has ended.
+    """
+    result = run_slurm_command("squeue", "--noheader", "--format=%i|%T") if jobs else None
+    has_queue = result is not None and not result.returncode
+    rows = (line.partition("|") for line in result.stdout.splitlines()) if result is not None and has_queue else ()
+    queue = {job: state.strip().lower() for job, _, state in rows}
+    known_states.update({job: queue.get(job, "") if has_queue else None for job in jobs})
+    try:
+        yield
+    finally:
+        known_states.clear()
+
+
 def job_state(job: str) -> str | None:
     """Return a job's state as in squeue, in lower case; empty if the job has ended, None without a response."""
+    if job in known_states:
+        return known_states[job]
     result = run_slurm_command("squeue", "--noheader", "--format=%T", "--jobs", job)
     if result is None:
         return None

@@ -24,19 +24,20 @@ def use_fake_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
 
 
-def test_queue_entries_are_those_of_the_given_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_entries_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_squeue(tmp_path, "echo '17|RUNNING|9:30|n[1-2]'; echo '18|PENDING|1:00|(Resources)'", monkeypatch)
-    assert query_queue(["17", "19"]) == {"17": QueueEntry("running", "n[1-2]", "9:30")}
+    queue = {"17": QueueEntry("running", "n[1-2]", "9:30"), "18": QueueEntry("pending", "(Resources)", "1:00")}
+    assert query_queue() == queue
 
 
 def test_queue_is_none_if_slurm_does_not_respond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_squeue(tmp_path, "exit 1", monkeypatch)
-    assert query_queue(["17"]) is None
+    assert query_queue() is None
     use_fake_squeue(tmp_path, "exec sleep 60", monkeypatch)
     monkeypatch.setattr("featgan.system.slurm.COMMAND_TIMEOUT", 0.2)
-    assert query_queue(["17"]) is None
+    assert query_queue() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert query_queue(["17"]) is None
+    assert query_queue() is None
 
 
 def test_progress_is_shown_for_the_latest_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_progress_is_shown_for_the_latest_training_job(tmp_path: Path, monkeypat
     (tmp_path / "run" / "jobs" / "001-train" / "attempts.jsonl").write_text('{"code": 1, "step": 40}\n')
     (tmp_path / "run" / "config.yaml").write_text("training: {steps: 200, batch_size: 8}\n")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 120, "speed/images_per_second": 2.0}\n')
-    columns = [list(column.cells) for column in status_table(tmp_path / "run").columns]
+    columns = [list(column.cells) for column in status_table(tmp_path / "run", query_queue()).columns]
     rows = list(zip(*columns, strict=True))
     assert rows[0][4:8] == ("", "40", "", "")
     assert rows[1][2:8] == ("running", "n1", "9:30", "120 of 200", "2", "0:05 h")
@@ -105,7 +106,7 @@ def test_status_fits_80_columns_in_a_pipe(tmp_path: Path, monkeypatch: pytest.Mo
     (run / "config.yaml").write_text("training: {steps: 1000000, batch_size: 2048}\n")
     (run / "metrics.jsonl").write_text('{"step": 120000, "speed/images_per_second": 20480.0}\n')
     console = PlainConsole(width=80, record=True)
-    console.print(status_table(run))
+    console.print(status_table(run, query_queue()))
     output = console.export_text()
     assert max(map(len, output.splitlines())) <= 80
     for text in ("001-train", "4712", "running", "restarted", "canceled", "1-22:10:05", "1000000", "24:26 h"):

@@ -94,7 +94,7 @@ def test_one_damaged_run_does_not_affect_the_others(content: bytes, tmp_path: Pa
     assert [row.split(",")[:2] for row in rows[1:]] == [["a", "100"], ["a", "200"], ["b", "100"], ["b", "200"]]
     assert best_step(damaged, parse_config({}, "test").evaluation) == 100
     assert count_failures(damaged, 200, "quick") == 0
-    assert status_table(damaged).row_count == 1 and status_lines(damaged)
+    assert status_table(damaged, None).row_count == 1 and status_lines(damaged)
     assert read_job_info(damaged / "jobs" / "001-train") == {} == read_job_info(intact)
     assert read_attempts(damaged / "jobs" / "001-train") == []
 
