@@ -12,9 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from featgan.blackbox.adapters.base import summarize_error
-from featgan.blackbox.loading import list_layers, load_blackbox
 from featgan.errors import UserError
-from tests.blackbox.small_network import register_callable_spec
+from tests.blackbox.small_network import list_layers, load_blackbox, register_callable_spec
 
 SIZE = 32
 
