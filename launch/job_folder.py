@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from featgan.system.json_files import read_side_file
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
 FILE_PATTERNS = ("*.py", "*.yaml", "*.j2", "*.css", "*.js", "*.sh")
+
+CODE_ARCHIVE = "code.zip"
+"""Copy of the code in the job folder."""
 
 REQUEUE_SCRIPT = "requeue.sh"
 """Shell part of the job script, in this package and in the job folder."""
@@ -39,27 +43,30 @@ def make_job_folder(jobs: Path, kind: str) -> Path:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy the packages and presets to FOLDER/code, which is on the PYTHONPATH of the job."""
-    code = folder / "code"
-    for package in PACKAGES:
-        for pattern in FILE_PATTERNS:
-            for source in (ROOT / package).rglob(pattern):
-                copy_file(source, code / source.relative_to(ROOT))
-    for source in (ROOT / "configs").rglob("*.yaml"):
-        copy_file(source, code / source.relative_to(ROOT))
-    return code
+    """Write the packages and presets to FOLDER/code.zip, which is on the PYTHONPATH of the job.
+
+    A job folder on a shared file system should have few files, and Python imports from zip archives.
+    """
+    archive_path = folder / CODE_ARCHIVE
+    if ROOT.is_file():  # this code runs from such an archive itself
+        shutil.copyfile(ROOT, archive_path)
+        return archive_path
+    with zipfile.ZipFile(archive_path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for source in find_code_files():
+            archive.write(source, source.relative_to(ROOT))
+    return archive_path
+
+
+def find_code_files() -> list[Path]:
+    """Return the files of the packages and the presets."""
+    files = [path for package in PACKAGES for pattern in FILE_PATTERNS for path in (ROOT / package).rglob(pattern)]
+    return [*files, *(ROOT / "configs").rglob("*.yaml")]
 
 
 def write_requeue_script(folder: Path) -> None:
     """Write the shell part of the job script, which the job script sources."""
     text = resources.files("launch").joinpath(REQUEUE_SCRIPT).read_text()
     (folder / REQUEUE_SCRIPT).write_text(text)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file and create the folder of the target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
 
 
 def write_job_info(folder: Path, job_info: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def write_leaderboard(folder: Path, runs: Sequence[tuple[Path, Config]]) -> None
         with suppress(Exception):  # `collect_rows` has reported it
             curves[run.name] = metric_curve(run, config)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("launch", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     specs = [METRICS[name] for name in columns]
     html = environment.get_template("leaderboard.html.j2").render(rows=rows, specs=specs, curves=curves)

@@ -13,7 +13,14 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
 from launch.cluster import ClusterConfig
-from launch.job_folder import REQUEUE_SCRIPT, copy_code, make_job_folder, write_job_info, write_requeue_script
+from launch.job_folder import (
+    CODE_ARCHIVE,
+    REQUEUE_SCRIPT,
+    copy_code,
+    make_job_folder,
+    write_job_info,
+    write_requeue_script,
+)
 from launch.jobs import Job
 from launch.notation import parse_minutes
 from launch.submission_environment import submission_environment
@@ -24,7 +31,7 @@ MAX_LOCAL_MINUTES = 60 * 24 * 3650
 
 def setup_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
     """Return the shell lines before the command: the site's setup, the path of the copied code, the requeue trap."""
-    code = shlex.quote(str(folder / "code"))
+    code = shlex.quote(str(folder / CODE_ARCHIVE))
     lines = [
         *cluster.setup,
         # PYTHONSAFEPATH excludes the working directory, which may contain newer code.

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -161,14 +162,43 @@ def test_job_folders_are_numbered(tmp_path: Path) -> None:
     ]
 
 
-def test_job_imports_the_copied_code(tmp_path: Path) -> None:
-    code = copy_code(tmp_path)
-    assert (code / "configs" / "cluster" / "slurm.yaml").is_file() and not list(code.rglob("__pycache__"))
-    program = "import featgan.config.schema as s, launch; print(s.__file__); print(launch.__file__)"
-    environment = os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert all(line.startswith(str(code)) for line in result.stdout.split())
+ARCHIVE_PROGRAM = """
+import importlib, pkgutil, sys
+from pathlib import Path
+import featgan, launch
+from featgan.report.html.page import build_environment
+from launch.job_folder import copy_code, write_requeue_script
+from launch.leaderboard import write_leaderboard
+
+for package in (featgan, launch):
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    assert len(names) > 10, names
+    for name in names:
+        if not name.endswith("__main__") and "deepspeed" not in name:
+            print(importlib.import_module(name).__file__)
+for name in ("report.html.j2", "report.css"):
+    assert build_environment().get_template(name)
+folder = Path(sys.argv[1])
+write_leaderboard(folder, [])
+write_requeue_script(folder)
+copy_code(folder)
+"""
+
+
+def test_job_imports_the_code_from_one_archive(tmp_path: Path) -> None:
+    archive, copies = copy_code(tmp_path), tmp_path / "copies"
+    copies.mkdir()
+    assert [path.name for path in tmp_path.iterdir() if path != copies] == ["code.zip"]
+    environment = os.environ | {"PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", ARCHIVE_PROGRAM, str(copies)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith(f"{archive}/") for line in result.stdout.split())
+    assert (copies / "leaderboard.html").stat().st_size and (copies / "requeue.sh").stat().st_size
+    assert (copies / "code.zip").read_bytes() == archive.read_bytes(), "a job can submit another job"
+    with zipfile.ZipFile(archive) as archive_file:
+        assert "configs/cluster/slurm.yaml" in archive_file.namelist()
+        assert not [name for name in archive_file.namelist() if "__pycache__" in name]
 
 
 def test_rejected_submission_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

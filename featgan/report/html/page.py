@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from featgan.config.metric_specs import BASELINES, metric_label
@@ -100,7 +99,8 @@ class Report:
 def build_environment() -> Environment:
     """Return a template environment that escapes every value and raises an error for an undefined name."""
     jinja_environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent / "templates", Path(__file__).parent / "static"]),
+        # Jobs import featgan from a zip archive, which this loader supports.
+        loader=ChoiceLoader([PackageLoader(__package__, folder) for folder in ("templates", "static")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

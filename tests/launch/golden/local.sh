@@ -1,3 +1,3 @@
 # In the background, 2 processes:
-export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=/runs/one/jobs/001-train/code.zip${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 PYTHON -u -m submitit.core._submit /runs/one/jobs/001-train

@@ -13,7 +13,7 @@
 #SBATCH --time=30
 
 # setup
-export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=/runs/one/jobs/001-train/code.zip${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export FEATGAN_MAX_FAILURES=3
 featgan_job=/runs/one/jobs/001-train
 featgan_python() { PYTHON "$@"; }

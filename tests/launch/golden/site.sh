@@ -28,7 +28,7 @@
 # setup
 module load cuda
 source env.sh
-export PYTHONPATH=/runs/one/jobs/001-train/code${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=/runs/one/jobs/001-train/code.zip${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export FEATGAN_MAX_FAILURES=3
 featgan_job=/runs/one/jobs/001-train
 featgan_python() { python3 "$@"; }
