@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.blackbox.adapters.base import (
-    MAX_FEATURES,
     NUM_PROBE_IMAGES,
     NetworkAdapter,
     find_linear_head,
@@ -27,6 +26,8 @@ from featgan.config.choices import EXTERNAL_TASKS
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.data.readers.records import EXPRESSIONS
 from featgan.errors import UserError
+from featgan.system.limits import MAX_FEATURES
+from featgan.system.memory import choose_batch_size
 
 PROBE_IMAGE_SIZE = 112
 """Width and height in pixels of the probe images if the network does not define its input size."""
@@ -97,6 +98,15 @@ class BlackBox:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images, float [N, 3, H, W] in [-1, 1] of any size => float32 features [N, F] and outputs [N, O]."""
+        batch_size = choose_batch_size(self.image_size or images.shape[-1], max(1, len(images)))
+        batches = [self.run_batch(batch) for batch in images.split(batch_size)]
+        if len(batches) == 1:
+            return batches[0]
+        features, outputs = zip(*batches, strict=True)
+        return torch.cat(features), torch.cat(outputs)
+
+    def run_batch(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the network on images that fit into memory together."""
         features, outputs = self.network(self.preprocessing(images.to(self.device)))
         features, outputs = to_feature_vectors(features), to_feature_vectors(outputs)
         if self.head is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.errors import UserError
+from featgan.system.limits import MAX_IMAGE_SIZE
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
@@ -36,7 +37,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE)] | None = None
     """Width and height in pixels; None keeps the size of the images."""
     range: Annotated[tuple[float, float], BeforeValidator(parse_numbers)] = (-1.0, 1.0)
     """Values of black and white before mean and std."""
@@ -47,7 +48,7 @@ class Preprocessing(BaseModel):
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     """How images are resized; bilinear and bicubic average over the pixels when they reduce the size."""
-    resize_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    resize_size: Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE)] | None = None
     """Images are resized to this size, and their center of `image_size` pixels is used; None uses the whole image."""
 
     @model_validator(mode="after")

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featgan.blackbox.adapters.base import hash_byte_chunks, summarize_error
 from featgan.blackbox.weight_names import KeyProblems, adapt_names, find_key_problems
 from featgan.errors import UserError
+from featgan.system.files import open_regular_file
+from featgan.system.limits import MAX_PICKLE_BYTES
+from featgan.system.tensor_files import read_safetensors
+from featgan.system.zip_files import ZIP_SIGNATURE, open_zip_archive
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +75,31 @@ def read_content(path: Path) -> Any:
         raise UserError(f"{path}: no such weights file; check the path")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)
+        check_torch_file(path)
         with torch.serialization.safe_globals(PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except UnpicklingError as error:
         hint = "which could run code; save its weights alone: torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path}: not loaded: it contains {describe_objects(path)}, {hint}") from error
-    except (OSError, RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: not a readable weights file ({summarize_error(error)}); save the state_dict again"
         ) from error
+
+
+def check_torch_file(path: Path) -> None:
+    """Raise ValueError unless the members of a .pth file fit into it; older files, without members, are not checked."""
+    with open_regular_file(path) as file:
+        is_archive = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
+    if not is_archive:
+        return
+    with open_zip_archive(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith("/data.pkl") and member.file_size > MAX_PICKLE_BYTES:
+                raise ValueError(f"its list of tensors has more than {MAX_PICKLE_BYTES >> 20} MiB")
 
 
 def describe_objects(path: Path) -> str:

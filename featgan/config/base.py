@@ -4,7 +4,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from featgan.system.limits import MAX_COUNT
+
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 Value = TypeVar("Value")
 

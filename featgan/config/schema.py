@@ -15,12 +15,20 @@ from featgan.config.base import ConfigModel, PositiveInt, fixed, resumable, resu
 from featgan.config.choices import Suite
 from featgan.config.metric_specs import DEFAULT_SELECTION_METRICS, SECOND_DATASET_PREFIX, SELECTION_METRICS
 from featgan.errors import UserError
+from featgan.system.limits import MAX_COUNT
 from featgan.system.user_paths import expand_path
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UserPath = Annotated[Path, AfterValidator(expand_path)]
+MAX_STEPS = 99_999_999
+"""The names of checkpoints have eight digits."""
+
 LearningRate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+NetworkWidth = Annotated[int, Field(ge=1, le=1024)]
+"""Channels of the first convolution; eight times the largest preset."""
 
 
 class ConditionConfig(ConfigModel):
@@ -67,9 +75,9 @@ class DatasetConfig(ConfigModel):
 class GeneratorConfig(ConfigModel):
     """The generator G(x, c), which edits image x toward condition c."""
 
-    dim: PositiveInt = fixed(64)
+    dim: NetworkWidth = fixed(64)
     """Number of channels of the first convolution; each of the two downsampling layers doubles it."""
-    num_blocks: PositiveInt = fixed(6)
+    num_blocks: Annotated[int, Field(ge=1, le=64)] = fixed(6)
     """Number of residual blocks, which run at a quarter of the image resolution."""
     condition_input: Literal["target", "target_and_difference"] = fixed("target")
     """Condition given to G: the target, or the target and its difference from the source condition (features only,
@@ -92,11 +100,11 @@ class GeneratorConfig(ConfigModel):
 class DiscriminatorConfig(ConfigModel):
     """The discriminator D(x), which rates the realism of patches and estimates the condition."""
 
-    dim: PositiveInt = fixed(64)
+    dim: NetworkWidth = fixed(64)
     """Number of channels of the first convolution; each layer doubles it."""
-    max_dim: PositiveInt = fixed(8192)
+    max_dim: Annotated[int, Field(ge=1, le=16_384)] = fixed(8192)
     """Maximum number of channels."""
-    num_layers: PositiveInt = fixed(6)
+    num_layers: Annotated[int, Field(ge=1, le=10)] = fixed(6)
     """Number of stride-2 convolutions; the image must be at least 2 ** num_layers pixels wide."""
     projection: bool = fixed(False)
     """Add the inner product of the pooled activations and the embedded condition to the patch logits (projection
@@ -148,9 +156,9 @@ class OptimizerConfig(ConfigModel):
 class TrainingConfig(ConfigModel):
     """The training loop: number of steps, batch size, precision and logging intervals."""
 
-    steps: PositiveInt = resumable_without_lr_decay(200_000)
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = resumable_without_lr_decay(200_000)
     """Number of discriminator steps of the run."""
-    batch_size: PositiveInt = fixed(16)
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = fixed(16)
     """Number of images per step, summed over all processes."""
     n_critic: PositiveInt = fixed(5)
     """The generator is updated once every n_critic discriminator steps."""
@@ -197,7 +205,7 @@ class DistributedConfig(ConfigModel):
     step is the same as without accumulation, also for the CCC loss."""
     activation_checkpointing: bool = resumable(False)
     """Recompute G's activations in the backward pass instead of storing them: less memory, more time."""
-    hang_timeout: NonNegativeFloat = resumable(1800.0)
+    hang_timeout: Annotated[float, Field(ge=0, le=MAX_COUNT)] = resumable(1800.0)
     """Seconds without a completed step after which every process prints its stack traces and exits; 0 disables the
     timeout. The time before the first step counts too: loading, hashing the shards and preparing the networks."""
 

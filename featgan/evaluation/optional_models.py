@@ -18,6 +18,7 @@ from featgan.metrics.inception import Inception
 from featgan.metrics.lpips import Lpips
 from featgan.metrics.predictions import Predictions
 from featgan.system.files import sha256_of
+from featgan.system.memory import choose_batch_size
 from featgan.system.progress import track_progress
 
 BATCH_SIZE = 64
@@ -39,7 +40,7 @@ class SecondClassifier:
 
     def predict(self, images: Tensor, description: str) -> Predictions:
         """Return the predictions for images, uint8 [N, 3, S, S]; the progress bar shows the description."""
-        batches = images.split(BATCH_SIZE)
+        batches = images.split(choose_batch_size(images.shape[-1], BATCH_SIZE))
         predictions = [
             predict(self.classifier, batch)
             for batch in track_progress(batches, f"second: {description}", len(batches), "batches")

@@ -1,5 +1,6 @@
 """The feature space of a classifier: standardization and principal components."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -52,6 +53,22 @@ class FeatureSpace:
         levels = torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)
         quantiles = torch.stack([torch.quantile(column, levels) for column in subsample_rows(whitened).unbind(1)])
         return cls(mean.float(), std.float(), live, components.float(), scales.float(), quantiles.float())
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureSpace":
+        """Return the space that `tensors` contains. Raises ValueError if a name, shape or data type does not fit."""
+        names = [field.name for field in fields(cls)]
+        if set(tensors) != set(names):
+            raise ValueError(f"contains {', '.join(sorted(tensors)) or 'nothing'}, not a feature space")
+        num_features, num_components = tensors["mean"].numel(), tensors["scales"].numel()
+        quantiles = (num_components, len(QUANTILE_LEVELS))
+        shapes: list[tuple[int, ...]] = [(num_features,)] * 3
+        shapes += [(num_components, num_features), (num_components,), quantiles]
+        for name, shape in zip(names, shapes, strict=True):
+            dtype = torch.bool if name == "live" else torch.float32
+            if tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype or 0 in shape:
+                raise ValueError(f"{name} is {tensors[name].dtype} {list(tensors[name].shape)} in the feature space")
+        return cls(**tensors)
 
     @property
     def feature_dim(self) -> int:

@@ -10,6 +10,7 @@ from featgan.blackbox.loading import BlackBox
 from featgan.inference.model import EditingModel
 from featgan.metrics.predictions import Predictions
 from featgan.system.images import to_float, to_uint8
+from featgan.system.memory import choose_batch_size
 from featgan.system.progress import ProgressBar, progress_bar
 
 BATCH_SIZE = 64
@@ -34,8 +35,8 @@ class ImageEditor:
 
         Edits are rounded to 256 levels, so that metrics are computed on the images that would be saved.
         """
-        edited = []
-        for batch, condition_batch in zip(images.split(BATCH_SIZE), condition.split(BATCH_SIZE), strict=True):
+        edited, batch_size = [], choose_batch_size(images.shape[-1], BATCH_SIZE)
+        for batch, condition_batch in zip(images.split(batch_size), condition.split(batch_size), strict=True):
             edited.append(to_uint8(self.model.edit_images(to_float(batch.to(self.model.device)), condition_batch)))
             if self.progress_bar is not None:
                 self.progress_bar.advance(len(batch))
@@ -44,6 +45,7 @@ class ImageEditor:
 
 def predict(classifier: BlackBox, images: Tensor) -> Predictions:
     """Run a classifier on uint8 images [N, 3, S, S] in batches; return features [N, F] and outputs [N, O]."""
-    results = [classifier(to_float(batch.to(classifier.device))) for batch in images.split(BATCH_SIZE)]
-    features, outputs = (torch.cat(batches).cpu() for batches in zip(*results, strict=True))
+    batches = images.split(choose_batch_size(images.shape[-1], BATCH_SIZE))
+    results = [classifier(to_float(batch.to(classifier.device))) for batch in batches]
+    features, outputs = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
     return Predictions.from_values(features, outputs)

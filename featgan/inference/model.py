@@ -1,6 +1,7 @@
 """The exported generator of a run: everything that is needed to edit an image."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,11 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.networks.generator import Generator
-from featgan.run.checkpoint import find_checkpoint, read_tensors
+from featgan.networks.parameter_count import describe_shapes
+from featgan.run.checkpoint import CORRUPTED_REMEDY, find_checkpoint, read_space, read_tensors
 from featgan.run.model_metadata import ModelMetadata, read_model_metadata
 from featgan.system.device import limit_torch_threads
-from featgan.system.memory import keep_freed_memory
+from featgan.system.memory import choose_batch_size, keep_freed_memory
 
 BATCH_SIZE = 64
 
@@ -41,9 +43,10 @@ class EditingModel:
     @torch.inference_mode()
     def edit_images(self, images: Tensor, condition: Tensor) -> Tensor:
         """Edit images [N, 3, S, S] in [-1, 1]; `condition` [N, P] is from `condition_input`; clamps to [-1, 1]."""
+        batch_size = choose_batch_size(images.shape[-1], BATCH_SIZE)
         batches = [
             self.generator(batch.to(self.device), condition_batch.to(self.device)).clamp(-1, 1).cpu()
-            for batch, condition_batch in zip(images.split(BATCH_SIZE), condition.split(BATCH_SIZE), strict=True)
+            for batch, condition_batch in zip(images.split(batch_size), condition.split(batch_size), strict=True)
         ]
         return torch.cat(batches)
 
@@ -84,14 +87,33 @@ def load_model(run_dir: Path, step: int | None = None, device: torch.device | st
     folder = find_checkpoint(run_dir, step)
     metadata = read_model_metadata(folder / "model.json")
     input_dim = condition_input_dim(metadata.generator.condition_input, metadata.condition_dim)
-    generator = Generator(metadata.image_size, input_dim, **metadata.generator.architecture)
+    build_generator = partial(Generator, metadata.image_size, input_dim, **metadata.generator.architecture)
+    tensors = read_tensors(folder / "generator_ema.safetensors")
     try:
-        generator.load_state_dict(read_tensors(folder / "generator_ema.safetensors"))
-    except RuntimeError:
+        shapes = describe_shapes(build_generator)
+    except ValueError as error:
+        raise UserError(f"{folder / 'model.json'}: {error}; {CORRUPTED_REMEDY}") from None
+    # The shapes are compared before the network of model.json is allocated.
+    if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
         raise UserError(
             f"{folder}: generator_ema.safetensors does not fit the architecture in model.json; use another step"
-        ) from None
+        )
+    generator = build_generator()
+    generator.load_state_dict(tensors)
     generator.eval().requires_grad_(False).to(device)
+    return EditingModel(metadata, generator, load_space(folder, metadata), torch.device(device))
+
+
+def load_space(folder: Path, metadata: ModelMetadata) -> FeatureSpace | None:
+    """Load the feature space of a checkpoint, if it has one.
+
+    Raises UserError if it is corrupted or does not fit model.json.
+    """
     path = folder / "space.safetensors"
-    space = FeatureSpace(**read_tensors(path)) if path.exists() else None
-    return EditingModel(metadata, generator, space, torch.device(device))
+    if not path.exists():
+        return None
+    space = read_space(path)
+    num_values = space.condition_dim(metadata.encoding)
+    if num_values != metadata.condition_dim:
+        raise UserError(f"{path}: {num_values} values, but model.json has {metadata.condition_dim}; use another step")
+    return space

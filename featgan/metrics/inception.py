@@ -12,6 +12,7 @@ from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.errors import UserError
 from featgan.metrics.bootstrap import Floats, to_float64
 from featgan.system.images import to_float
+from featgan.system.memory import choose_batch_size
 from featgan.system.progress import track_progress
 
 INPUT_SIZE = 299
@@ -51,7 +52,7 @@ class Inception:
 
     def __call__(self, images: Tensor, description: str = "running Inception") -> Floats:
         """Images [N, 3, H, W], uint8 or float in [-1, 1] => features [N, 2048]."""
-        batches = images.split(BATCH_SIZE)
+        batches = images.split(choose_batch_size(images.shape[-1], BATCH_SIZE))
         return to_float64(
             torch.cat(
                 [

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from featgan.metrics.bootstrap import Booleans, Estimate, Floats, bootstrap_mean, bootstrap_statistic, to_float64
 from featgan.system.images import to_float
+from featgan.system.memory import choose_batch_size
 
 BATCH_SIZE = 128
 """Number of images compared at a time; limits memory and does not change values."""
@@ -33,7 +34,8 @@ ImageDistance = Callable[[Tensor, Tensor], Floats]
 def compare_in_batches(compare: PerImageComparison, first: Tensor, second: Tensor) -> Floats:
     """Apply a comparison that returns one value per image, in batches: two [N, 3, H, W] => [N] or [N, M]."""
     assert first.shape == second.shape, (first.shape, second.shape)
-    pairs = zip(torch.split(first, BATCH_SIZE), torch.split(second, BATCH_SIZE), strict=True)
+    batch_size = choose_batch_size(first.shape[-1], BATCH_SIZE)
+    pairs = zip(torch.split(first, batch_size), torch.split(second, batch_size), strict=True)
     return to_float64(torch.cat([compare(to_float_images(one), to_float_images(other)) for one, other in pairs]))
 
 

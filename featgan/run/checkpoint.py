@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from featgan.errors import UserError
+from featgan.features.space import FeatureSpace
 from featgan.run.paths import CHECKPOINT_MANIFEST, checkpoint_steps, step_folder, step_from_folder
 from featgan.system import json_files
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
@@ -151,6 +152,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)
     except TensorFileError as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); {CORRUPTED_REMEDY}") from None
+
+
+def read_space(path: Path) -> FeatureSpace:
+    """Read the feature space of a checkpoint. Raises UserError if it cannot be read."""
+    tensors = read_tensors(path)
+    try:
+        return FeatureSpace.from_tensors(tensors)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; {CORRUPTED_REMEDY}") from None
 
 
 def read_json(path: Path) -> Any:

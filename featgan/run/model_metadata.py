@@ -1,13 +1,14 @@
 """model.json: the metadata needed to load an exported generator."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featgan.config.schema import GeneratorConfig
 from featgan.errors import UserError
 from featgan.run.checkpoint import CORRUPTED_REMEDY, read_json
+from featgan.system.limits import MAX_CONDITION_DIM, MAX_COUNT, MAX_IMAGE_SIZE
 
 
 class ModelMetadata(BaseModel):
@@ -15,13 +16,13 @@ class ModelMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: int
-    image_size: int
-    condition_dim: int
+    step: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    image_size: Annotated[int, Field(ge=4, le=MAX_IMAGE_SIZE)]
+    condition_dim: Annotated[int, Field(ge=1, le=MAX_CONDITION_DIM)]
     """E, the width of the embedded condition: the values of all data sets, with the mask."""
     generator: GeneratorConfig
     condition_kind: str
-    encoding: str
+    encoding: Literal["raw", "standardized", "components"]
     names: tuple[str, ...]
     class_names: tuple[str, ...]
     attribute_names: tuple[str, ...]

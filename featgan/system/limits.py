@@ -44,3 +44,36 @@ MAX_IMAGE_SIDE = 65_535
 
 MAX_TENSOR_HEADER_BYTES = 8 << 20
 """Size of the header of a safetensors file in bytes: about 80,000 tensors, each of which needs a kilobyte of memory."""
+
+MAX_PICKLE_BYTES = 8 << 20
+"""Size of the list of tensors in a .pth file in bytes, which is read in Python: about 50,000 tensors."""
+
+MAX_IMAGE_SIZE = 1024
+"""Width and height of packed images and of the input of a network in pixels."""
+
+MAX_PARAMETERS = 1_000_000_000
+"""Parameters of a network: 4 GB in float32. The largest preset has 180 million."""
+
+MAX_CONDITION_DIM = 65_536
+"""Values of the condition, with the mask of two data sets."""
+
+MAX_FEATURES = 16_384
+"""Features or outputs of a classifier. Principal components need a matrix of this width and height."""
+
+MAX_COUNT = 1_000_000_000
+"""Steps, images and other numbers in a configuration; they are multiplied with each other in 64-bit integers."""
+
+MIN_IMAGE_BYTES = 2048
+"""Size of an image in a shard in bytes: two headers, one block of JPEG data and one block of labels."""
+
+MAX_JPEG_BYTES_PER_PIXEL = 6
+"""Size of a packed JPEG in bytes per pixel, twice that of the uncompressed image, without the headers."""
+
+MAX_JPEG_HEADER_BYTES = 1 << 20
+"""Size of the headers of a packed JPEG in bytes."""
+
+MAX_KEY_BYTES = 4096
+"""Length of the key of an image in bytes."""
+
+MAX_BATCH_PIXELS = 1 << 24
+"""Pixels of the images that a classifier runs at a time: 64 images of 512 x 512 pixels."""

@@ -4,6 +4,7 @@ import ctypes
 import os
 from functools import cache
 
+from featgan.system.limits import MAX_BATCH_PIXELS
 from featgan.system.resources import share_of_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -41,3 +42,8 @@ def keep_freed_memory() -> bool:
     if not mallopt(M_TRIM_THRESHOLD, max_kept_bytes):
         return False
     return any(mallopt(M_MMAP_THRESHOLD, min(size, max_kept_bytes)) for size in MMAP_THRESHOLDS)
+
+
+def choose_batch_size(image_size: int, max_batch_size: int) -> int:
+    """Return how many square images a network runs at a time: fewer than `max_batch_size` if they are large."""
+    return max(1, min(max_batch_size, MAX_BATCH_PIXELS // max(1, image_size**2)))

@@ -11,6 +11,9 @@ from typing import BinaryIO
 from featgan.system.files import open_regular_file
 from featgan.system.limits import MAX_ZIP_DIRECTORY_BYTES
 
+ZIP_SIGNATURE = b"PK\x03\x04"
+"""The first bytes of an archive with at least one member."""
+
 END_RECORD, END_SIGNATURE = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
 """The last record of an archive: signature, disks and counts, size and offset of the directory, comment length."""
 

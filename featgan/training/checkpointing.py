@@ -11,8 +11,7 @@ from torch import nn
 
 from featgan import __version__
 from featgan.errors import UserError
-from featgan.features.space import FeatureSpace
-from featgan.run.checkpoint import read_json, read_tensors, save_checkpoint
+from featgan.run.checkpoint import read_json, read_space, read_tensors, save_checkpoint
 from featgan.run.evaluation_schedule import protected_steps, warn_dropped_checkpoints
 from featgan.run.model_metadata import ModelMetadata
 from featgan.training.state import TrainState
@@ -119,7 +118,7 @@ def check_provenance(state: TrainState, folder: Path, saved_fingerprints: Mappin
     condition = state.conditions[0]
     encoding = condition.config.encoding
     if condition.space is not None:
-        saved_space = FeatureSpace(**read_tensors(folder / "space.safetensors"))
+        saved_space = read_space(folder / "space.safetensors")
         if not saved_space.is_equivalent(condition.space, encoding):
             raise UserError(
                 f"{folder}: was trained on {saved_space.condition_dim(encoding)} {encoding} features, but those of "

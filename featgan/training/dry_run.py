@@ -28,7 +28,7 @@ def describe_plan(config: Config) -> str:
     for shard_set in shard_sets:
         shard_set.verify()
     image_size = shard_sets[0].image_size
-    with torch.device("cpu"):
+    with torch.device("meta"):  # counted, not allocated
         generator, discriminator = build_networks(config, image_size, training_sets)
     num_images = sum(len(training_set) for training_set in training_sets)
     layout = ConditionLayout(tuple(training_set.condition.dim for training_set in training_sets))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from featgan.errors import UserError
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.ema import EMA
 from featgan.networks.generator import Generator
+from featgan.networks.parameter_count import check_parameter_count
 from featgan.system.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -109,27 +111,33 @@ def build_networks(
     """
     layout = ConditionLayout(tuple(training_set.condition.dim for training_set in training_sets))
     condition_dim = condition_input_dim(config.generator.condition_input, layout.embedded_dim)
-    torch.manual_seed(config.training.seed)
     discriminator_config = config.discriminator
+    build_generator = partial(
+        Generator,
+        image_size,
+        condition_dim,
+        **config.generator.architecture,
+        activation_checkpointing=config.distributed.activation_checkpointing,
+    )
+    build_discriminator = partial(
+        Discriminator,
+        image_size,
+        layout.estimate_dim,
+        discriminator_config.dim,
+        discriminator_config.num_layers,
+        discriminator_config.max_dim,
+        training_sets[0].condition.output_dim,
+        layout.embedded_dim if discriminator_config.projection else 0,
+    )
     try:
-        generator = Generator(
-            image_size,
-            condition_dim,
-            **config.generator.architecture,
-            activation_checkpointing=config.distributed.activation_checkpointing,
-        )
-        discriminator = Discriminator(
-            image_size,
-            layout.estimate_dim,
-            discriminator_config.dim,
-            discriminator_config.num_layers,
-            discriminator_config.max_dim,
-            training_sets[0].condition.output_dim,
-            layout.embedded_dim if discriminator_config.projection else 0,
-        )
+        check_parameter_count(build_generator, "generator")
+        check_parameter_count(build_discriminator, "discriminator")
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{config.dataset.shards}: {error}") from None
-    return generator, discriminator
+    torch.manual_seed(config.training.seed)
+    return build_generator(), build_discriminator()
 
 
 def build_train_state(config: Config) -> TrainState:

@@ -128,7 +128,7 @@ def test_fitting_again_repairs_a_corrupted_classifier(
 def test_error_about_corrupted_metadata_names_the_folder_to_remove(shards: Path, tmp_path: Path) -> None:
     (tmp_path / METADATA_FILE).write_text("{")
     with pytest.raises(
-        UserError, match=rf"classifier\.json: corrupted .*; remove {tmp_path} and train the classifier again"
+        UserError, match=rf"classifier\.json: not valid JSON .*; remove {tmp_path} and train the classifier again"
     ):
         fit_blackbox(shards, "expression", tmp_path, **SMALL_TRAINING)
 

@@ -266,7 +266,7 @@ def test_arrays_of_another_type_or_shape_are_errors(shards: ShardSet, array: np.
     cache = extract_fake_features(shards)
     path = cache.path / "validation-00000.features.npy"
     np.save(path, array, allow_pickle=True)
-    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: (truncated or corrupted|contains)"):
+    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: (an array|contains)"):
         cache.features("validation", [0], False)
 
 

@@ -172,7 +172,7 @@ def test_error_for_a_corrupted_manifest_names_the_folder_to_remove(tmp_path: Pat
     source, out = make_source(tmp_path / "source", 5), tmp_path / "out"
     pack_small(source, out)
     truncate_file(out / "manifest.json")
-    with pytest.raises(UserError, match=r"manifest\.json: corrupted .*; remove .*out and pack again"):
+    with pytest.raises(UserError, match=r"manifest\.json: not valid JSON .*; remove .*out and pack again"):
         pack_small(source, out)
 
 

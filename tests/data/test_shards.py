@@ -171,7 +171,7 @@ def test_error_for_another_folder_names_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "corrupted"), ("[]", "corrupted"), ('{"format": "other"}', "format"), ("", "corrupted")],
+    [("{", "not valid JSON"), ("[]", "corrupted"), ('{"format": "other"}', "format"), ("", "not valid JSON")],
 )
 def test_error_for_a_corrupted_manifest_is_one_line(shards: Path, content: str, message: str) -> None:
     (shards / "manifest.json").write_text(content)

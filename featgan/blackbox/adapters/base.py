@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec
 from featgan.errors import UserError
-
-MAX_FEATURES = 16384
-"""Maximum width of a layer that can be used."""
+from featgan.system.limits import MAX_FEATURES
 
 NUM_PROBE_IMAGES = 3
 """Number of probe images; a tensor with another first dimension does not hold one vector for each image."""

@@ -17,9 +17,9 @@ from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.config.choices import FittedTask
 from featgan.errors import UserError
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.json_files import read_json
 
 METADATA_FILE, WEIGHTS_FILE = "classifier.json", "classifier.safetensors"
-MAX_METADATA_BYTES = 16 << 20
 
 
 class ClassifierMetadata(BaseModel):
@@ -48,18 +48,13 @@ def read_classifier_metadata(folder: Path) -> ClassifierMetadata:
         raise UserError(
             f"{folder}: not a classifier of featgan (no {METADATA_FILE}); train one with `featgan blackbox fit`"
         )
-    if path.stat().st_size > MAX_METADATA_BYTES:
-        raise UserError(
-            f"{path}: larger than {MAX_METADATA_BYTES >> 20} MiB; remove {folder} and train the classifier again"
-        )
+    remedy = f"remove {folder} and train the classifier again"
     try:
-        return ClassifierMetadata.model_validate_json(path.read_bytes())
+        return ClassifierMetadata.model_validate(read_json(path, remedy=remedy))
     except ValidationError as error:
         first_error = error.errors(include_url=False)[0]
         location = ".".join(str(part) for part in first_error["loc"]) or "the file"
-        raise UserError(
-            f"{path}: corrupted ({location}: {first_error['msg']}); remove {folder} and train the classifier again"
-        ) from error
+        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); {remedy}") from error
 
 
 def write_classifier(folder: Path, network: nn.Module, metadata: dict[str, Any]) -> ClassifierMetadata:

@@ -24,7 +24,9 @@ from featgan.data.feature_cache.storage import (
     check_file_size,
     corrupt_cache_error,
     is_intact,
+    load_space,
     load_tensors,
+    mismatched_cache_error,
     open_array,
     open_split_arrays,
     read_cache_manifest,
@@ -115,19 +117,25 @@ class FeatureCache:
             )
         for file, entry in manifest.files.items():
             check_file_size(path / Path(file).name, entry)
-        return cls(shards, path, manifest)
+        cache = cls(shards, path, manifest)
+        for arrays in cache.arrays.values():
+            arrays.check_sizes()
+        return cache
 
     @cached_property
     def space(self) -> FeatureSpace:
         """The feature space: mean, standard deviation and principal components of the training features, with flips."""
-        return FeatureSpace(**load_tensors(self.path / SPACE_FILE))
+        return load_space(self.path / SPACE_FILE, self.feature_dim)
 
     @cached_property
     def head(self) -> tuple[Tensor, Tensor] | None:
         """Weight [O, F] and bias [O] of the linear layer from features to outputs, if the black box has one."""
         if HEAD_FILE not in self.manifest.files:
             return None
-        tensors = load_tensors(self.path / HEAD_FILE)
+        tensors, path = load_tensors(self.path / HEAD_FILE), self.path / HEAD_FILE
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != {"weight": (self.output_dim, self.feature_dim), "bias": (self.output_dim,)}:
+            raise mismatched_cache_error(path, f"its shapes {shapes} do not fit the manifest")
         return tensors["weight"], tensors["bias"]
 
     def features(self, split: str, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray = False) -> np.ndarray:

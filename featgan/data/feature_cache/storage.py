@@ -8,17 +8,23 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from featgan.config.choices import Task
 from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.errors import UserError
+from featgan.features.space import FeatureSpace
+from featgan.system.array_files import ArrayError, map_array
 from featgan.system.files import sha256_of
+from featgan.system.json_files import read_json
+from featgan.system.limits import MAX_ARRAY_HEADER_BYTES, MAX_FEATURES
+from featgan.system.tensor_files import TensorFileError, read_safetensors
 
 PARTIAL_MANIFEST_FILE = "partial.json"
 """The manifest of an incomplete cache, written first; MANIFEST_FILE is that of a complete one, written last."""
+
+FLOAT_BYTES = 4
+"""Size of a float32 value in bytes."""
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -45,8 +51,8 @@ class CacheProvenance(CacheManifestModel):
     shards: str
     """Fingerprint of the shards."""
     blackbox: BlackBoxIdentity
-    feature_dim: Annotated[int, Field(ge=1)]
-    output_dim: NonNegativeInt
+    feature_dim: Annotated[int, Field(ge=1, le=MAX_FEATURES)]
+    output_dim: Annotated[int, Field(ge=0, le=MAX_FEATURES)]
     task: Task
     class_names: tuple[str, ...] = ()
 
@@ -100,6 +106,19 @@ class ShardArrays:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def check_sizes(self) -> None:
+        """Raise UserError if the header of the first file or the size of a file does not fit the manifest."""
+        for path, count in zip(self.paths, self.counts, strict=True):
+            value_bytes = count * 2 * self.width * FLOAT_BYTES
+            if not path.is_file():
+                raise corrupt_cache_error(path, "missing")
+            if not value_bytes < path.stat().st_size <= value_bytes + MAX_ARRAY_HEADER_BYTES:
+                raise mismatched_cache_error(
+                    path, f"{path.stat().st_size} bytes are not {count} images with {self.width} values each"
+                )
+        if self.paths:
+            open_array(self.paths[0], (self.counts[0], 2, self.width))
+
     def gather_rows(self, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray) -> np.ndarray:
         """Return float32 [n, width] for rows [n] of the split, of the flipped images where `flipped` is true."""
         rows = np.asarray(rows, np.int64)
@@ -126,13 +145,11 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Open a memory-mapped float32 array. Raises UserError if the file is missing, corrupted or of another shape."""
     try:
         # A plain array over the map: indexing np.memmap takes longer than copying a row.
-        array = np.asarray(np.load(path, mmap_mode="r" if min(shape) else None, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise corrupt_cache_error(
-            path, "missing" if isinstance(error, FileNotFoundError) else "truncated or corrupted"
-        ) from error
+        array = np.asarray(map_array(path))
+    except ArrayError as error:
+        raise corrupt_cache_error(path, str(error)) from error
     if array.dtype != np.float32 or array.shape != shape:
-        raise corrupt_cache_error(
+        raise mismatched_cache_error(
             path, f"contains {array.dtype} {list(array.shape)}, but float32 {list(shape)} is required"
         )
     return array
@@ -141,6 +158,11 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 def corrupt_cache_error(path: Path, problem: str) -> UserError:
     """Return the error for a file of the cache that is missing or corrupted."""
     return UserError(f"{path}: {problem}; run `featgan extract` again to repair it")
+
+
+def mismatched_cache_error(path: Path, problem: str) -> UserError:
+    """Return the error for a file that does not fit the manifest, although its content is as it was written."""
+    return UserError(f"{path}: {problem}; remove {path.parent} and run `featgan extract` again")
 
 
 def open_split_arrays(folder: Path, split: Split, kind: str, width: int) -> ShardArrays:
@@ -162,21 +184,32 @@ def cache_folder(shards: ShardSet, name: str) -> Path:
 
 def read_cache_manifest(path: Path, model: type[AnyProvenance]) -> AnyProvenance:
     """Read a manifest. Raises UserError if it is corrupted."""
+    remedy = f"remove {path.parent} and run `featgan extract` again"
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate(read_json(path, remedy=remedy))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
-        raise UserError(
-            f"{path}: corrupted ({problem}); remove {path.parent} and run `featgan extract` again"
-        ) from error
+        first_error = error.errors(include_url=False)[0]
+        location = ".".join(str(part) for part in first_error["loc"]) or "the file"
+        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); {remedy}") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file. Raises UserError if it cannot be read."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return read_safetensors(path)
+    except TensorFileError as error:
         raise corrupt_cache_error(path, f"cannot be read ({error})") from error
+
+
+def load_space(path: Path, feature_dim: int) -> FeatureSpace:
+    """Load the feature space of a cache. Raises UserError if it is corrupted or has another number of features."""
+    try:
+        space = FeatureSpace.from_tensors(load_tensors(path))
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else mismatched_cache_error(path, str(error)) from error
+    if space.feature_dim != feature_dim:
+        raise mismatched_cache_error(path, f"{space.feature_dim} features, but the manifest has {feature_dim}")
+    return space
 
 
 def is_intact(path: Path, entry: CacheFile) -> bool:

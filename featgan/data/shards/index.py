@@ -1,9 +1,7 @@
 """The index of a split: the position of each image in its tar file, and every label as an array."""
 
 import io
-import json
 import tarfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from featgan.errors import UserError
-
-MAX_LABEL_BYTES = 1 << 20
-"""Maximum size of KEY.json in bytes."""
+from featgan.system.array_files import ArrayError, read_arrays
+from featgan.system.json_files import JsonError, parse_json
+from featgan.system.limits import MAX_KEY_BYTES, MAX_LABEL_BYTES
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,16 @@ def serialize_index(index: SplitIndex) -> bytes:
 def load_index(path: Path) -> SplitIndex:
     """Read an index written by `serialize_index`. Raises UserError if it is corrupted."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            index = SplitIndex(**{name: arrays[name] for name in INDEX_COLUMNS})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        index = SplitIndex(**read_arrays(path, tuple(INDEX_COLUMNS)))
+    except ArrayError as error:
         raise UserError(f"{path}: corrupted index ({error}); delete it to rebuild it from the shards") from error
     for name, (kind, num_dims) in INDEX_COLUMNS.items():
         array = getattr(index, name)
         fits = array.dtype.kind == "S" if kind == "S" else array.dtype == np.dtype(kind)
         if not fits or array.ndim != num_dims or len(array) != len(index.keys):
             raise UserError(f"{path}: corrupted index ({name}); delete it to rebuild it from the shards")
+    if index.keys.dtype.itemsize > MAX_KEY_BYTES or (index.keys.view(np.uint8) > 127).any():
+        raise UserError(f"{path}: corrupted index (keys); delete it to rebuild it from the shards")
     return index
 
 
@@ -123,9 +122,9 @@ def read_entry(path: Path, tar: tarfile.TarFile, image: tarfile.TarInfo, labels:
     if content is None:
         raise UserError(f"{path}: {labels.name} is not a file; pack the images again")
     try:
-        parsed = json.loads(content.read())
-    except ValueError as error:
-        raise UserError(f"{path}: {labels.name} is not valid JSON; pack the images again") from error
+        parsed = parse_json(content.read())
+    except JsonError as error:
+        raise UserError(f"{path}: {labels.name}: {error}; pack the images again") from error
     if not isinstance(parsed, dict):
         raise UserError(f"{path}: {labels.name} is not a JSON object; pack the images again")
     return ShardEntry(key, image.offset_data, image.size, parsed)

@@ -3,18 +3,18 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featgan.errors import UserError
+from featgan.system.json_files import read_json
+from featgan.system.limits import MAX_IMAGE_SIZE, MIN_IMAGE_BYTES
 
 MANIFEST_FILE = "manifest.json"
 """Name of the manifest of a shard folder and of a feature cache."""
 
-MAX_MANIFEST_BYTES = 64 << 20
-
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SplitName = Literal["train", "validation"]
 ValidationOrigin = Literal["source", "created", "none"]
@@ -49,6 +49,16 @@ class SplitManifest(ManifestModel):
     shards: tuple[ShardFile, ...]
     index_sha256: Sha256
 
+    @model_validator(mode="after")
+    def check_counts(self) -> Self:
+        """Reject a number of images that differs from the sum over the shards, or that the shards cannot contain."""
+        if sum(shard.count for shard in self.shards) != self.count or sum(self.classes.values()) > self.count:
+            raise ValueError(f"the numbers of images of its shards or classes do not match its count {self.count}")
+        for shard in self.shards:
+            if shard.count * MIN_IMAGE_BYTES > shard.bytes:
+                raise ValueError(f"{shard.name}: {shard.count} images do not fit into {shard.bytes} bytes")
+        return self
+
 
 class SkippedFile(ManifestModel):
     """A file that could not be used, and the reason."""
@@ -66,7 +76,7 @@ class ShardManifest(ManifestModel):
     source: str
     source_sha256: Sha256
     options: dict[str, Any]
-    image_size: Annotated[int, Field(ge=1, le=4096)]
+    image_size: Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
     classes: tuple[str, ...]
     attribute_names: tuple[str, ...] = ()
     factor_names: tuple[str, ...] = ()
@@ -74,6 +84,14 @@ class ShardManifest(ManifestModel):
     validation_split: ValidationOrigin = "source"
     skipped: dict[str, Count]
     skipped_files: tuple[SkippedFile, ...] = ()
+
+    @model_validator(mode="after")
+    def check_classes(self) -> Self:
+        """Reject a split that counts other classes than those of the manifest."""
+        for name, split in self.splits.items():
+            if set(split.classes) != set(self.classes):
+                raise ValueError(f"splits.{name}.classes: not the classes of the data set")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -91,15 +109,14 @@ def load_shard_manifest(folder: Path) -> ShardManifest:
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; create it with `featgan pack LAYOUT SOURCE --out {folder}`")
-    if not path.is_file():
+    if not path.exists():
         has_tar_files = any(folder.glob("*.tar"))
         problem = "tar files without a manifest.json" if has_tar_files else "not a shard folder (no manifest.json)"
         raise UserError(f"{folder}: {problem}; create shards with `featgan pack LAYOUT SOURCE --out OUT`")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES >> 20} MiB; pack the images again")
+    remedy = "pack the images again"
     try:
-        return ShardManifest.model_validate_json(path.read_bytes())
+        return ShardManifest.model_validate(read_json(path, remedy=remedy))
     except ValidationError as error:
         first_error = error.errors(include_url=False)[0]
         location = ".".join(str(part) for part in first_error["loc"]) or "the file"
-        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); pack the images again") from error
+        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); {remedy}") from error

@@ -16,6 +16,8 @@ from featgan.data.shards.index import ShardEntry, SplitIndex, build_index, load_
 from featgan.data.shards.manifest import ShardFile, ShardManifest, SplitManifest, load_shard_manifest
 from featgan.errors import UserError
 from featgan.system.files import atomic_write, sha256_of
+from featgan.system.limits import MAX_JPEG_BYTES_PER_PIXEL, MAX_JPEG_HEADER_BYTES
+from featgan.system.memory import choose_batch_size
 from featgan.system.progress import track_progress
 from featgan.system.verified_hashes import first_modified_file
 
@@ -114,17 +116,31 @@ def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest)
     limits = np.repeat(
         [shard.bytes for shard in split_manifest.shards], [shard.count for shard in split_manifest.shards]
     )
-    columns = (index.attributes.shape[1], index.factors.shape[1])
-    if columns != (len(shards.attribute_names), len(shards.factor_names)) or not is_within_shards(index, limits):
+    if not has_valid_labels(index, shards) or not is_within_shards(index, limits, shards.image_size):
         raise changed_shard_error(path, "the index does not match the shards")
     return index
 
 
-def is_within_shards(index: SplitIndex, limits: np.ndarray) -> bool:
-    """Return whether the index has N images and each is inside its shard; `limits` [N] are the shard sizes in bytes."""
+def has_valid_labels(index: SplitIndex, shards: ShardSet) -> bool:
+    """Return whether the index has one column per attribute and factor, and no class that the data set lacks."""
+    columns = (index.attributes.shape[1], index.factors.shape[1])
+    if columns != (len(shards.attribute_names), len(shards.factor_names)):
+        return False
+    has_classes = (index.expression >= -1) & (index.expression < len(shards.classes))
+    return bool(has_classes.all() and (np.abs(index.attributes) <= 1).all())
+
+
+def is_within_shards(index: SplitIndex, limits: np.ndarray, image_size: int) -> bool:
+    """Return whether the index has N images, each inside its shard and not larger than a JPEG of `image_size` can be.
+
+    `limits` [N] are the sizes of the shards in bytes.
+    """
     if len(index.keys) != len(limits):
         return False
-    return bool(((index.offset >= 0) & (index.size > 0) & (index.offset + index.size <= limits)).all())
+    max_bytes = MAX_JPEG_HEADER_BYTES + MAX_JPEG_BYTES_PER_PIXEL * image_size**2
+    is_plausible = (index.offset >= 0) & (index.size > 0) & (index.size <= max_bytes)
+    # The difference cannot overflow, whereas offset + size can.
+    return bool((is_plausible & (index.size <= limits - index.offset)).all())
 
 
 def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -> SplitIndex:
@@ -241,8 +257,9 @@ class Split:
         Raises UserError, with the shard and the key, if an image cannot be decoded.
         """
         images = np.empty((len(rows), 3, self.image_size, self.image_size), np.uint8)
-        for start in range(0, len(rows), IMAGES_PER_CALL):
-            for position, image in enumerate(self.decode_chunk(rows[start : start + IMAGES_PER_CALL]), start):
+        images_per_call = choose_batch_size(self.image_size, IMAGES_PER_CALL)
+        for start in range(0, len(rows), images_per_call):
+            for position, image in enumerate(self.decode_chunk(rows[start : start + images_per_call]), start):
                 # The decoder stores channels last in memory; numpy reorders them three times faster than torch.
                 pixels = image.numpy()
                 images[position] = pixels[:, :, ::-1] if flipped is not None and flipped[position] else pixels
