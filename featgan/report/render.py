@@ -56,6 +56,7 @@ from featgan.report.html.writing import write_page, write_renders
 from featgan.report.run_files import read_config_text, read_metric_series
 from featgan.run.evaluation_document import EvaluationDocument, best_evaluation
 from featgan.run.paths import load_run_config
+from featgan.system.plain_text import format_one_line
 from featgan.system.progress import track_progress
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,8 @@ def choose_sources(inputs: RenderInputs) -> SourceImages:
     if options.images is not None:
         images, names = read_image_folder(options.images, model.metadata.image_size, options.num_images)
         values = None if inputs.predict_fn is None else torch.from_numpy(inputs.predict_fn(images).features).float()
-        return SourceImages(images, names, values, f"images of {options.images}", is_user_provided=True)
+        origin = f"images of {format_one_line(str(options.images))}"
+        return SourceImages(images, names, values, origin, is_user_provided=True)
     assert training_data.shards is not None
     split = training_data.shards.get_split("validation")
     usable_indices, correct_indices = (

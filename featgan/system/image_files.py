@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from featgan.errors import UserError
 from featgan.system.files import open_regular_file
 from featgan.system.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE
+from featgan.system.plain_text import format_one_line
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """Accepted file formats. Pillow's other decoders are not needed, and some of them start external programs."""
@@ -91,7 +92,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
     Transparent parts become white. Only the first frame of an animation is used. Format, size and sides are checked
     before an image is decoded. Raises ImageFileError if the file cannot be used.
     """
-    location = "" if isinstance(source, bytes) else str(source)
+    location = "" if isinstance(source, bytes) else format_one_line(str(source))
     with warnings.catch_warnings(), convert_decoder_errors(location):
         warnings.simplefilter("ignore")
         with open_image_file(source, location) as file, Image.open(file, formats=IMAGE_FORMATS) as image:

@@ -428,6 +428,39 @@ def test_folder_around_the_split_folders_is_entered(tmp_path: Path) -> None:
     assert listing.classes == ("cat", "dog") and {record.split for record in listing.records} == {"train", "validation"}
 
 
+def test_split_folders_of_archives_are_recognized(tmp_path: Path) -> None:
+    for folder in ("seg_train/seg_train", "seg_test/seg_test"):
+        for label in ("sea", "street"):
+            save_image(tmp_path / folder / label / "a.png")
+    listing = read_dataset("folder", tmp_path)
+    assert listing.classes == ("sea", "street")
+    assert sorted(record.split for record in listing.records) == ["train", "train", "validation", "validation"]
+
+
+def test_class_can_be_called_train(tmp_path: Path) -> None:
+    for label in ("bus", "train", "plane"):
+        save_image(tmp_path / label / "a.png")
+    assert read_dataset("folder", tmp_path).classes == ("bus", "plane", "train")
+
+
+def test_names_in_a_table_are_found_in_deep_folders(tmp_path: Path) -> None:
+    """Kaggle's RAF-DB: a table of names, and images in DATASET/train/CLASS."""
+    make_table(tmp_path, "image,label\na.png,1\nb.png,2\ntwice.png,2\n", "train_labels.csv", images="")
+    for path in ("train/1/a.png", "train/2/b.png", "train/1/twice.png", "test/2/twice.png"):
+        save_image(tmp_path / "DATASET" / path)
+    listing = read_dataset("csv", tmp_path)
+    assert classes_of(listing) == {"a.png": "1", "b.png": "2"}
+    assert listing.missing_files == ["twice.png"]
+
+
+def test_table_without_known_label_column_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_table(tmp_path, "id,breed\na,x\nb,y\n")
+    read_dataset("csv", tmp_path)
+    message = capsys.readouterr().err
+    assert "no labels among the columns id, breed; name the column of the classes" in message
+    assert message.count("\n") == 1
+
+
 def test_summary_lists_what_was_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_table(tmp_path / "source", "file,label,Smiling,split\na.png,x,1,train\nb.png,y,0,train\nc.png,x,,val\n")
     print_summary(pack_csv(tmp_path / "source", tmp_path / "shards"))

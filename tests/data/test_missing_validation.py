@@ -1,6 +1,7 @@
 """Tests of data sets without a validation split: pack creates one, and every command works or says what is missing."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -211,11 +212,12 @@ def test_evaluate_and_render_say_what_is_missing(unvalidated_run: Path) -> None:
 
 def test_own_images_are_rendered_without_validation_images(unvalidated_run: Path, tmp_path: Path) -> None:
     make_images(tmp_path / "own", 2)
+    (tmp_path / "own" / "0.png").rename(tmp_path / "own" / os.fsdecode(b"Andr\xe9\n.png"))
     result = CliRunner().invoke(
         cli, ["render", str(unvalidated_run), "--images", str(tmp_path / "own"), "--video", "none"]
     )
     assert result.exit_code == 0, result.exception
-    assert (unvalidated_run / "report-own.html").is_file()
+    assert "Andr\\udce9" in (unvalidated_run / "report-own.html").read_text()
 
 
 def test_own_images_are_explored_without_validation_images(unvalidated_run: Path, tmp_path: Path) -> None:

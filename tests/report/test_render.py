@@ -93,6 +93,7 @@ class RenderFixture:
         self.model = FakeColorShiftModel(kind, self.space, condition_dim)
         shards = SimpleNamespace(
             path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32, attribute_names=("Smiling", "Young"),
+            has_validation=True,
             get_split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(

@@ -1,5 +1,6 @@
 """Reader of an image folder with a table: a column of file names and optional label columns."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from featgan.data.readers.records import DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TableRow, TextTable
 from featgan.errors import UserError
 from featgan.system.image_files import is_system_file
+
+logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = ((".csv", ".tsv"), (".txt",))
 """Suffixes of tables; a text file is used only if the source has no other table."""
@@ -40,6 +43,8 @@ COLUMN_NAMES = {
     "identity": ("identity", "person", "subject", "person_id", "subject_id", "celebrity"),
 }
 """Default column names by role; the first one that exists is used. Only their letters and digits are compared."""
+
+LABEL_ROLES = ("expression", "valence", "arousal")
 
 BINARY_VALUES = ({"0", "1"}, {"-1", "1"}, {"true", "false"}, {"yes", "no"})
 """Sets of values that make a column an attribute."""
@@ -69,6 +74,14 @@ class CsvColumns:
         ]
         self.attributes = [name.lower() for name in attribute_columns]
         self.attribute_candidates = [] if attribute_columns else remaining_columns
+
+    def report_missing_labels(self, table: TextTable) -> None:
+        """Log one line if no column contains labels, because a column may only have another name."""
+        if not any(self.name_by_role[role] for role in LABEL_ROLES) and not self.attributes:
+            logger.info(
+                f"{table.path}: no labels among the columns {', '.join(self.original_names.values())}; "
+                "name the column of the classes with --layout-option expression_column=NAME"
+            )
 
     def get_cell(self, row: TableRow, role: str) -> str:
         """Return the cell of a row, or an empty string if the role has no column."""
@@ -111,6 +124,7 @@ def read_csv(
     }
     columns = CsvColumns(table, options, parse_name_list(attribute_columns))
     codes = assign_class_codes(scan_columns(table, columns), classes, source)
+    columns.report_missing_labels(table)
     collector = RecordCollector(source)
     paths = locate_images(collector, table, columns, images)
     for row in table:

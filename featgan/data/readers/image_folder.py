@@ -86,12 +86,21 @@ def find_split_folders(source: Path) -> dict[str, Path]:
             return find_split_folders(source / names[0])
         return {"": source}
     other_names = [name for name in names if name not in splits_by_name]
+    if other_names and not any(list_subfolders(source / name) for name in splits_by_name):
+        return {"": source}  # a class called train, next to other vehicles
     if other_names or len(set(splits_by_name.values())) < len(splits_by_name):
         listed_names = ", ".join(other_names or splits_by_name)
         raise UserError(
             f"{source}: only one validation and one test folder may be next to the train folder, not {listed_names}"
         )
-    return {split: source / name for name, split in splits_by_name.items()}
+    return {split: enter_equal_folder(source / name) for name, split in splits_by_name.items()}
+
+
+def enter_equal_folder(folder: Path) -> Path:
+    """Return the innermost folder of `train/train/...`, as some archives are unpacked."""
+    while list_subfolders(folder) == [folder.name]:
+        folder /= folder.name
+    return folder
 
 
 def find_unlabeled_splits(split_roots: dict[str, Path]) -> set[str]:

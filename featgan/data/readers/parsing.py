@@ -38,6 +38,9 @@ SPLIT_ALIASES = {
 }
 SPLIT_BY_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases.split()}
 
+SPLIT_FOLDER_WORDS = frozenset(("set", "seg", "data", "dataset", "image", "images", "img", "imgs", "split", "folder"))
+"""Words that can be next to the name of a split in the name of a folder."""
+
 MISSING_AFFECT = -2.0
 """AffectNet's marker for a missing valence or arousal."""
 
@@ -134,7 +137,15 @@ def parse_split(text: str, location: str) -> str:
 
 
 def split_from_folder_name(name: str) -> str:
-    """Return the split that a folder name stands for, or ""; a number is a class name and not a split."""
+    """Return the split that a folder name stands for, such as `train`, `seg_train` or `test_images`, or "".
+
+    A number is a class name and not a split.
+    """
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    splits = [SPLIT_BY_ALIAS[word] for word in words if word in SPLIT_BY_ALIAS and not word.isdigit()]
+    others = [word for word in words if word not in SPLIT_BY_ALIAS]
+    if len(splits) == 1 and all(word in SPLIT_FOLDER_WORDS for word in others):
+        return splits[0]
     return "" if name.isdigit() else SPLIT_BY_ALIAS.get(normalize_word(name), "")
 
 

@@ -19,6 +19,7 @@ from featgan.system.image_files import (
     resize_crop,
 )
 from featgan.system.limits import MAX_IMAGE_PIXELS
+from featgan.system.plain_text import format_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def read_image_folder(folder: Path, image_size: int, max_images: int) -> tuple[T
             break
         try:
             images.append(read_square_images(path, [image_size])[image_size])
-            names.append(path.name)
+            names.append(format_one_line(path.name))
         except UserError as error:
             logger.warning(f"skipped {error}")
     if not images:
