@@ -1,5 +1,6 @@
 """Classify how a command ended."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ DEFECTS = (TRACEBACK, HANG, MEMORY, KILLED, LOST, ORPHAN, HARNESS)
 """Outcomes that make the harness fail."""
 
 TRACEBACK_MARKS = ("Traceback (most recent call last)", "Exception ignored in", "Fatal Python error")
-PROGRESS_MARK = "\u2501"
-"""Character of a progress bar, which is not a part of an error."""
+PROGRESS_LINE = re.compile(r"\u2501|\d+/\d+ .* left ")
+"""A progress bar, which is not a part of an error."""
 TAIL_CHARACTERS = 1500
 
 USER_ERROR_EXIT = 2
@@ -81,7 +82,7 @@ def classify_result(result: CommandResult, baseline_bytes: int) -> tuple[str, st
 
 def has_one_error_line(stderr: str) -> bool:
     """Return whether the text is one line, or the two or three lines of a usage error and one line."""
-    lines = [line for line in stderr.splitlines() if line.strip() and PROGRESS_MARK not in line]
+    lines = [line for line in stderr.splitlines() if line.strip() and not PROGRESS_LINE.search(line)]
     if lines and lines[0].startswith("Usage: "):
         lines = [line for line in lines[1:] if not line.startswith(("Try '", " "))]
     return len(lines) == 1

@@ -278,12 +278,18 @@ TARGETS = (
         2,
     ),
     Target(
-        "TorchScript",
-        ("network.pt", "scripted.pt"),
+        "traced TorchScript",
+        ("network.pt",),
         damage_torch_file,
-        (LAYERS.format("network.pt"), LAYERS.format("scripted.pt"), EXTRACT.format("network.pt")),
-        ("shards", "network.pt", "scripted.pt"),
-        2,
+        (LAYERS.format("network.pt"), EXTRACT.format("network.pt")),
+        ("shards", "network.pt"),
+    ),
+    Target(
+        "scripted TorchScript",
+        ("scripted.pt",),
+        damage_torch_file,
+        (LAYERS.format("scripted.pt"), EXTRACT.format("scripted.pt")),
+        ("shards", "scripted.pt"),
     ),
     Target(
         "ONNX",
