@@ -1,12 +1,13 @@
 """`python -m tests.chaos`: run the stress harness."""
 
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 @click.option("--families", default="", help="Comma-separated families; all by default.")
 @click.option("--count", "counts", multiple=True, metavar="FAMILY=N", help="Number of scenarios; may be repeated.")
 @click.option("--first", default=0, show_default=True, help="Index of the first scenario.")
-@click.option("--only", metavar="FAMILY:INDEX", help="Run one scenario, print everything about it, and keep its files.")
+@click.option(
+    "--only", metavar="FAMILY:INDEX", help="Run one scenario (or several, with commas), and print and keep its files."
+)
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Number of scenarios at the same time.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all outcomes to this file.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the summary table to this file.")
@@ -53,19 +56,14 @@ def main(
     start_with_library()
     from tests.chaos.harness import run_harness
 
-    numbers = {name: int(number) for name, _, number in (pair.partition("=") for pair in counts)}
-    if only:
-        name, _, index = only.partition(":")
-        families, first, numbers, jobs = name, int(index), {name: 1}, 1
     minutes = seconds / 60 if seconds is not None else minutes
-    if not numbers and minutes is None:
-        minutes = 5
-    names = families or ",".join(numbers if minutes is None else ())
+    minutes = 5 if not (counts or only) and minutes is None else minutes
+    plan = plan_indices(only) if only else plan_counts(counts, families, first, has_deadline=minutes is not None)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     # Not a TemporaryDirectory: its finalizer would also run in the forks.
     temporary = Path(tempfile.mkdtemp(prefix="chaos-", dir=folder))
     try:
-        outcomes, defects = run_harness(temporary, names, seed, numbers, first, jobs, deadline)
+        outcomes, defects = run_harness(temporary, plan, seed, 1 if only else jobs, deadline)
         if only:
             print_details(outcomes, temporary)
     finally:
@@ -78,6 +76,25 @@ def main(
 
         markdown.write_text(build_markdown(outcomes))
     sys.exit(1 if defects else 0)
+
+
+def plan_indices(text: str) -> dict[str, Iterable[int]]:
+    """Return the scenarios named as FAMILY:INDEX, separated by commas."""
+    plan: dict[str, list[int]] = {}
+    for word in text.split(","):
+        name, _, index = word.partition(":")
+        plan.setdefault(name.strip(), []).append(int(index))
+    return dict(plan)
+
+
+def plan_counts(counts: tuple[str, ...], families: str, first: int, has_deadline: bool) -> dict[str, Iterable[int]]:
+    """Return the scenarios of the families from `first` on: a number of them, or all until the deadline."""
+    from tests.chaos.harness import FAMILIES
+
+    numbers = {name: int(number) for name, _, number in (pair.partition("=") for pair in counts)}
+    names = [name.strip() for name in families.split(",") if name.strip()]
+    names = names or (list(numbers) if numbers and not has_deadline else [family.name for family in FAMILIES])
+    return {name: range(first, first + numbers[name]) if name in numbers else itertools.count(first) for name in names}
 
 
 def start_with_library() -> None:

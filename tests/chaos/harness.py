@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -28,10 +28,10 @@ SUMMARY_WIDTH = 180
 PROGRESS_SECONDS = 30
 
 
-def choose_families(names: str) -> list[Family]:
-    """Return the families with these names, separated by commas; all if empty. Exits if a name is unknown."""
+def choose_families(chosen: Iterable[str]) -> list[Family]:
+    """Return the families with these names. Exits if a name is unknown."""
     known = {family.name: family for family in FAMILIES}
-    chosen = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    chosen = list(chosen)
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise SystemExit(f"no family {unknown[0]!r}; the families are {', '.join(known)}")
@@ -39,12 +39,12 @@ def choose_families(names: str) -> list[Family]:
 
 
 def run_harness(
-    folder: Path, names: str, seed: int, counts: Mapping[str, int], first: int, jobs: int, deadline: float | None
+    folder: Path, plan: Mapping[str, Iterable[int]], seed: int, jobs: int, deadline: float | None
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """Run scenarios and print their summary; return all outcomes, and those that are defects."""
+    """Run scenarios (family => indices) and print their summary; return all outcomes, and those that are defects."""
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=SUMMARY_WIDTH)
     start = time.monotonic()
-    chosen = choose_families(names)
+    chosen = choose_families(plan)
     obstacles = {family.name: family.find_obstacle() for family in chosen}
     outcomes = [skipped_outcome(family, obstacles[family.name]) for family in chosen if obstacles[family.name]]
     for outcome in outcomes:
@@ -56,7 +56,9 @@ def run_harness(
     baselines = measure_baselines(folder, families, lambda line: None)
     console.print(f"seed {seed}: ready after {time.monotonic() - start:.0f} s; {len(baselines)} valid commands")
     printed, last_report = Counter[str](), time.monotonic()
-    for outcome in Scheduler(folder, families, seed, jobs, baselines).run(counts, deadline, first):
+    for outcome in Scheduler(folder, families, seed, jobs, baselines).run(
+        {family.name: plan[family.name] for family in families}, deadline
+    ):
         outcomes.append(outcome)
         if outcome.outcome in DEFECTS:
             printed["defects"] += 1

@@ -42,7 +42,8 @@ static int is_below(const char *path) {
         snprintf(absolute, sizeof absolute, "%s/%s", cwd, path);
         path = absolute;
     }
-    return strncmp(path, folder, strlen(folder)) == 0;
+    size_t length = strlen(folder);
+    return strncmp(path, folder, length) == 0 && (path[length] == '/' || path[length] == 0);
 }
 
 static int is_open_below(int descriptor) {

@@ -319,6 +319,7 @@ def call_command(argv: list[str]) -> int:
 
 def finish_process(code: int) -> None:
     """End the process as the interpreter does: join its threads, and call its exit functions."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the exit functions is not an error of the command
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

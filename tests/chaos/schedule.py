@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,16 @@ class Scheduler:
         self.baselines = baselines
         self.running: dict[int, RunningScenario] = {}
         self.seconds_used = dict.fromkeys((family.name for family in families), 0.0)
-        self.next_index = dict.fromkeys((family.name for family in families), 0)
+        self.pending: dict[str, Iterator[int]] = {}
+        self.next_index: dict[str, int | None] = {}
 
-    def run(self, counts: Mapping[str, int], deadline: float | None, first: int = 0) -> Iterator[Outcome]:
-        """Yield outcomes until the families have run `counts` scenarios, or the deadline has passed."""
+    def run(self, plan: Mapping[str, Iterable[int]], deadline: float | None) -> Iterator[Outcome]:
+        """Yield outcomes until the scenarios in the plan (family => indices) have run, or the deadline has passed."""
         free_slots = list(range(self.jobs))
-        self.next_index = dict.fromkeys(self.next_index, first)
+        self.pending = {name: iter(indices) for name, indices in plan.items()}
+        self.next_index = {name: next(indices, None) for name, indices in self.pending.items()}
         while True:
-            family = self.choose_family(counts, deadline, first)
+            family = self.choose_family(deadline)
             if family is not None and free_slots:
                 self.start_scenario(family, free_slots.pop(0))
             elif self.running:
@@ -58,21 +60,18 @@ class Scheduler:
             elif family is None:
                 return
 
-    def choose_family(self, counts: Mapping[str, int], deadline: float | None, first: int) -> Family | None:
+    def choose_family(self, deadline: float | None) -> Family | None:
         """Return the family that has used the smallest part of its share of the time."""
         if deadline is not None and time.monotonic() > deadline:
             return None
-        open_families = [
-            family
-            for family in self.families
-            if family.name not in counts or self.next_index[family.name] - first < counts[family.name]
-        ]
+        open_families = [family for family in self.families if self.next_index[family.name] is not None]
         return min(open_families, key=lambda family: self.seconds_used[family.name] / family.weight, default=None)
 
     def start_scenario(self, family: Family, slot: int) -> None:
         """Fork a process that runs the next scenario of a family."""
         index = self.next_index[family.name]
-        self.next_index[family.name] += 1
+        assert index is not None
+        self.next_index[family.name] = next(self.pending[family.name], None)
         self.seconds_used[family.name] += 0.05  # so that parallel jobs choose different families
         pid = os.fork()
         if pid == 0:
