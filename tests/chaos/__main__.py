@@ -55,6 +55,7 @@ def main(
     os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
     start_with_library()
     from tests.chaos.harness import run_harness
+    from tests.chaos.io_errors import remove_library
 
     minutes = seconds / 60 if seconds is not None else minutes
     minutes = 5 if not (counts or only) and minutes is None else minutes
@@ -69,6 +70,7 @@ def main(
     finally:
         if not only:
             shutil.rmtree(temporary, ignore_errors=True)
+        remove_library()
     if json_path:
         json_path.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1) + "\n")
     if markdown:

@@ -59,6 +59,12 @@ def preload_library() -> str:
     return str(library)
 
 
+def remove_library() -> None:
+    """Remove the compiled library; a loaded library stays in memory."""
+    if os.environ.get(LIBRARY_VARIABLE):
+        shutil.rmtree(Path(os.environ[LIBRARY_VARIABLE]).parent, ignore_errors=True)
+
+
 def find_library_obstacle() -> str:
     """Return why the library is not loaded, or nothing."""
     return "" if os.environ.get(LIBRARY_VARIABLE) else "the library of io_errors.c is not loaded (is gcc installed?)"
