@@ -270,6 +270,18 @@ def test_arrays_of_another_type_or_shape_are_errors(shards: ShardSet, array: np.
         cache.features("validation", [0], False)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_errors(shards: ShardSet, value: float) -> None:
+    cache = extract_fake_features(shards)
+    path = cache.path / "validation-00000.features.npy"
+    array = np.load(path)
+    array[1, 0, 2] = value
+    np.save(path, array)
+    assert np.isfinite(cache.features("validation", [0], False)).all()
+    with pytest.raises(UserError, match=r"validation-00000\.features\.npy: contains values that are not finite; run"):
+        cache.features("validation", [0, 1], False)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "space.safetensors"])
 def test_error_for_a_corrupted_manifest_or_space_is_one_line(shards: ShardSet, name: str) -> None:
     path = extract_fake_features(shards).path / name

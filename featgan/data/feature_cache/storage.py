@@ -120,7 +120,10 @@ class ShardArrays:
             open_array(self.paths[0], (self.counts[0], 2, self.width))
 
     def gather_rows(self, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray) -> np.ndarray:
-        """Return float32 [n, width] for rows [n] of the split, of the flipped images where `flipped` is true."""
+        """Return float32 [n, width] for rows [n] of the split, of the flipped images where `flipped` is true.
+
+        Raises UserError if a value is not finite, since every computation with it would fail later.
+        """
         rows = np.asarray(rows, np.int64)
         assert not len(rows) or 0 <= rows.min() <= rows.max() < self.starts[-1], "row outside the split"
         flip_index = np.broadcast_to(np.asarray(flipped, bool), rows.shape).astype(np.intp)
@@ -131,7 +134,10 @@ class ShardArrays:
         borders = [*np.flatnonzero(np.diff(sorted_shards, prepend=-1)).tolist(), len(order)]
         for first, end in pairwise(borders):
             shard, positions = int(sorted_shards[first]), order[first:end]
-            values[positions] = self.get_array(shard)[rows[positions] - self.starts[shard], flip_index[positions]]
+            found = self.get_array(shard)[rows[positions] - self.starts[shard], flip_index[positions]]
+            if not np.isfinite(found).all():
+                raise corrupt_cache_error(self.paths[shard], "contains values that are not finite")
+            values[positions] = found
         return values
 
     def get_array(self, shard: int) -> np.ndarray:
