@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.blackbox.class_names import format_class_names
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.blackbox.output_check import name_outputs_by_labels, report_agreement
 from featgan.blackbox.prefetch import prefetch_map
+from featgan.blackbox.spec import parse_spec
 from featgan.blackbox.weights import choose_device
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
@@ -63,9 +66,11 @@ def extract_features(
     shard_set = ShardSet.open(shards)
     shard_set.verify()
     blackbox = load_blackbox(spec, layer, choose_device(device), preprocessing, task, trusted)
+    logger.info(blackbox.input_description)
     existing = find_existing_cache(shard_set, cache_name, blackbox)
     if existing is not None and existing.num_components == num_components:
         logger.info(f"{existing.path}: already extracted")
+        report_agreement(existing, shard_set)
         return existing
     if existing is not None:
         previous_text, new_text = (
@@ -84,9 +89,25 @@ def extract_features(
         extracted = FeatureExtractor(shard_set, blackbox, max(1, batch_size), bar).extract_shards(pending)
         for _ in prefetch_map(lambda shard: writer.write_shard(*shard), extracted):
             pass
+    if blackbox.task == "expression" and not blackbox.class_names:
+        rename_outputs(writer, shard_set, blackbox)
     cache = writer.commit()
     warn_constant_prediction(cache)
+    report_agreement(cache, shard_set)
     return cache
+
+
+def rename_outputs(writer: FeatureWriter, shards: ShardSet, blackbox: BlackBox) -> None:
+    """Name the outputs after the classes of the shards if the labels agree; the SPEC in the cache has the names too."""
+    names = name_outputs_by_labels(
+        parse_spec(blackbox.spec).name,
+        shards,
+        blackbox.output_dim,
+        writer.read_outputs,
+    )
+    if names:
+        spec = str(parse_spec(blackbox.spec, classes=format_class_names(names)))
+        writer.set_output_names(names, spec)
 
 
 def warn_constant_prediction(cache: FeatureCache) -> None:
@@ -123,7 +144,8 @@ def find_existing_cache(shards: ShardSet, name: str, blackbox: BlackBox) -> Feat
     except UserError:  # the writer rejects another cache and repairs a corrupted one
         return None
     same_blackbox = (cache.blackbox["sha256"], cache.blackbox["layer"]) == (blackbox.sha256, blackbox.layer)
-    same_outputs = (cache.task, cache.class_names) == (blackbox.task, blackbox.class_names)
+    # Names that the classifier itself does not have come from the labels.
+    same_outputs = cache.task == blackbox.task and blackbox.class_names in (cache.class_names, ())
     return cache if same_blackbox and same_outputs else None
 
 

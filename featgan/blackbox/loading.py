@@ -1,6 +1,8 @@
 """Load a black box from its SPEC: images in [-1, 1] => the features of one of its layers, and its outputs."""
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,15 +21,17 @@ from featgan.blackbox.adapters.batching import choose_batching
 from featgan.blackbox.adapters.factories import FunctionAdapter, open_callable, open_timm, open_torchvision
 from featgan.blackbox.adapters.onnx import OnnxAdapter
 from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
+from featgan.blackbox.class_names import format_class_names, parse_class_names
 from featgan.blackbox.fitting.model_folder import open_fitted_classifier
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import OUTPUT_OPTIONS, BlackBoxSpec, parse_spec
 from featgan.config.choices import EXTERNAL_TASKS
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
-from featgan.data.readers.records import EXPRESSIONS
 from featgan.errors import UserError
 from featgan.system.limits import MAX_FEATURES
 from featgan.system.memory import choose_batch_size
+
+logger = logging.getLogger(__name__)
 
 PROBE_IMAGE_SIZE = 112
 """Width and height in pixels of the probe images if the network does not define its input size."""
@@ -63,6 +67,7 @@ class BlackBox:
         self.device = device
         self.preprocessing = network.preprocessing.with_options(spec.preprocessing, spec.name)
         self.image_size = self.preprocessing.image_size
+        self.input_description = describe_input(spec, network, self.preprocessing)
         self.sha256 = hash_byte_chunks([network.sha256.encode(), self.preprocessing.hash_text().encode()])
         self.task = task
         probe = make_probe_images(self.preprocessing, device)
@@ -77,7 +82,7 @@ class BlackBox:
         features, outputs = self.run_probe(spec, probe)
         self.head = find_linear_head(features, outputs, network.last_linear())
         self.feature_dim, self.output_dim = features.shape[1], outputs.shape[1]
-        self.class_names = resolve_class_names(spec, task, class_names, self.output_dim)
+        self.class_names = resolve_class_names(spec, task, class_names, network.class_names, self.output_dim)
 
     def run_probe(self, spec: BlackBoxSpec, probe: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [n, F] and outputs [n, O] of the probe images.
@@ -142,10 +147,17 @@ def list_layers(
     """List the names and widths of the layers that `load_blackbox` accepts, in the order of computation."""
     parsed, network, _, _ = open_network(spec, device, preprocessing, trusted=trusted)
     network_preprocessing = network.preprocessing.with_options(parsed.preprocessing, parsed.name)
+    logger.info(describe_input(parsed, network, network_preprocessing))
     images = network_preprocessing(make_probe_images(network_preprocessing, torch.device(device)))
     if needs_batching_check(parsed, network):
         network = choose_batching(network, images, parsed.name)
     return network.list_layers(images)
+
+
+def describe_input(spec: BlackBoxSpec, network: NetworkAdapter, preprocessing: Preprocessing) -> str:
+    """Describe the preprocessing of a network in one line, and where it comes from."""
+    given = f"; {', '.join(spec.preprocessing)} from the SPEC" if spec.preprocessing else ""
+    return f"{spec.name}: input {preprocessing} (from {network.preprocessing_source}{given})"
 
 
 def needs_batching_check(spec: BlackBoxSpec, network: NetworkAdapter) -> bool:
@@ -179,25 +191,33 @@ def open_network(
     external_task = spec.options.get("task", "other")
     if external_task not in EXTERNAL_TASKS:
         raise UserError(f"{spec.name}: unknown task {external_task!r}; use one of {', '.join(EXTERNAL_TASKS)}")
-    class_names = tuple(name for name in spec.options.get("classes", "").split(",") if name)
+    class_names = parse_class_names(spec.options.get("classes", ""))
+    if class_names:  # the names, not the path of a file that can change
+        spec = replace(spec, options={**spec.options, "classes": format_class_names(class_names)})
     return spec, ADAPTER_OPENERS[spec.kind](spec, torch.device(device)), external_task, class_names
 
 
 def resolve_class_names(
-    spec: BlackBoxSpec, task: str, class_names: tuple[str, ...], output_dim: int
+    spec: BlackBoxSpec, task: str, class_names: tuple[str, ...], network_names: tuple[str, ...], output_dim: int
 ) -> tuple[str, ...]:
-    """Return the given output names, or the default names of the task.
+    """Return the given output names, else those in the file of the network, else none.
 
-    Raises UserError if the number of names differs from the number of outputs.
+    Raises UserError if the number of given names, or of the names of the task, differs from the number of outputs, and
+    if attributes have no names.
     """
     if task == "valence_arousal":
         class_names = class_names or ("valence", "arousal")
-    if not class_names and task == "expression":
-        class_names = EXPRESSIONS[:output_dim] if output_dim >= 7 else ()
-    if len(class_names) != output_dim and (class_names or task != "other"):
-        mismatch = f"{len(class_names) or 'no'} names for {output_dim} outputs"
+    if class_names and len(class_names) != output_dim:
+        mismatch = f"{len(class_names)} names for {output_dim} outputs"
         raise UserError(f"{spec.name}: {mismatch}; list the names in order: SPEC?classes=neutral,happy,...")
-    return class_names
+    if not class_names and network_names and len(network_names) != output_dim:
+        logger.warning(f"{spec.name}: ignoring the {len(network_names)} class names in the file: {output_dim} outputs")
+        return ()
+    if task == "attributes" and not class_names and not network_names:
+        raise UserError(
+            f"{spec.name}: no names for {output_dim} outputs; list them in order: SPEC?classes=smile,beard,..."
+        )
+    return class_names or network_names
 
 
 def make_probe_images(preprocessing: Preprocessing, device: torch.device) -> Tensor:

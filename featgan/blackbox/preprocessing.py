@@ -1,6 +1,7 @@
 """Preprocessing: images in [-1, 1] as featgan stores them => the input that an external network expects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -105,7 +106,7 @@ class Preprocessing(BaseModel):
         size = f"{self.image_size} x {self.image_size}" if self.image_size else "the size of the images"
         crop = f" (center of {self.resize_size} x {self.resize_size})" if self.resize_size else ""
         numbers = {"range": self.range, "mean": self.mean, "std": self.std}
-        listed = ", ".join(f"{name} {','.join(f'{value:g}' for value in values)}" for name, values in numbers.items())
+        listed = ", ".join(f"{name} {format_numbers(values)}" for name, values in numbers.items())
         return f"{size}{crop}, {listed}, {self.channels}, {self.layout}, {self.interpolation}"
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -120,6 +121,11 @@ class Preprocessing(BaseModel):
         return images.permute(0, 2, 3, 1).contiguous() if self.layout == "nhwc" else images
 
 
+def format_numbers(values: Iterable[float]) -> str:
+    """Format numbers as in a SPEC: `0.5,0.5,0.5`."""
+    return ",".join(f"{value:g}" for value in values)
+
+
 def resize_batch(images: Tensor, size: int, interpolation: str) -> Tensor:
     """Resize images [N, C, H, W] in [-1, 1] to [N, C, S, S]."""
     if interpolation == "nearest":
@@ -131,3 +137,41 @@ def resize_batch(images: Tensor, size: int, interpolation: str) -> Tensor:
 
 IMAGENET = Preprocessing(image_size=224, range=(0, 1), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 UNIT_RANGE = Preprocessing(range=(0, 1))
+
+
+@dataclass(frozen=True)
+class KindDefault:
+    """The default preprocessing of one kind of SPEC, and where it comes from."""
+
+    preprocessing: Preprocessing | None
+    """None if every network of this kind has its own."""
+    source: str
+
+
+KIND_DEFAULTS = {
+    "fitted": KindDefault(None, "classifier.json"),
+    "torchvision": KindDefault(None, "torchvision's default weights of this network"),
+    "timm": KindDefault(None, "timm's pretrained_cfg of this network"),
+    "torchscript": KindDefault(UNIT_RANGE, "the default for TorchScript files"),
+    "onnx": KindDefault(UNIT_RANGE, "the shape and type of the input; its range is the default for ONNX files"),
+    "callable": KindDefault(Preprocessing(), "the default for callables"),
+}
+"""The defaults by kind of SPEC; docs/blackbox.md contains them as a table."""
+
+
+def build_defaults_table() -> str:
+    """Build the Markdown table of the default of every kind of SPEC: `python -m featgan.blackbox.preprocessing`."""
+    rows = ["| SPEC | `image_size` | `range` | `mean` | `std` | from |", "|---|---|---|---|---|---|"]
+    for kind, default in KIND_DEFAULTS.items():
+        if default.preprocessing is None:
+            cells = ["its own"] * 4
+        else:
+            numbers = (default.preprocessing.range, default.preprocessing.mean, default.preprocessing.std)
+            size = default.preprocessing.image_size
+            cells = [str(size) if size else "the size of the images", *(format_numbers(values) for values in numbers)]
+        rows.append(f"| {kind} | {' | '.join(cells)} | {default.source} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(build_defaults_table())

@@ -14,6 +14,7 @@ from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
 from featgan.blackbox.adapters.base import hash_byte_chunks, summarize_error
+from featgan.blackbox.class_names import find_class_names
 from featgan.blackbox.weight_names import KeyProblems, adapt_names, find_key_problems
 from featgan.errors import UserError
 from featgan.system.files import open_regular_file
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "model_ema", "ema")
 """Keys under which training scripts store the weights in their checkpoints, the preferred ones first."""
-
-CLASS_NAME_KEYS = ("class_to_idx", "idx_to_class", "classes", "class_names", "id2label", "label2id")
-"""Keys under which training scripts store the names of the classes in their checkpoints."""
 
 MAX_NESTING = 3
 """Maximum depth of the weights in a checkpoint."""
@@ -150,31 +148,6 @@ def rank_key(key: str) -> tuple[int, int]:
     last = key.rpartition(".")[2]
     rank = STATE_DICT_KEYS.index(last) if last in STATE_DICT_KEYS else len(STATE_DICT_KEYS)
     return rank if key else -1, key.count(".")
-
-
-def find_class_names(content: Any) -> tuple[str, ...]:
-    """Return the class names in a checkpoint by index; empty if it contains none."""
-    if not isinstance(content, Mapping):
-        return ()
-    parts = [content, *(value for value in content.values() if isinstance(value, Mapping))]
-    names = (order_class_names(part[key]) for part in parts for key in CLASS_NAME_KEYS if key in part)
-    return next((found for found in names if found), ())
-
-
-def order_class_names(value: Any) -> tuple[str, ...]:
-    """Return class names in order from a list, or from a mapping name => index or index => name; else ()."""
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-        if pairs and all(isinstance(index, int) for _, index in pairs):
-            pairs = [(index, name) for name, index in pairs]
-        try:
-            by_index = {int(index): name for index, name in pairs}
-        except (TypeError, ValueError):
-            return ()
-        value = [by_index[index] for index in sorted(by_index)] if sorted(by_index) == list(range(len(pairs))) else []
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
-        return ()
-    return tuple(value)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

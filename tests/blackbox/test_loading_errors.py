@@ -148,7 +148,8 @@ BAD_SPECS = {
     "torchvision:resnet18?channels=gray": "mean: 3 numbers, but 1 is needed",
     "torchvision:resnet18?layout=nhwc": "cannot run on images 3 x 224 x 224 x 3",
     "torchvision:resnet18?task=age": "use one of expression, valence_arousal, attributes, other",
-    "torchvision:resnet18?task=expression&image_size=32": "8 names for 1000 outputs",
+    "torchvision:resnet18?task=expression&image_size=32&classes=happy,sad": "2 names for 1000 outputs",
+    "torchvision:resnet18?task=attributes&image_size=32": "no names for 1000 outputs",
     "torchvision:resnet18?task=valence_arousal&image_size=32": "2 names for 1000 outputs",
 }
 

@@ -24,7 +24,7 @@ from featgan.blackbox.adapters.base import (
 )
 from featgan.blackbox.adapters.torch_module import ModuleAdapter
 from featgan.blackbox.fitting.network import find_head_module
-from featgan.blackbox.preprocessing import Preprocessing
+from featgan.blackbox.preprocessing import KIND_DEFAULTS, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.blackbox.torchvision_models import (
     AUXILIARY_MODELS,
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 FUNCTION_LAYER = "features"
 """Name of the only layer of a function images => (features, outputs)."""
-
-CALLABLE_SOURCE = "the default for callables"
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -183,7 +181,7 @@ def open_callable(spec: BlackBoxSpec, device: torch.device) -> NetworkAdapter:
             product.to(device),
             Preprocessing(),
             f"{module_type.__module__}.{module_type.__qualname__}",
-            source=CALLABLE_SOURCE,
+            source=KIND_DEFAULTS["callable"].source,
         )
     if callable(product):
         return FunctionAdapter(spec, product, factory)
@@ -222,7 +220,7 @@ class FunctionAdapter:
         self.spec = spec
         self.function = function
         self.preprocessing = Preprocessing()
-        self.preprocessing_source = CALLABLE_SOURCE
+        self.preprocessing_source = KIND_DEFAULTS["callable"].source
         self.class_names: tuple[str, ...] = ()
         self.sha256 = hash_byte_chunks([read_source_file(factory), spec.location.encode()])
 

@@ -15,7 +15,7 @@ from featgan.blackbox.adapters.base import (
     summarize_error,
     unknown_layer_error,
 )
-from featgan.blackbox.preprocessing import UNIT_RANGE, Preprocessing
+from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
@@ -37,7 +37,7 @@ class OnnxAdapter:
         self.sha256 = self.hash_files()
         self.input = self.find_input()
         self.preprocessing, self.batch_size, self.dtype = self.read_input()
-        self.preprocessing_source = "the shape and type of the input; its range is the default for ONNX files"
+        self.preprocessing_source = KIND_DEFAULTS["onnx"].source
         self.class_names: tuple[str, ...] = ()
         self.output = self.select_output()
         self.linear = find_last_linear(self.model.graph, self.onnx.numpy_helper)

@@ -16,7 +16,7 @@ from featgan.blackbox.adapters.base import (
     summarize_error,
     unknown_layer_error,
 )
-from featgan.blackbox.preprocessing import UNIT_RANGE
+from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
@@ -31,7 +31,7 @@ class TorchScriptAdapter:
     def __init__(self, spec: BlackBoxSpec, device: torch.device) -> None:
         self.spec = spec
         self.preprocessing = UNIT_RANGE
-        self.preprocessing_source = "the default for TorchScript files"
+        self.preprocessing_source = KIND_DEFAULTS["torchscript"].source
         self.class_names: tuple[str, ...] = ()
         self.module, self.graph = load_graph(spec, device)
         self.sha256 = sha256_of(Path(spec.location))

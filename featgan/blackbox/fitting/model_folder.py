@@ -11,7 +11,7 @@ from torch import nn
 from featgan import __version__
 from featgan.blackbox.adapters.torch_module import ModuleAdapter
 from featgan.blackbox.fitting.network import Architecture, build_network
-from featgan.blackbox.preprocessing import Preprocessing
+from featgan.blackbox.preprocessing import KIND_DEFAULTS, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec
 from featgan.blackbox.weights import load_state_dict, read_weights
 from featgan.config.choices import FittedTask
@@ -98,5 +98,5 @@ def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[Mo
     description = metadata.architecture.model_dump_json()
     network = network.to(device).to(memory_format=torch.channels_last)  # 1.5 times as fast on CPUs
     return ModuleAdapter(
-        spec, network, metadata.preprocessing, description, layer="hidden", source=METADATA_FILE
+        spec, network, metadata.preprocessing, description, layer="hidden", source=KIND_DEFAULTS["fitted"].source
     ), metadata

@@ -284,6 +284,16 @@ class FeatureWriter:
                 "check the classifier or choose another layer"
             )
 
+    def read_outputs(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Return the outputs [n, O] for rows of a split whose shards are all written."""
+        arrays = open_split_arrays(self.path, self.shards.get_split(split), "outputs", self.provenance.output_dim)
+        return arrays.gather_rows(rows, False)
+
+    def set_output_names(self, class_names: tuple[str, ...], spec: str) -> None:
+        """Replace the names of the outputs, and the SPEC that contains them."""
+        identity = self.provenance.blackbox.model_copy(update={"spec": spec})
+        self.provenance = self.provenance.model_copy(update={"class_names": class_names, "blackbox": identity})
+
     def commit(self) -> FeatureCache:
         """Fit the feature space, write the manifest and return the complete cache; all shards must already exist."""
         assert not self.list_pending(), "commit before every shard is written"
