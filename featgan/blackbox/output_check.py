@@ -39,32 +39,38 @@ class LabeledOutputs:
     labels: Integers
 
 
-def read_labeled_outputs(shards: ShardSet, read_outputs: ReadOutputs) -> LabeledOutputs | None:
+def read_labeled_outputs(
+    shards: ShardSet, read_outputs: ReadOutputs, max_images: int = MAX_COMPARED_IMAGES
+) -> LabeledOutputs | None:
     """Return the outputs for labeled images, of the validation split if it has enough; None with too few labels."""
     for name in sorted(shards.split_names, key=lambda name: name != "validation"):
         split = shards.get_split(name)
-        rows = select_rows((split.expression >= 0) & (split.expression < len(shards.classes)))
+        rows = select_rows((split.expression >= 0) & (split.expression < len(shards.classes)), max_images)
         if len(rows) >= MIN_COMPARED_IMAGES:
             outputs = np.asarray(read_outputs(name, rows), np.float64)
             return LabeledOutputs(name, outputs, split.expression[rows].astype(np.int64))
     return None
 
 
-def select_rows(is_known: np.ndarray) -> np.ndarray:
-    """Return up to MAX_COMPARED_IMAGES evenly spaced rows of those that are known."""
+def select_rows(is_known: np.ndarray, max_images: int = MAX_COMPARED_IMAGES) -> np.ndarray:
+    """Return up to `max_images` evenly spaced rows of those that are known."""
     rows = np.flatnonzero(is_known)
-    count = min(len(rows), MAX_COMPARED_IMAGES)
+    count = min(len(rows), max_images)
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))] if count else rows
 
 
 def name_outputs_by_labels(
-    location: str, shards: ShardSet, output_dim: int, read_outputs: ReadOutputs
+    location: str,
+    shards: ShardSet,
+    output_dim: int,
+    read_outputs: ReadOutputs,
+    max_images: int = MAX_COMPARED_IMAGES,
 ) -> tuple[str, ...]:
     """Return the classes of the shards if the outputs are these classes in the same order, as the labels show, else ().
 
     Logs what was decided. `location` names the classifier.
     """
-    labeled = read_labeled_outputs(shards, read_outputs)
+    labeled = read_labeled_outputs(shards, read_outputs, max_images)
     if labeled is None:
         problem = "the shards have too few labels to name them"
     elif output_dim != len(shards.classes):

@@ -33,7 +33,11 @@ from featgan.evaluation.evaluator import (
     edit_to_same_target,
 )
 from featgan.evaluation.feature_evaluator import FeatureEvaluator, measure_feature_agreement
-from featgan.evaluation.label_evaluator import LabelEvaluator, assign_evaluation_classifiers
+from featgan.evaluation.label_evaluator import (
+    LabelEvaluator,
+    assign_evaluation_classifiers,
+    exclude_untrained_classes,
+)
 from featgan.evaluation.optional_models import OptionalModels, describe_weights, load_optional_models
 from featgan.evaluation.results import EvaluationResults
 from featgan.evaluation.second_classifier import (
@@ -268,7 +272,7 @@ def evaluate_label_model(
     for other_shards in all_shards[1:]:
         other_shards.verify()
     conditions = [
-        build_condition(dataset, shard_set, "validation")
+        exclude_untrained_classes(build_condition(dataset, shard_set, "validation"), shard_set)
         for dataset, shard_set in zip(datasets, all_shards, strict=True)
     ]
     layout = ConditionLayout(tuple(condition.dim for condition in conditions))

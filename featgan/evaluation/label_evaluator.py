@@ -1,19 +1,21 @@
 """The evaluator of label-conditioned models: an evaluation classifier, trained on the same labels, predicts them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.blackbox.class_names import match_names
 from featgan.blackbox.loading import BlackBox
 from featgan.data.conditions import Condition, ConditionLayout
-from featgan.data.shards.shard_set import Split
+from featgan.data.shards.shard_set import ShardSet, Split
 from featgan.errors import UserError
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EvaluationPairs
 from featgan.inference.editor import ImageEditor, predict
+from featgan.inference.training_data import report_untrained_classes, untrained_classes
 from featgan.metrics import decisions
 from featgan.metrics.bootstrap import Booleans, Floats, to_float64
 from featgan.metrics.predictions import Predictions, standardize_by_real
@@ -80,7 +82,8 @@ class LabelEvaluator:
         assert self.classifier is not None
         predictions = predict(self.classifier, images)
         assert predictions.outputs is not None
-        columns = [list(self.classifier.class_names).index(name) for name in self.condition.names]
+        column_of_name = match_names(self.condition.names, self.classifier.class_names)
+        columns = [column_of_name[index] for index in range(len(self.condition.names))]
         return Predictions(predictions.features, predictions.outputs[:, columns])
 
     def real_images(self) -> dict[str, Tensor]:
@@ -140,9 +143,26 @@ def assign_evaluation_classifiers(
 
 
 def classifier_fits(classifier: BlackBox, condition: Condition) -> bool:
-    """Return whether a classifier predicts the labels of a condition: the same classes, or at least its attributes."""
+    """Return whether a classifier predicts the labels of a condition: it has an output for each of their names.
+
+    The outputs can have another order, further names, and synonyms such as happiness for happy.
+    """
     if classifier.task != condition.config.kind:
         return False
-    if condition.config.kind == "attributes":
-        return set(condition.names) <= set(classifier.class_names)
-    return tuple(classifier.class_names) == tuple(condition.names)
+    return len(match_names(condition.names, classifier.class_names)) == len(condition.names)
+
+
+def exclude_untrained_classes(condition: Condition, shards: ShardSet) -> Condition:
+    """Return the condition without the validation images whose class has no training images, and log the classes.
+
+    The model has never seen such a target.
+    """
+    if condition.config.kind != "expression":
+        return condition
+    untrained = untrained_classes(shards)
+    labels = shards.get_split("validation").expression
+    is_trained = ~np.isin(labels, [shards.classes.index(name) for name in untrained])
+    rows = condition.rows[is_trained[condition.rows]]
+    if len(rows) < len(condition.rows):
+        report_untrained_classes(shards.path, untrained)
+    return replace(condition, rows=rows)

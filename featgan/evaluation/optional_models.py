@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.blackbox.output_check import name_outputs_by_labels
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.manifest import MANIFEST_FILE
@@ -23,6 +24,9 @@ from featgan.system.progress import track_progress
 
 BATCH_SIZE = 64
 
+MAX_NAMING_IMAGES = 1000
+"""Number of labeled images that show which classes the outputs of a second classifier are, if they have no names."""
+
 
 class SecondClassifier:
     """A classifier that was not used in training. A feature cache, if present, replaces it for real images."""
@@ -31,6 +35,21 @@ class SecondClassifier:
         self.classifier = classifier
         self.shards = shards
         self.cache = find_feature_cache(shards, classifier)
+        self.class_names = classifier.class_names
+        if classifier.task == "expression" and not self.class_names:
+            self.class_names = name_outputs_by_labels(
+                f"--second-classifier {classifier.spec}",
+                shards,
+                classifier.output_dim,
+                self.read_outputs,
+                MAX_NAMING_IMAGES,
+            )
+
+    def read_outputs(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Return the outputs [n, O] for real images."""
+        outputs = self.predict_real(split, rows).outputs
+        assert outputs is not None
+        return outputs
 
     def predict_real(self, split: str, rows: np.ndarray) -> Predictions:
         """Return the predictions for real images [N]."""

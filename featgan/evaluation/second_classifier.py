@@ -1,7 +1,9 @@
 """Metrics of a second classifier that was not used in training: does it respond to the edits, too?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from featgan.blackbox.class_names import translate_names
 from featgan.config.metric_specs import SECOND_CLASSIFIER_PREFIX
 from featgan.evaluation.edit_metrics import diversity_by_column
 from featgan.evaluation.evaluator import EditResults, MetricsByColumn, MetricTable, SameTargetEdits, prefix_names
@@ -32,9 +34,12 @@ class SecondPredictions:
     def task(self) -> str:
         return self.classifier.classifier.task
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(self.classifier.classifier.class_names)
+    def names_like(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of its outputs; those that match one of `names`, also as a synonym, are that name.
+
+        Empty if its outputs have no names.
+        """
+        return translate_names(self.classifier.class_names, names)
 
     def standardize(self, predictions: Predictions) -> Floats:
         """Return features in standard deviations of the sources' features."""
@@ -80,6 +85,7 @@ def second_classifier_decisions(
     Empty if the outputs of the two classifiers cannot be compared.
     """
     kind, names, target = evaluator.task, evaluator.class_names, evaluator.target_predictions
+    second_names = second.names_like(names)
     first_edited, second_edited = edits.predictions.get(column, target), second.by_column[column]
     first_source_outputs, first_edited_outputs = evaluator.source_predictions.outputs, first_edited.outputs
     second_source_outputs, second_edited_outputs = second.source.outputs, second_edited.outputs
@@ -92,11 +98,13 @@ def second_classifier_decisions(
     ):
         return {}
     if kind == second.task == "expression":
+        if not names or not second_names:
+            return {}
         assert evaluator.target_differs is not None
         before_after = BeforeAfter(first_source_outputs, first_edited_outputs, names)
-        second_before_after = BeforeAfter(second_source_outputs, second_edited_outputs, second.class_names)
+        second_before_after = BeforeAfter(second_source_outputs, second_edited_outputs, second_names)
         return classifier_agreement_metrics(before_after, second_before_after, target.outputs, evaluator.target_differs)
-    if kind == second.task and tuple(names) == second.class_names:
+    if kind == second.task and tuple(names) == second_names:
         table = decision_metrics(kind, second.source, target, second_edited, names)
         return prefix_names({column: table}, SECOND_CLASSIFIER_PREFIX)[column]
     return {}
@@ -141,12 +149,15 @@ def second_classifier_agrees(evaluator: FeatureEvaluator, second: SecondPredicti
     Empty if one of the classifiers does not predict classes.
     """
     target_differs, target_outputs = evaluator.target_differs, evaluator.target_predictions.outputs
+    second_names = second.names_like(evaluator.class_names)
     if not evaluator.task == second.task == "expression" or target_differs is None:
+        return {}
+    if not evaluator.class_names or not second_names:
         return {}
     assert target_outputs is not None
     return {
         column: second_classifier_correct(
-            BeforeAfter(predictions.outputs, predictions.outputs, second.class_names),
+            BeforeAfter(predictions.outputs, predictions.outputs, second_names),
             evaluator.class_names,
             target_outputs,
             target_differs,

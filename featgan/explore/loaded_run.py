@@ -27,6 +27,8 @@ from featgan.inference.training_data import (
     rows_with_condition,
     source_conditions,
     training_class_means,
+    untrained_classes,
+    untrained_outputs,
 )
 from featgan.metrics.faithfulness import target_progress_and_drift
 from featgan.metrics.predictions import Predictions, standardize_features
@@ -107,7 +109,9 @@ class LoadedRun:
     @cached_property
     def label_spaces(self) -> tuple[LabelSpace, ...]:
         """The label space of each data set; empty for a feature-conditioned run."""
-        return () if self.is_feature_conditioned else load_label_spaces(self.path, self.model)
+        return (
+            () if self.is_feature_conditioned else load_label_spaces(self.path, self.model, self.training_data.shards)
+        )
 
     @cached_property
     def class_means(self) -> Tensor | None:
@@ -117,6 +121,15 @@ class LoadedRun:
             if self.is_feature_conditioned
             else None
         )
+
+    @cached_property
+    def untrained_names(self) -> dict[str, tuple[str, ...]]:
+        """Classes and outputs without training images, by kind of direction; no edit leads toward them."""
+        shards = self.training_data.shards
+        return {
+            "class": untrained_classes(shards) if shards is not None else (),
+            "head": untrained_outputs(self.training_data),
+        }
 
     @cached_property
     def head_weight(self) -> Tensor | None:
@@ -230,6 +243,10 @@ class LoadedRun:
         if directions is None or class_step.index >= len(directions):
             owner = "class" if class_step.kind == "class" else "output"
             raise UserError(f"{self.name}: no direction for {owner} {class_step.index + 1}")
+        names = self.model.metadata.class_names if class_step.kind == "class" else self.output_spec.names
+        if class_step.index < len(names) and names[class_step.index] in self.untrained_names[class_step.kind]:
+            name = names[class_step.index]
+            raise UserError(f"{self.name}: no edits toward {name}, because no training image has this class")
         if class_step.kind == "class":
             return shift_toward_class_means(values, directions, class_step.amount)[:, class_step.index]
         return shift_along_head_weights(

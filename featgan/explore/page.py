@@ -74,6 +74,7 @@ class ClassDirections:
     amount_label: str  # with the unit
     max_amount: float
     initial_amount: float
+    untrained: tuple[str, ...] = ()  # names without training images
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,17 @@ def build_class_directions(run: LoadedRun) -> list[ClassDirections]:
         note = "Adds a multiple of the difference between the class's mean features and the mean over all classes."
         class_names = run.model.metadata.class_names[:MAX_CLASSES]
         class_directions.append(
-            ClassDirections("class", "Toward the mean of a class", note, class_names, "Factor", 3, 1)
+            ClassDirections(
+                "class", "Toward the mean of a class", note, class_names, "Factor", 3, 1, run.untrained_names["class"]
+            )
         )
     if run.head_weight is not None:
         note = "Moves the features along the weights of the classifier's last layer, in standard deviations."
         names = run.output_spec.names[: min(MAX_CLASSES, len(run.head_weight))]
         class_directions.append(
-            ClassDirections("head", "Along the weights of an output", note, names, "Amount (SD)", 5, 2)
+            ClassDirections(
+                "head", "Along the weights of an output", note, names, "Amount (SD)", 5, 2, run.untrained_names["head"]
+            )
         )
     return class_directions
 

@@ -1,12 +1,15 @@
 """Reopen the data and the classifier that a run was trained on, as far as they still exist."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.blackbox.class_names import match_names
 from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, check_stored_spec
 from featgan.data.conditions import ConditionLayout
@@ -73,8 +76,51 @@ def rows_with_condition(model: EditingModel, shards: ShardSet, split: Split) -> 
 
 
 def predicts_label_classes(cache: FeatureCache, shards: ShardSet) -> bool:
-    """Whether the classifier's outputs are the classes of the shards' labels."""
-    return cache.task == "expression" and output_names(cache) == tuple(shards.classes)
+    """Whether the classifier predicts at least two classes of the shards' labels, by name and synonym."""
+    return int((match_label_classes(cache, shards) >= 0).sum()) >= 2
+
+
+def match_label_classes(cache: FeatureCache, shards: ShardSet) -> np.ndarray:
+    """Return the class of the labels that each output predicts [O], by name and synonym; -1 if there is none."""
+    class_of_output = np.full(cache.output_dim, -1, np.int64)
+    if cache.task == "expression":
+        matches = match_names(output_names(cache), shards.classes)
+        class_of_output[list(matches)] = list(matches.values())
+    return class_of_output
+
+
+def untrained_classes(shards: ShardSet) -> tuple[str, ...]:
+    """Return the classes of the shards without training images; empty if no training image has a class."""
+    labels = shards.get_split("train").expression
+    present = np.unique(labels[labels >= 0])
+    return tuple(name for label, name in enumerate(shards.classes) if label not in present) if len(present) else ()
+
+
+def find_untrained_in(shards_path: Path) -> tuple[str, ...]:
+    """Return the classes without training images of a second data set; empty if its shards cannot be opened."""
+    try:
+        return untrained_classes(ShardSet.open(shards_path))
+    except UserError as error:
+        logger.warning(f"{error}; edits toward classes without training images are not excluded")
+        return ()
+
+
+def untrained_outputs(training_data: TrainingData) -> tuple[str, ...]:
+    """Return the classes of the classifier that no training image has, neither as its prediction nor as its label."""
+    cache, shards = training_data.cache, training_data.shards
+    if cache is None or shards is None or cache.task != "expression":
+        return ()
+    split = shards.get_split("train")
+    predicted = np.asarray(cache.outputs("train", np.arange(len(split)))).argmax(1)
+    is_present = np.isin(np.arange(cache.output_dim), predicted)
+    is_present |= np.isin(match_label_classes(cache, shards), split.expression[split.expression >= 0])
+    return tuple(name for name, present in zip(output_names(cache), is_present, strict=True) if not present)
+
+
+def report_untrained_classes(location: object, names: Sequence[str]) -> None:
+    """Log why classes have no edits."""
+    if names:
+        logger.warning(f"{location}: no edits toward {', '.join(names)}: no training image has this class")
 
 
 def correctly_classified_rows(training_data: TrainingData, split: Split) -> np.ndarray:
@@ -86,7 +132,8 @@ def correctly_classified_rows(training_data: TrainingData, split: Split) -> np.n
     if cache is None or shards is None or not predicts_label_classes(cache, shards):
         return np.zeros(0, np.int64)
     rows = np.flatnonzero(split.expression >= 0)
-    return rows[cache.outputs(split.name, rows).argmax(1) == split.expression[rows]]
+    predicted = match_label_classes(cache, shards)[cache.outputs(split.name, rows).argmax(1)]
+    return rows[predicted == split.expression[rows]]
 
 
 def attribute_columns(model: EditingModel, shards: ShardSet) -> list[int]:

@@ -24,15 +24,20 @@ from featgan.inference.training_data import (
     correctly_classified_rows,
     encode_values,
     evenly_spaced_rows,
+    find_untrained_in,
     label_layout,
+    match_label_classes,
     mean_features_by_prediction,
     open_blackbox,
     open_training_data,
     output_names,
     predicts_label_classes,
+    report_untrained_classes,
     rows_with_condition,
     source_conditions,
     training_class_means,
+    untrained_classes,
+    untrained_outputs,
 )
 from featgan.metrics.bootstrap import to_float64
 from featgan.report.analysis.component_facts import ComponentFacts
@@ -263,6 +268,8 @@ def build_sweep_inputs(inputs: RenderInputs, sources: SourceImages) -> SweepInpu
     )
     label_means = training_class_means(training_data, len(model.metadata.class_names))
     means_by_label = {} if label_means is None else dict(zip(model.metadata.class_names, label_means, strict=True))
+    untrained = find_untrained_names(model, training_data, bool(means_by_prediction))
+    report_untrained_classes(inputs.options.run, untrained)
     return SweepInputs(
         kind=model.metadata.condition_kind,
         values=sources.values,
@@ -271,6 +278,7 @@ def build_sweep_inputs(inputs: RenderInputs, sources: SourceImages) -> SweepInpu
         space=model.space,
         num_components=inputs.options.num_components,
         class_names=model.metadata.class_names,
+        untrained=frozenset(untrained),
         class_means=means_by_prediction or means_by_label,
         source_classes=predict_source_classes(inputs, sources) if means_by_prediction else (),
         head_weight=inputs.head_weight,
@@ -279,6 +287,16 @@ def build_sweep_inputs(inputs: RenderInputs, sources: SourceImages) -> SweepInpu
         attribute_names=model.metadata.attribute_names,
         component_names=inputs.names,
     )
+
+
+def find_untrained_names(model: EditingModel, training_data: TrainingData, uses_predictions: bool) -> tuple[str, ...]:
+    """Return the classes and outputs that get no edits, because no training image has them."""
+    if training_data.shards is None:
+        return ()
+    outputs = untrained_outputs(training_data)
+    if model.metadata.condition_kind not in ("features", "expression") or uses_predictions:
+        return outputs
+    return tuple(dict.fromkeys([*untrained_classes(training_data.shards), *outputs]))
 
 
 def predict_source_classes(inputs: RenderInputs, sources: SourceImages) -> tuple[str, ...]:
@@ -306,6 +324,9 @@ def build_second_dataset_sweeps(options: RenderOptions, model: EditingModel, sou
         images=sources.images,
         encode=lambda target, source: layout.embed(target, 1),
         class_names=model.metadata.names[layout.dims[0] :],
+        untrained=frozenset(
+            find_untrained_in(second_dataset.shards) if second_dataset.condition.kind == "expression" else ()
+        ),
     )
     return build_sweeps(sweep_inputs, prefix="second-")
 
@@ -352,10 +373,12 @@ def compute_class_recalls(
     rows = evenly_spaced_rows(np.flatnonzero(labels >= 0), MAX_STATISTICS_IMAGES)
     if not predicts_label_classes(cache, shards) or not len(rows):
         return {}
-    labels, predicted = labels[rows], cache.outputs("validation", rows).argmax(1)
+    class_of_output = match_label_classes(cache, shards)
+    labels, predicted = labels[rows], class_of_output[cache.outputs("validation", rows).argmax(1)]
     return {
-        output_spec.names[label]: (float((predicted[labels == label] == label).mean()), int((labels == label).sum()))
-        for label in np.unique(labels).tolist()
+        output_spec.names[output]: (float((predicted[labels == label] == label).mean()), int((labels == label).sum()))
+        for output, label in enumerate(class_of_output.tolist())
+        if label >= 0 and (labels == label).any()
     }
 
 

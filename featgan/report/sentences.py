@@ -177,6 +177,7 @@ SWEEP_SUMMARIES = {
 """Kind of edits toward each class => how the edits are made, in one sentence."""
 
 SWEEP_NOTES = {
+    "untrained": "There are no edits toward {classes}, because no training image has this class.",
     "quantiles": "The component takes quantiles of its training values. All other components stay as in the source.",
     "projections": "The first components of the source are kept; the others are set to their training mean.",
     "interpolation": "The features move on a straight line from the source to the next source image.",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featgan.blackbox import loading
+from featgan.blackbox import extraction, loading
 from featgan.config.trusted_callables import ALL_CALLABLES
 
 SIZE = 16
@@ -19,6 +19,7 @@ FEATURES, OUTPUTS = 6, 8
 
 load_blackbox = partial(loading.load_blackbox, trusted=ALL_CALLABLES)
 list_layers = partial(loading.list_layers, trusted=ALL_CALLABLES)
+extract_features = partial(extraction.extract_features, trusted=ALL_CALLABLES)
 
 
 class SmallNetwork(nn.Module):

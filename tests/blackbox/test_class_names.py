@@ -19,10 +19,9 @@ from featgan.blackbox.class_names import (
     parse_class_names,
     translate_names,
 )
-from featgan.blackbox.extraction import extract_features
-from featgan.blackbox.loading import load_blackbox
 from featgan.data.packing.pack import pack_shards
 from featgan.errors import UserError
+from tests.blackbox.small_network import extract_features, load_blackbox
 
 COLORS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 """Classes of the shards in this order, and the colors of their images."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.transforms.functional import pil_to_tensor
 
-from featgan.blackbox.loading import ADAPTER_OPENERS, list_layers, load_blackbox
+from featgan.blackbox.loading import ADAPTER_OPENERS
 from featgan.blackbox.preprocessing import IMAGENET, KIND_DEFAULTS, Preprocessing, build_defaults_table
 from featgan.blackbox.torchvision_models import torchvision_preprocessing
 from featgan.system.images import to_float
-from tests.blackbox.small_network import SmallNetwork, register_callable_spec, save_onnx
+from tests.blackbox.small_network import SmallNetwork, list_layers, load_blackbox, register_callable_spec, save_onnx
 
 NETWORKS = ["resnet18", "inception_v3", "googlenet", "efficientnet_v2_s", "efficientnet_b0", "swin_v2_t", "vit_b_32"]
 

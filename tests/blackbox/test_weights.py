@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from featgan.blackbox.fitting.fit import load_backbone_weights
 from featgan.blackbox.fitting.network import Architecture, build_network
-from featgan.blackbox.loading import load_blackbox
 from featgan.blackbox.weights import read_checkpoint
 from featgan.errors import UserError
+from tests.blackbox.small_network import load_blackbox
 
 NUM_CLASSES = 5
 SIZE = 64

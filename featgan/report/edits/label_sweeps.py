@@ -4,7 +4,14 @@ import torch
 
 from featgan.errors import UserError
 from featgan.features import directions
-from featgan.report.edits.sweeps import MAX_CLASSES, Sweep, SweepInputs, categorical_sweep, encode_targets
+from featgan.report.edits.sweeps import (
+    MAX_CLASSES,
+    Sweep,
+    SweepInputs,
+    add_untrained_note,
+    categorical_sweep,
+    encode_targets,
+)
 from featgan.report.sentences import SWEEP_NOTES
 
 AXIS_NAMES = ("valence", "arousal")
@@ -12,11 +19,12 @@ VALENCE_AROUSAL_LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 def expression_sweeps(inputs: SweepInputs) -> list[Sweep]:
-    """Edit every source toward every class."""
-    names = inputs.class_names[:MAX_CLASSES]
-    targets = torch.eye(len(inputs.class_names))[: len(names)].expand(len(inputs.images), -1, -1)
+    """Edit every source toward every class with training images."""
+    names = tuple(name for name in inputs.class_names if name not in inputs.untrained)[:MAX_CLASSES]
+    rows = [inputs.class_names.index(name) for name in names]
+    targets = torch.eye(len(inputs.class_names))[rows].expand(len(inputs.images), -1, -1)
     sweep_info = ("expressions", "expression", "Expressions", SWEEP_NOTES["expression"])
-    return [categorical_sweep(inputs, sweep_info, names, targets)]
+    return [add_untrained_note(inputs, categorical_sweep(inputs, sweep_info, names, targets), inputs.class_names)]
 
 
 def valence_arousal_sweeps(inputs: SweepInputs) -> list[Sweep]:

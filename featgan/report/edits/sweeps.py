@@ -50,6 +50,7 @@ class SweepInputs:
     output_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     component_names: Mapping[int, str] = field(default_factory=dict)  # given by the user, by index
+    untrained: frozenset[str] = frozenset()  # classes and outputs without training images, which get no edits
 
     def has_logits_for(self, names: Sequence[str]) -> bool:
         """Whether the linear head computes a logit for each of these classes."""
@@ -207,7 +208,7 @@ def class_sweeps(inputs: SweepInputs) -> list[Sweep]:
     """Shift each source by the difference between the mean features of every class and of its predicted class."""
     if not inputs.class_means:
         return []
-    names = tuple(inputs.class_means)[:MAX_CLASSES]
+    names = tuple(name for name in inputs.class_means if name not in inputs.untrained)[:MAX_CLASSES]
     means = torch.stack([inputs.class_means[name] for name in names])
     class_indices = [names.index(name) if name in names else -1 for name in inputs.source_classes]
     source_indices = torch.tensor(class_indices) if class_indices else None
@@ -219,6 +220,7 @@ def class_sweeps(inputs: SweepInputs) -> list[Sweep]:
     note = " ".join(SWEEP_NOTES[name] for name in ((kind, "class_factor") if amounts[1:] else (kind,)))
     sweep_info = ("class-means", "class", "Edits by class means", fill_amounts(note, amounts))
     sweep = categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))
+    sweep = add_untrained_note(inputs, sweep, tuple(inputs.class_means))
     return [replace(sweep, summary=fill_amounts(SWEEP_SUMMARIES[kind], CLASS_AMOUNTS))]
 
 
@@ -230,14 +232,26 @@ def head_sweeps(inputs: SweepInputs) -> list[Sweep]:
     """
     if inputs.head_weight is None:
         return []
-    names = inputs.output_names[:MAX_CLASSES]
-    space, features, weight = inputs.feature_space, inputs.features, inputs.head_weight[: len(names)]
+    names = tuple(name for name in inputs.output_names if name not in inputs.untrained)[:MAX_CLASSES]
+    if not names:
+        return []
+    rows = [inputs.output_names.index(name) for name in names]
+    space, features, weight = inputs.feature_space, inputs.features, inputs.head_weight[rows]
     amounts = HEAD_AMOUNTS if inputs.has_logits_for(names) else HEAD_AMOUNTS[:1]
     note = fill_amounts(SWEEP_NOTES["head_confident" if amounts[1:] else "head_fixed"], amounts)
     shifts = torch.stack([directions.shift_along_head_weights(space, features, weight, amount) for amount in amounts])
     sweep_info = ("head-weights", "head", "Edits by last-layer weights", note)
     sweep = categorical_sweep(inputs, sweep_info, names, choose_shift(inputs, names, shifts))
-    return [replace(sweep, summary=SWEEP_SUMMARIES["head"])]
+    return [replace(add_untrained_note(inputs, sweep, inputs.output_names), summary=SWEEP_SUMMARIES["head"])]
+
+
+def add_untrained_note(inputs: SweepInputs, sweep: Sweep, names: Sequence[str]) -> Sweep:
+    """Add to the note which of these classes have no edits, because no training image shows them."""
+    missing = [name for name in names if name in inputs.untrained]
+    if not missing:
+        return sweep
+    sentence = SWEEP_NOTES["untrained"].format(classes=", ".join(missing))
+    return replace(sweep, note=f"{sweep.note} {sentence}")
 
 
 def fill_amounts(text: str, amounts: Sequence[float]) -> str:
