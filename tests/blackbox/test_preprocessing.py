@@ -44,7 +44,7 @@ def test_input_is_that_of_torchvisions_pipeline(name: str) -> None:
     transforms = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
     image = smooth_image(300)
     expected = transforms(image)[None]
-    if name in ("inception_v3", "googlenet"):  # these networks scale their input once more, with these weights
+    if name in ("inception_v3", "googlenet"):  # these networks scale their input again with these weights
         expected = transform_input(expected)
     options = {"resize_size": transforms.resize_size[0]}
     preprocessing = torchvision_preprocessing(name)[0].with_options(options, name)
