@@ -1,6 +1,5 @@
 """Which Python code the jobs and the watch may import as classifiers: what their own user named earlier."""
 
-import json
 import os
 from pathlib import Path
 
@@ -18,6 +17,9 @@ from featgan.run.approved_callables import approved_callables
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.evaluation_schedule import STORED_CLASSIFIERS, list_specs, with_default_classifiers
 from featgan.run.paths import checkpoint_steps, step_folder
+from featgan.system.files import read_regular_file
+from featgan.system.json_files import parse_json
+from featgan.system.limits import MAX_JSON_BYTES
 
 MAX_MODEL_BYTES = 16 << 20
 
@@ -79,8 +81,8 @@ def check_model_callable(run: Path, step: int | None, trusted: TrustedCallables)
 def check_json_callable(path: Path, trusted: TrustedCallables) -> None:
     """Raise UntrustedCallableError if a JSON file names untrusted code as its `blackbox`; ignores a damaged file."""
     try:
-        spec = json.loads(path.read_bytes())["blackbox"]["spec"] if path.stat().st_size <= MAX_MODEL_BYTES else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        spec = parse_json(read_regular_file(path, MAX_JSON_BYTES))["blackbox"]["spec"]
+    except (OSError, ValueError, KeyError, TypeError):
         return
     if isinstance(spec, str):
         check_stored_spec(spec, trusted, str(path), "--blackbox")

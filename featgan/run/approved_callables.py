@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from featgan.system.json_files import parse_line
+
 logger = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 4 << 20
@@ -54,10 +56,7 @@ def approved_callables(folder: Path) -> frozenset[str]:
 
 def parse_record(line: str, location: str) -> list[str]:
     """Return the callables of one line of the record if it is about this folder; a damaged line has none."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(entry, dict) or entry.get("folder") != location or not isinstance(entry.get("callables"), list):
+    entry = parse_line(line.encode())
+    if entry is None or entry.get("folder") != location or not isinstance(entry.get("callables"), list):
         return []
     return [name for name in entry["callables"] if isinstance(name, str)]

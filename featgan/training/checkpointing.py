@@ -5,15 +5,17 @@ Restoring a checkpoint checks that it belongs to the data of the run.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from featgan import __version__
 from featgan.errors import UserError
-from featgan.run.checkpoint import read_json, read_space, read_tensors, save_checkpoint
+from featgan.run.checkpoint import CORRUPTED_REMEDY, read_json, read_space, read_tensors, save_checkpoint
 from featgan.run.evaluation_schedule import protected_steps, warn_dropped_checkpoints
 from featgan.run.model_metadata import ModelMetadata
+from featgan.system.limits import MAX_COUNT
 from featgan.training.state import TrainState
 
 
@@ -92,8 +94,8 @@ def restore_train_state(state: TrainState, folder: Path | None, reset_optimizer:
     """
     if folder is None:
         return 0
-    saved_state = read_json(folder / "state.json")
-    check_provenance(state, folder, saved_state["fingerprints"])
+    saved_step, saved_fingerprints = read_saved_state(folder / "state.json")
+    check_provenance(state, folder, saved_fingerprints)
     generator_file = "generator" if state.ema.half_life else "generator_ema"
     load_weights(state.generator.module, folder / f"{generator_file}.safetensors")
     load_weights(state.discriminator.module, folder / "discriminator.safetensors")
@@ -103,7 +105,17 @@ def restore_train_state(state: TrainState, folder: Path | None, reset_optimizer:
         network.load_optimizer_state(
             None if reset_optimizer else read_tensors(folder / f"optimizer-{name}.safetensors")
         )
-    return int(saved_state["step"])
+    return saved_step
+
+
+def read_saved_state(path: Path) -> tuple[int, dict[str, str]]:
+    """Return the step and the fingerprints of the data in state.json. Raises UserError if it is damaged."""
+    content: Any = read_json(path)
+    saved_step = content.get("step") if isinstance(content, dict) else None
+    fingerprints = content.get("fingerprints") if isinstance(content, dict) else None
+    if type(saved_step) is not int or not 0 <= saved_step <= MAX_COUNT or not isinstance(fingerprints, dict):
+        raise UserError(f"{path}: damaged (no step or fingerprints); {CORRUPTED_REMEDY}")
+    return saved_step, fingerprints
 
 
 def check_provenance(state: TrainState, folder: Path, saved_fingerprints: Mapping[str, str]) -> None:

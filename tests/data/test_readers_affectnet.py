@@ -273,7 +273,7 @@ def huge_npy_header() -> bytes:
         (npy_bytes("3")[:-3], "3_exp.npy: not an npy file"),
         (b"", "3_exp.npy: not an npy file"),
         (pickle.dumps(MaliciousPickle()), "3_exp.npy: not an npy file"),
-        (b"\x93NUMPY" + b"0" * 70_000, "3_exp.npy: larger than"),
+        (b"\x93NUMPY" + b"0" * 70_000, "3_exp.npy: has .* bytes; at most"),
     ],
 )
 def test_invalid_npy_files_are_errors(content: bytes, message: str, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_json_keys_are_read_in_any_spelling_and_position(tmp_path: Path) -> None
         (json.dumps({"Soft-Label": [1]}), "1.json: no key Human-Label; the keys are Soft-Label"),
         ("{", "1.json: not valid JSON"),
         ("[]", "1.json: not a JSON object"),
-        ("[" * 100_000, "1.json: not valid JSON"),
+        ("[" * 100_000, "1.json: more than 64 nested levels"),
         (json.dumps({"Human-Label": 12}), "1.json, Human-Label: expression '12'"),
         (json.dumps({"Human-Label": {"a": 1}}), "1.json: Human-Label is .* must be one number or name"),
         (json.dumps({"Human-Label": 1, "Metadata": {"Valence": 3}}), "1.json: valence 3 is not between -1 and 1"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from featgan.config.loading import parse_config
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.readers.affectnet_annotations import read_plus_labels
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.inference.model import load_model
@@ -21,6 +22,7 @@ from featgan.networks.parameter_count import check_parameter_count
 from featgan.run.checkpoint import save_checkpoint
 from featgan.run.paths import step_folder
 from featgan.system.memory import choose_batch_size
+from featgan.training.checkpointing import read_saved_state
 from featgan.training.dry_run import describe_plan
 from featgan.training.train import train
 from tests.conftest import World
@@ -205,3 +207,20 @@ def test_parameter_count_does_not_change_random_numbers() -> None:
 def test_batch_sizes_of_usual_images_are_not_reduced() -> None:
     assert [choose_batch_size(size, 64) for size in (16, 112, 224, 299, 512, 1024)] == [64, 64, 64, 64, 64, 16]
     assert choose_batch_size(10**6, 64) == 1 and choose_batch_size(0, 8) == 8
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"step": "2", "fingerprints": {}}', '{"step": 2, "fingerprints": 3}', "[" * 100_000]
+)
+def test_damaged_state_of_a_checkpoint_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match="state.json: .*use another step") as error:
+        read_saved_state(tmp_path / "state.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ['{"Human-Label": ' + "1" * 5000 + "}", "[" * 100_000, '"\\ud800"'])
+def test_annotation_beyond_the_limits_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "0.json").write_text(content)
+    with pytest.raises(UserError, match="0.json: .*copy it again"):
+        read_plus_labels(tmp_path / "0.json")

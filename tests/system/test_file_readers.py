@@ -1,5 +1,6 @@
 """Readers of JSON, YAML and arrays: limits hold before memory is allocated, and pipes and devices never block."""
 
+import ast
 import io
 import json
 import logging
@@ -276,3 +277,32 @@ def test_side_files_are_reported_again_after_a_change(tmp_path: Path, caplog: py
         with caplog.at_level(logging.WARNING):
             read_side_file(path)
     assert len(caplog.records) == 2
+
+
+PARSERS = {
+    "json.loads": "featgan.system.json_files",
+    "json.load": "featgan.system.json_files",
+    "yaml.safe_load": "featgan.system.yaml_files",
+    "np.load": "featgan.system.array_files",
+    "load_file": "featgan.system.tensor_files",
+    "safetensors.torch.load_file": "featgan.system.tensor_files",
+}
+"""Function that parses a file without limits => the module to use instead."""
+
+UNLIMITED_FILES = {
+    "featgan/bench": "reads what it has just written",
+    "featgan/system/json_files.py": "checks the limits",
+    "featgan/data/packing/existing.py": "parses a text that it has just written",
+    "launch/attempts.py": "imports only the standard library",
+}
+"""File or folder => why it may call a parser."""
+
+
+def test_files_are_parsed_with_limits() -> None:
+    root = Path(__file__).parent.parent.parent
+    for path in [path for folder in ("featgan", "launch") for path in sorted((root / folder).rglob("*.py"))]:
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(tuple(UNLIMITED_FILES)):
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            names = {ast.unparse(call) for call in calls if isinstance(call, ast.Name | ast.Attribute)}
+            assert not names & set(PARSERS), f"{name}: use {[PARSERS[parser] for parser in names & set(PARSERS)]}"

@@ -13,6 +13,7 @@ from featgan.blackbox.fitting.network import FittedNetwork
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.system.device import has_fast_bf16
 from featgan.system.images import to_float
+from featgan.system.memory import choose_batch_size
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.statistics import concordance_correlation
 
@@ -123,8 +124,10 @@ class ClassifierTrainer:
         """Return the outputs [N, O] on the CPU, in the units of the labels."""
         self.network.eval()
         outputs = []
+        image_size = self.preprocessing.image_size or dataset.image_size
+        batch_size = choose_batch_size(image_size, EVALUATION_BATCH_SIZE)
         for images, _ in dataset.iterate_batches(
-            torch.arange(len(dataset)).tensor_split(-(-len(dataset) // EVALUATION_BATCH_SIZE))
+            torch.arange(len(dataset)).tensor_split(-(-len(dataset) // batch_size))
         ):
             inputs = self.preprocessing(to_float(images.to(self.device)))
             outputs.append(self.network(inputs.contiguous(memory_format=torch.channels_last)).cpu())

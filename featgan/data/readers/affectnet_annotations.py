@@ -1,11 +1,9 @@
 """Readers of AffectNet with one annotation file per image: the 8-class release (npy) and AffectNet+ (JSON)."""
 
 import io
-import json
 import math
 import os
 from collections.abc import Mapping
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,10 @@ from featgan.data.readers.parsing import (
 from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TextTable
 from featgan.errors import UserError
+from featgan.system.files import describe_read_error, read_regular_file
 from featgan.system.image_files import IMAGE_SUFFIXES, is_system_file
+from featgan.system.json_files import JsonError, parse_json
+from featgan.system.limits import MAX_LABEL_BYTES
 from featgan.system.progress import track_progress
 
 SET_FOLDERS = {"train": "train_set", "validation": "val_set"}
@@ -32,7 +33,6 @@ SCALAR_LABELS = {"exp": "expression", "val": "valence", "aro": "arousal"}
 """Suffix of an annotation file => label."""
 
 MAX_NPY_BYTES = 64 << 10
-MAX_JSON_BYTES = 1 << 20
 NON_FACTOR_COLUMNS = ("id", "split", "expression", "valence", "arousal")
 """Columns of factors.csv that are not factors."""
 
@@ -40,13 +40,10 @@ NON_FACTOR_COLUMNS = ("id", "split", "expression", "valence", "arousal")
 def read_small_file(path: Path, max_bytes: int) -> bytes:
     """Return the content of a file. Raises UserError if it is larger than `max_bytes` or unreadable."""
     try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+        return read_regular_file(path, max_bytes)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; check the file and its permissions") from error
-    if len(content) > max_bytes:
-        raise UserError(f"{path}: larger than {max_bytes:,} bytes; give a file with the labels of one image")
-    return content
+        problem = describe_read_error(error)
+        raise UserError(f"{path}: cannot be read: {problem}; check the file and its permissions") from error
 
 
 # -- the 8-class release ----------------------------------------------------------------------------------------------
@@ -200,9 +197,9 @@ def find_plus_image(collector: RecordCollector, path: Path) -> Path:
 def read_plus_labels(path: Path) -> dict[str, Any]:
     """Return the expression, and the valence and arousal if present, of one JSON file."""
     try:
-        content = json.loads(read_small_file(path, MAX_JSON_BYTES))
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON; copy it again") from error
+        content = parse_json(read_small_file(path, MAX_LABEL_BYTES))
+    except JsonError as error:
+        raise UserError(f"{path}: {error}; copy it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object with the key Human-Label; copy the file again")
     keys = {normalize_word(name): value for name, value in content.items()}

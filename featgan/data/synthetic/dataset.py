@@ -18,6 +18,7 @@ from featgan.data.readers.affectnet_annotations import SET_FOLDERS
 from featgan.data.synthetic.drawing import draw_face, face_landmarks
 from featgan.errors import UserError
 from featgan.system.files import lock_folder, user_friendly_write_errors
+from featgan.system.json_files import read_json_object
 from featgan.system.progress import progress_bar
 from featgan.system.resources import count_workers
 from featgan.system.worker_processes import open_process_pool
@@ -182,15 +183,14 @@ def is_finished(out: Path, recipe: Mapping[str, int]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        existing_recipe = json.loads((out / RECIPE_FILE).read_text())
-    except (OSError, ValueError):
+        existing_recipe = read_json_object(out / RECIPE_FILE)
+    except (OSError, UserError):
         raise UserError(f"{out}: is in use and contains no synthetic faces; choose another folder") from None
     for name, value in recipe.items():
-        if not isinstance(existing_recipe, dict) or existing_recipe.get(name) != value:
-            existing_value = existing_recipe.get(name) if isinstance(existing_recipe, dict) else None
+        if existing_recipe.get(name) != value:
             raise UserError(
-                f"{out}: contains faces generated with {name.replace('_', ' ')} {existing_value}, not {value}; "
-                "choose another folder or remove it"
+                f"{out}: contains faces generated with {name.replace('_', ' ')} {existing_recipe.get(name)}, "
+                f"not {value}; choose another folder or remove it"
             )
     return True
 
