@@ -1,5 +1,6 @@
 """`python -m launch`: submit jobs, monitor them, and evaluate the checkpoints of all runs."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -26,10 +27,13 @@ from featgan.cli.click_helpers import (
 from featgan.config.trusted_callables import callable_names, trust_given_specs
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.os_errors import TRANSIENT_ERRORS, describe_os_error
 from featgan.system.plain_text import print_line
 from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, read_pipeline_stage, read_stage
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
 from launch.preflight import check_run, check_shards, check_training
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from featgan.config.schema import Config
@@ -342,7 +346,12 @@ def watch(
     if as_jobs:
         start_evaluation = partial(submit_evaluation, read_stage(submit, "evaluate"), trusts_all=trust_callables)
     while True:
-        poll_once(runs.absolute(), start_evaluation, max_evaluations, trust_callables)
+        try:
+            poll_once(runs.absolute(), start_evaluation, max_evaluations, trust_callables)
+        except OSError as error:  # of the folder of the runs; the next check may succeed
+            if once or error.errno not in TRANSIENT_ERRORS:
+                raise
+            logger.warning(describe_os_error(error))
         if once:
             return
         time.sleep(poll_seconds)

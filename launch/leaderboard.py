@@ -14,11 +14,11 @@ import jinja2
 from featgan.config.choices import SUITES
 from featgan.config.metric_specs import LEADERBOARD_METRICS, METRICS, metric_label
 from featgan.config.schema import Config
-from featgan.errors import UserError
 from featgan.run.evaluation_document import read_metrics
 from featgan.run.evaluation_schedule import best_step, given_up_steps, read_metric
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path
 from featgan.system.files import atomic_write
+from featgan.system.os_errors import user_error_message
 from featgan.system.plain_text import format_one_line
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ def collect_rows(runs: Sequence[tuple[Path, Config]]) -> list[LeaderboardRow]:
 
 def describe_failure(error: Exception) -> str:
     """Return an error of one run as one line."""
-    text = format_one_line(str(error)) or "failed"
-    return text if isinstance(error, OSError | UserError) else f"{type(error).__name__}: {text}"
+    return user_error_message(error) or f"{type(error).__name__}: {format_one_line(str(error))}"
 
 
 def run_rows(run_dir: Path, config: Config) -> list[LeaderboardRow]:

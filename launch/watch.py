@@ -35,7 +35,7 @@ def find_runs(folder: Path) -> Iterator[tuple[Path, Config]]:
             if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
                 yield path, load_run_config(path)
         except (UserError, OSError) as error:
-            logger.warning(f"skipped: {error}")
+            logger.warning(f"skipped: {describe_failure(error)}")
 
 
 def poll_once(
@@ -64,9 +64,12 @@ def poll_once(
                     logger.warning(f"step {step} skipped: {reason}")
                     continue
                 num_claimed += try_claim(claim, start_evaluation)
-    write_leaderboard(folder, runs)
+    try:
+        write_leaderboard(folder, runs)
+    except OSError as error:
+        logger.warning(f"the leaderboard cannot be written: {describe_failure(error)}")
     evaluations = "evaluation" if num_claimed == 1 else "evaluations"
-    logger.info(f"{folder / 'leaderboard.html'}: {num_claimed} {evaluations} started")
+    logger.info(f"{folder}: {num_claimed} {evaluations} started")
     return num_claimed
 
 
@@ -120,7 +123,7 @@ def try_claim(claim: EvaluationClaim, start_evaluation: StartEvaluation) -> bool
     try:
         start_evaluation(claim)
     except (UserError, OSError, subprocess.SubprocessError) as error:
-        logger.warning(f"{claim.run}: step {claim.step}: {error}")
+        logger.warning(f"{claim.run}: step {claim.step}: {describe_failure(error)}")
     return True
 
 

@@ -57,10 +57,11 @@ from featgan.report.edits.sweeps import Sweep, SweepInputs
 from featgan.report.figures.animation import check_animation_kinds
 from featgan.report.html.page import Report
 from featgan.report.html.provenance import collect_run_facts, hash_artifacts, list_reproduction_commands
-from featgan.report.html.writing import write_page, write_renders
+from featgan.report.html.writing import WRITE_ERROR_REMEDY, write_page, write_renders
 from featgan.report.run_files import read_config_text, read_metric_series
 from featgan.run.evaluation_document import EvaluationDocument, best_evaluation
 from featgan.run.paths import load_run_config
+from featgan.system.files import check_writable
 from featgan.system.plain_text import format_one_line
 from featgan.system.progress import track_progress
 
@@ -168,6 +169,7 @@ def render_run(
         trusted,
     )
     inputs = open_render_inputs(options)
+    check_writable(run_dir / "renders", WRITE_ERROR_REMEDY)
     model, predict_fn, edit_fn = inputs.model, inputs.predict_fn, ImageEditor(inputs.model).edit_uint8
     sources = choose_sources(inputs)
     sweep_inputs = build_sweep_inputs(inputs, sources)

@@ -1,6 +1,7 @@
 """Scalars of a run: averaged on the device, then written to metrics.jsonl and TensorBoard."""
 
 import json
+import logging
 import math
 import os
 import threading
@@ -17,6 +18,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from featgan.system.files import check_regular_mode
 from featgan.system.json_files import parse_line, read_lines, report_skipped
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_TAG = "evaluation"
 """TensorBoard sub-folder of a run's evaluations, and prefix of the names of their metrics."""
@@ -53,10 +56,18 @@ class MetricsLog:
         if not resume_step:  # otherwise TensorBoard would show the settings of an earlier start
             for old_events in (run_dir / "tensorboard").glob("events.*"):
                 old_events.unlink()
+        self.tensorboard_folder = run_dir / "tensorboard"
         self.previous_excepthook, threading.excepthook = threading.excepthook, self.defer_writer_error
         self.summary_writer = SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+            str(self.tensorboard_folder), purge_step=resume_step + 1 if resume_step else None
         )
+
+    def restore_writer(self) -> None:
+        """Start a new TensorBoard file if the folder was removed; the open file would be written without a name."""
+        if not any(self.tensorboard_folder.glob("events.*")):
+            logger.warning(f"{self.tensorboard_folder}: was removed; writing a new one, with the values from now on")
+            self.summary_writer.close()
+            self.summary_writer = SummaryWriter(str(self.tensorboard_folder))
 
     def truncate_after(self, step: int) -> None:
         """Keep the lines up to `step`, and drop a line that was not written completely.
@@ -83,11 +94,13 @@ class MetricsLog:
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl, and add the value of every scalar to TensorBoard."""
         append_metrics_line(self.path.parent, step, scalars)
+        self.restore_writer()
         for name, value in scalars.items():
             self.summary_writer.add_scalar(name, value, step)
 
     def add_image(self, step: int, name: str, image: Tensor) -> None:
         """Write a uint8 image [3, H, W] to TensorBoard."""
+        self.restore_writer()
         self.summary_writer.add_image(name, image, step)
 
     def add_text(self, name: str, text: str) -> None:

@@ -5,13 +5,14 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
 from featgan.errors import UserError
-from featgan.system.os_errors import TRANSIENT_ERRORS, format_path, os_error_reason
+from featgan.system.os_errors import TRANSIENT_ERRORS, adapt_remedy, format_path, os_error_reason
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -90,7 +91,20 @@ def user_friendly_write_errors(path: Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in TRANSIENT_ERRORS:
             raise
+        remedy = adapt_remedy(remedy, error)
         raise UserError(f"{format_path(path)}: cannot be written: {os_error_reason(error)}; {remedy}") from error
+
+
+def check_writable(out: Path, remedy: str) -> None:
+    """Raise UserError if `out` cannot be created, before the work whose result it is to contain.
+
+    Nothing is left behind: only a temporary file is written, to the nearest folder that exists.
+    """
+    with user_friendly_write_errors(out, remedy):
+        out.with_name(f".{out.name}.former.partial").exists()  # raises an error for a name that is too long
+        folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextmanager

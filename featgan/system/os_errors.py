@@ -18,12 +18,13 @@ CPU_MEMORY_ERROR = "DefaultCPUAllocator: "
 
 MEMORY_REMEDY = "free or request more memory, or use a smaller batch size or image size"
 
+FREE_SPACE = "free some space"
 AGAIN = "run the command again"
 ANOTHER_PATH = "choose another path"
 
 DESCRIPTIONS = {
-    errno.ENOSPC: ("the disk is full", f"free some space and {AGAIN}"),
-    errno.EDQUOT: ("the disk quota is used up", f"free some space and {AGAIN}"),
+    errno.ENOSPC: ("the disk is full", f"{FREE_SPACE} and {AGAIN}"),
+    errno.EDQUOT: ("the disk quota is used up", f"{FREE_SPACE} and {AGAIN}"),
     errno.EROFS: ("the file system is read-only", f"make it writable or {ANOTHER_PATH}"),
     errno.EACCES: ("permission denied", f"change its permissions or {ANOTHER_PATH}"),
     errno.EPERM: ("operation not permitted", f"change its permissions or {ANOTHER_PATH}"),
@@ -55,7 +56,7 @@ PATH_DESCRIPTIONS = {
 
 def describe_os_error(error: OSError) -> str | None:
     """Return where, what and what to do in one line; None for an error that the user cannot fix."""
-    path = format_path(error.filename) if error.filename is not None else "the file system"
+    path = "the file system" if error.filename is None else format_path(visible_path(error.filename))
     if error.errno in TRANSIENT_ERRORS:
         return f"{path}: {(error.strerror or 'error').lower()}; {AGAIN}"
     known = DESCRIPTIONS | PATH_DESCRIPTIONS if error.filename is not None else DESCRIPTIONS
@@ -65,10 +66,27 @@ def describe_os_error(error: OSError) -> str | None:
     return f"{path}: {reason}; {remedy}"
 
 
+def adapt_remedy(remedy: str, error: OSError) -> str:
+    """Return a remedy that starts with FREE_SPACE, with a start that fits the error."""
+    first_steps = {
+        errno.EROFS: "make the file system writable",
+        errno.EACCES: "change the permissions",
+        errno.EPERM: "change the permissions",
+        errno.ENAMETOOLONG: "choose a shorter path",
+    }
+    return remedy.replace(FREE_SPACE, first_steps.get(error.errno or 0, FREE_SPACE), 1)
+
+
 def os_error_reason(error: OSError) -> str:
     """Return only the reason of an error, for a message that names the file and the remedy itself."""
     known = DESCRIPTIONS | PATH_DESCRIPTIONS
     return known[error.errno][0] if error.errno in known else (error.strerror or str(error)).lower()
+
+
+def visible_path(path: str | bytes | int) -> str | bytes | int:
+    """Return the path of a file, and for a temporary file of featgan the folder that contains it."""
+    folder, _, name = str(path).rpartition("/")
+    return (folder or ".") if name.startswith(".") and name.endswith(".partial") else path
 
 
 def format_path(path: object) -> str:

@@ -1,8 +1,10 @@
 """Start or resume a run: lock its folder, choose the checkpoint, and log the first line."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,17 +25,47 @@ from featgan.system.signals import StopSignal
 from featgan.training.checkpointing import restore_train_state
 from featgan.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 JOB_END_TIMEOUT = 120
 """Seconds to wait for the last processes of a completing job, or for the content of a lock file in creation."""
 
 
+@dataclass(frozen=True)
+class RunLock:
+    """The training lock of this process on its run folder."""
+
+    config: Config
+    lease: FileLease
+    owner: LeaseOwner
+    is_main: bool
+
+    def restore_folder(self) -> None:
+        """Create the run folder again, with its lock and config.yaml, if it was removed during training.
+
+        Only the main process does. Raises UserError if another process or job trains the run by now.
+        """
+        if not self.is_main or self.lease.read_owner() == self.owner:
+            return
+        run = self.config.run_dir
+        run.mkdir(parents=True, exist_ok=True)
+        if not self.lease.acquire(self.owner):
+            raise UserError(
+                f"{run}: was removed during training and is now trained by {self.lease.live_owner()}; "
+                "this process stops"
+            )
+        atomic_write(run / "config.yaml", to_yaml(self.config).encode())
+        logger.warning(f"{run}: files were removed during training; training continues and writes new ones")
+
+
 @contextmanager
-def exclusive_run(run_dir: Path, context: DistributedContext, stop_signal: StopSignal) -> Iterator[None]:
+def exclusive_run(config: Config, context: DistributedContext, stop_signal: StopSignal) -> Iterator[RunLock]:
     """Create the run folder and lock it against other training processes; remove it on exit if it is empty.
 
     Raises UserError in every process if the run is already being trained. Raises TrainingInterrupted if a stop signal
     arrives while the main process waits for the lock.
     """
+    run_dir = config.run_dir
     lease, owner = FileLease(run_dir / TRAINING_LOCK), LeaseOwner.current_process()
     context.run_on_main(
         lambda: acquire_run_lock(run_dir, lease, owner, stop_signal),
@@ -41,10 +73,11 @@ def exclusive_run(run_dir: Path, context: DistributedContext, stop_signal: StopS
     )
     try:
         with lease.keep_alive() if context.is_main else nullcontext():
-            yield
+            yield RunLock(config, lease, owner, context.is_main)
     finally:
         if context.is_main:
-            lease.release(owner.token)
+            with suppress(OSError):  # the file system may have become read-only
+                lease.release(owner.token)
             with suppress(OSError):
                 run_dir.rmdir()
 

@@ -19,7 +19,7 @@ from featgan.training.objective import (
     generate_fake,
     split_microbatches,
 )
-from featgan.training.startup import announce_training, check_options, exclusive_run, resume_or_start
+from featgan.training.startup import RunLock, announce_training, check_options, exclusive_run, resume_or_start
 from featgan.training.state import TrainState, build_train_state
 
 
@@ -45,14 +45,21 @@ def train(
     with Watchdog(config.distributed.hang_timeout) as watchdog:
         state = build_train_state(config)
         check_run_folder(config)
-        with exclusive_run(config.run_dir, state.context, stop_signal):
+        with exclusive_run(config, state.context, stop_signal) as run_lock:
             first_step = resume_or_start(state, init_from, reset_optimizer)
             if first_step < config.training.steps:
-                run_steps(state, first_step, stop_signal, watchdog, profile)
+                run_steps(state, first_step, stop_signal, watchdog, run_lock, profile)
     return config.run_dir
 
 
-def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watchdog: Watchdog, profile: bool) -> None:
+def run_steps(
+    state: TrainState,
+    first_step: int,
+    stop_signal: StopSignal,
+    watchdog: Watchdog,
+    run_lock: RunLock,
+    profile: bool,
+) -> None:
     """Train from `first_step` until the last step."""
     config, context = state.config, state.context
     generator, discriminator, ema = state.generator, state.discriminator, state.ema
@@ -98,6 +105,7 @@ def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watch
             training_logger.on_step_end()
             watchdog.reset()
             if is_due(step + 1, training.log_every, training.steps):
+                run_lock.restore_folder()
                 training_logger.log_scalars(step + 1)
             if is_due(step + 1, training.sample_every, training.steps):
                 training_logger.log_samples(step + 1)
@@ -105,6 +113,7 @@ def run_steps(state: TrainState, first_step: int, stop_signal: StopSignal, watch
             should_stop = check_stop and context.any_rank(stop_signal.received_signal is not None)
             is_checkpoint_step = is_due(step + 1, training.checkpoint_every, training.steps)
             if should_stop or is_checkpoint_step or is_evaluation_step(config, step + 1):
+                run_lock.restore_folder()
                 save_train_state(state, run, step + 1)
             if should_stop and step + 1 < training.steps:
                 raise_interrupted(state, step + 1, stop_signal)

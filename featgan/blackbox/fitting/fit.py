@@ -12,6 +12,7 @@ from featgan.blackbox.fitting.dataset import ClassifierDataset, load_classifier_
 from featgan.blackbox.fitting.model_folder import (
     METADATA_FILE,
     WEIGHTS_FILE,
+    WRITE_ERROR_REMEDY,
     has_corrupt_weights,
     read_classifier_metadata,
     write_classifier,
@@ -26,7 +27,7 @@ from featgan.config.choices import FittedTask
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.device import limit_torch_threads
-from featgan.system.files import sha256_of
+from featgan.system.files import check_writable, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def fit_blackbox(
     if existing_scores is not None:
         logger.info(f"{out}: already trained with these settings")
         return existing_scores
+    check_writable(Path(out), WRITE_ERROR_REMEDY)
     return fit_and_write(shard_set, names, settings, initial_weights, Path(out), choose_device(device))
 
 

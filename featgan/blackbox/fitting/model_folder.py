@@ -20,6 +20,7 @@ from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_fr
 from featgan.system.json_files import read_json
 
 METADATA_FILE, WEIGHTS_FILE = "classifier.json", "classifier.safetensors"
+WRITE_ERROR_REMEDY = "free some space or choose another --out"
 
 
 class ClassifierMetadata(BaseModel):
@@ -62,7 +63,7 @@ def write_classifier(folder: Path, network: nn.Module, metadata: dict[str, Any])
 
     `metadata` has the fields of `ClassifierMetadata`, except the hash of the weights.
     """
-    with user_friendly_write_errors(folder, "free some space or choose another --out"):
+    with user_friendly_write_errors(folder, WRITE_ERROR_REMEDY):
         if (folder / METADATA_FILE).is_file():
             return write_classifier_files(folder, network, metadata)
         with atomic_folder(folder) as partial:

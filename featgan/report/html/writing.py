@@ -15,7 +15,7 @@ from featgan.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-WRITE_ERROR_REMEDY = "free disk space or make the folder writable, then run the command again"
+WRITE_ERROR_REMEDY = "free some space, then run the command again"
 MAX_PAGE_BYTES = 12 << 20
 """Size above which a message explains how to make the page smaller."""
 
