@@ -23,6 +23,7 @@ from featgan.blackbox.adapters.onnx import OnnxAdapter
 from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
 from featgan.blackbox.class_names import format_class_names, parse_class_names
 from featgan.blackbox.fitting.model_folder import open_fitted_classifier
+from featgan.blackbox.isolation import check_foreign_model
 from featgan.blackbox.preprocessing import Preprocessing
 from featgan.blackbox.spec import OUTPUT_OPTIONS, BlackBoxSpec, parse_spec
 from featgan.config.choices import EXTERNAL_TASKS
@@ -194,6 +195,8 @@ def open_network(
     class_names = parse_class_names(spec.options.get("classes", ""))
     if class_names:  # the names, not the path of a file that can change
         spec = replace(spec, options={**spec.options, "classes": format_class_names(class_names)})
+    if spec.kind in ("torchscript", "onnx"):
+        check_foreign_model(spec)
     return spec, ADAPTER_OPENERS[spec.kind](spec, torch.device(device)), external_task, class_names
 
 

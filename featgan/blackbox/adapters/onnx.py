@@ -15,6 +15,7 @@ from featgan.blackbox.adapters.base import (
     summarize_error,
     unknown_layer_error,
 )
+from featgan.blackbox.adapters.onnx_check import check_onnx_model
 from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
@@ -33,6 +34,8 @@ class OnnxAdapter:
         self.spec = spec
         self.device = device
         self.onnx, self.runtime = import_onnx(spec)
+        self.external_files: dict[str, str] = {}
+        """Names of the files with the weights, in the folder of the model => sha256."""
         self.model = self.load_model()
         self.sha256 = self.hash_files()
         self.input = self.find_input()
@@ -45,36 +48,33 @@ class OnnxAdapter:
         self.selected_layer = ""
 
     def load_model(self) -> Any:
-        """Read the file; raises UserError if it is not an ONNX file."""
+        """Read the file; raises UserError if it is not an ONNX file, or contains what is not allowed."""
+        path = Path(self.spec.location)
         try:
-            if Path(self.spec.location).stat().st_size > MAX_FILE_BYTES:
+            if path.stat().st_size > MAX_FILE_BYTES:
                 raise UserError(
                     f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
                     "export a smaller network"
                 )
-            model = self.onnx.load(self.spec.location)
+            model = self.onnx.load(path, load_external_data=False)
+            if not model.graph.node or not model.graph.output:
+                raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
+            locations = check_onnx_model(model, path, self.spec.name)
+            self.external_files = {location: sha256_of(path.parent / location) for location in locations}
+            if locations:
+                self.onnx.load_external_data_for_model(model, str(path.parent))
         except UserError:
             raise
         except Exception as error:  # protobuf's errors have no common base
-            if "should be stored in" in str(error):
-                raise UserError(
-                    f"{self.spec.name}: the file with its weights is missing ({summarize_error(error)}); copy it to "
-                    "the same folder"
-                ) from error
             raise UserError(
                 f"{self.spec.name}: not an ONNX file ({summarize_error(error)}); export it again"
             ) from error
-        if not model.graph.node or not model.graph.output:
-            raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
         return model
 
     def hash_files(self) -> str:
         """Hash the file and the external files that contain its weights."""
-        model = self.onnx.load(self.spec.location, load_external_data=False)
-        entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
-        locations = sorted({entry.value for entry in entries if entry.key == "location"})
-        paths = [Path(self.spec.location), *(Path(self.spec.location).parent / location for location in locations)]
-        return hash_byte_chunks([bytes.fromhex(sha256_of(path)) for path in paths])
+        hashes = [sha256_of(Path(self.spec.location)), *self.external_files.values()]
+        return hash_byte_chunks([bytes.fromhex(sha256) for sha256 in hashes])
 
     def find_input(self) -> Any:
         """Return the only input of the graph; raises UserError if there is not exactly one."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.jit._fuser import optimized_execution
+from torch.jit._recursive import wrap_cpp_module
 
 from featgan.blackbox.adapters.base import (
     INPUT_SUFFIX,
@@ -16,6 +17,7 @@ from featgan.blackbox.adapters.base import (
     summarize_error,
     unknown_layer_error,
 )
+from featgan.blackbox.adapters.torchscript_check import check_archive, check_operators
 from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
@@ -91,8 +93,10 @@ def load_graph(spec: BlackBoxSpec, device: torch.device) -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            module = torch.jit.load(spec.location, map_location=device).eval()  # type: ignore[no-untyped-call]
+            module = load_module(spec, device).eval()
             module = torch.jit.freeze(module, optimize_numerics=False)
+    except UserError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         hint = "save one with torch.jit.trace(...).save(...), or use package.module:callable"
         raise UserError(f"{spec.name}: not a TorchScript file ({summarize_error(error)}); {hint}") from error
@@ -100,6 +104,18 @@ def load_graph(spec: BlackBoxSpec, device: torch.device) -> tuple[Any, Any]:
     torch._C._jit_pass_remove_mutation(graph)
     replace_devices(graph, graph, device)
     return module, graph
+
+
+def load_module(spec: BlackBoxSpec, device: torch.device) -> Any:
+    """Load the module as torch.jit.load does; raises UserError if its code has an operator that is not allowed.
+
+    Freezing the module runs parts of its code, so this check comes first.
+    """
+    check_archive(Path(spec.location), spec.name)
+    code = torch._C.CompilationUnit()
+    module = torch._C.import_ir_module(code, spec.location, device, {}, False)  # type: ignore[call-arg]
+    check_operators(code, spec.name)
+    return wrap_cpp_module(module)  # type: ignore[no-untyped-call]
 
 
 def replace_devices(graph: Any, block: Any, device: torch.device) -> None:

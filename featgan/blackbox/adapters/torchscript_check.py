@@ -1,0 +1,109 @@
+"""Check a TorchScript file before any of its code runs: the members of the archive, then every operator in its code."""
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featgan.blackbox.adapters.torchscript_operators import ALLOWED_OPERATORS, operator_error
+from featgan.errors import UserError
+from featgan.system.files import open_regular_file
+from featgan.system.zip_files import ZipError, check_directory_size
+
+MAX_CODE_BYTES = 128 << 20
+"""Size of all compressed members in bytes. Only the code is compressed; that of large networks has less than 5 MB."""
+
+MEMBER_NAMES = re.compile(
+    r"(code/.*\.(py|debug_pkl)|(data|constants|traced_inputs)(\.pkl|/\d+)|\.data/serialization_id|version|byteorder|"
+    r"\.format_version|\.storage_alignment|extra/.*|bytecode\.pkl|mobile_debug_handles\.pkl|bytecode/.*)"
+)
+"""Names of the members that torch.jit.save writes, without the name of the folder that contains them."""
+
+LOAD_HOOK = b"__setstate__"
+"""A method of this name runs while the file is loaded, before its operators can be checked."""
+
+NATIVE_CLASS = re.compile(rb"torch[.\n]classes[.\n]")
+"""A reference to a class that is implemented in C++, whose methods are not in the file."""
+
+
+def check_archive(path: Path, name: str) -> None:
+    """Raise UserError unless the archive has only members of a TorchScript file, and no code that runs during loading.
+
+    torch's own reader returns the members, so that the checked text is the text that is loaded.
+    """
+    check_member_sizes(path, name)
+    reader = torch._C.PyTorchFileReader(str(path))
+    members = reader.get_all_records()
+    # torch's reader ignores case: `CODE/A.PY` is loaded as `code/a.py`.
+    if len({member.lower() for member in members}) != len(members):
+        raise UserError(f"{name}: contains two members of the same name; save the network again with torch.jit.save")
+    for member in members:
+        if not MEMBER_NAMES.fullmatch(member.lower()):
+            raise UserError(f"{name}: contains the unexpected member {member!r}; save the network with torch.jit.save")
+        if member.lower().endswith(".py") and LOAD_HOOK in reader.get_record(member):
+            raise UserError(
+                f"{name}: {member} defines {LOAD_HOOK.decode()}, which would run while the file is loaded; "
+                "remove the method, or use package.module:callable if you trust the code"
+            )
+        if member.lower() in ("data.pkl", "constants.pkl") and NATIVE_CLASS.search(reader.get_record(member)):
+            raise operator_error(name, "torch.classes", member)
+
+
+def check_member_sizes(path: Path, name: str) -> None:
+    """Raise UserError if the members of the archive promise more than the file has, or too much compressed code."""
+    try:
+        with open_regular_file(path) as file:
+            check_directory_size(file)
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            stored = [member for member in members if member.compress_type == zipfile.ZIP_STORED]
+            compressed_bytes = sum(member.file_size for member in members if member not in stored)
+            stored_bytes = sum(member.file_size for member in stored)
+            if stored_bytes > os.fstat(file.fileno()).st_size or compressed_bytes > MAX_CODE_BYTES:
+                raise ZipError("its members promise more bytes than the file has")
+    except (ZipError, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        hint = "save one with torch.jit.trace(...).save(...), or use package.module:callable"
+        raise UserError(f"{name}: not a TorchScript file ({error}); {hint}") from None
+
+
+def check_operators(code: Any, name: str) -> None:
+    """Raise UserError if a function, method or hook in the loaded code has an operator that is not allowed.
+
+    `code` is the compilation unit, which contains the methods of all modules and classes, also those that are not
+    called. Reading a graph compiles it, which can load further functions.
+    """
+    checked: set[str] = set()
+    while pending := [function for function in code.get_functions() if function.qualified_name not in checked]:
+        for function in pending:
+            checked.add(function.qualified_name)
+            check_graph(function.graph, name, function.qualified_name)
+
+
+def check_graph(graph: Any, name: str, function: str) -> None:
+    """Raise UserError if a node of the graph, also in nested blocks and graphs, is not allowed."""
+    for node in list_nodes(graph):
+        if node.kind() not in ALLOWED_OPERATORS:
+            raise operator_error(name, node.kind(), function)
+        for value in (*node.inputs(), *node.outputs()):
+            if "torch.classes." in str(value.type()):
+                raise operator_error(name, str(value.type()), function)
+
+
+def list_nodes(block: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph or block, and those of the blocks and graphs inside them."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from list_nodes(inner)
+        for attribute in node.attributeNames():
+            if node.kindOf(attribute) == "g":
+                yield from list_nodes(node.g(attribute))
+            elif node.kindOf(attribute) == "gs":
+                for graph in node.gs(attribute):
+                    yield from list_nodes(graph)
