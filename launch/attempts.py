@@ -173,7 +173,7 @@ def find_stop_reason(attempts: list[dict[str, Any]], max_failures: int) -> str |
     if len(same_step_attempts) >= MAX_INTERRUPTIONS_PER_FAILURE * max_failures:
         return (
             f"interrupted {len(same_step_attempts)} times at step {step}; its run time is too short for one step"
-            " (raise --time, or lower --signal-delay)"
+            " (raise --time, or lower --signal-delay), or a process crashes at the start (read the logs)"
         )
     return None
 

@@ -9,6 +9,7 @@ import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, trust_given_specs
@@ -26,8 +27,7 @@ class Job(ABC):
 
     def __call__(self) -> None:
         for signal_number in (signal.SIGUSR2, signal.SIGTERM):
-            # By default there is nothing to save, so the job is restarted from the beginning.
-            signal.signal(signal_number, lambda number, frame: exit_with_code(EXIT_REQUEUE))
+            signal.signal(signal_number, exit_after_signal)
 
         from featgan.cli.log_handler import install_log_handler
         from featgan.errors import TrainingInterrupted, UserError
@@ -69,6 +69,14 @@ class Job(ABC):
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def exit_after_signal(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Exit so that the job is restarted from the beginning: by default there is nothing to save."""
+    if signal_number == signal.SIGTERM and count_processes() > 1:
+        # If one of several processes crashes, srun sends SIGTERM to the others, and returns the exit code of the crash.
+        sys.exit(EXIT_REQUEUE)
+    exit_with_code(EXIT_REQUEUE)
 
 
 def exit_with_code(code: int) -> NoReturn:

@@ -22,6 +22,7 @@ from typing import Literal
 from featgan.cli.log_handler import install_log_handler
 from featgan.system.slurm import UNREACHABLE_MESSAGES
 from launch.attempts import (
+    VERDICT_FILE,
     append_attempt,
     find_stop_reason,
     read_attempts,
@@ -31,6 +32,8 @@ from launch.attempts import (
 )
 
 logger = logging.getLogger("launch.requeue")  # __name__ is "__main__" in a job, which has no log handler
+
+COMMANDS = ("ended", "rejected", "restart")
 
 Decision = Literal["requeue", "stop", "leave"]
 """Requeue the job; do not restart it, and say why in the verdict; or leave it alone, because it was canceled."""
@@ -67,6 +70,8 @@ def count_lost_starts(folder: Path) -> bool:
         stop_reason = find_stop_reason(attempts, max_failures_from_env())
     if stop_reason:
         stop_with_verdict(folder, stop_reason)
+    else:
+        (folder / VERDICT_FILE).unlink(missing_ok=True)  # somebody has requeued the job in spite of it
     return stop_reason is None
 
 
@@ -94,8 +99,17 @@ def record_rejection(folder: Path, message: str) -> None:
     stop_with_verdict(folder, f"SLURM cannot requeue the job ({reason})")
 
 
+def stop_old_script(folder: Path, ended: bool) -> None:
+    """Answer the job script of an earlier version: a restarted job may run, but is not requeued when it has ended."""
+    if ended:
+        stop_with_verdict(folder, "its job script is from an earlier version of featgan")
+
+
 def main(arguments: list[str]) -> None:
     """Run one of the commands above."""
+    if arguments[0] not in COMMANDS:
+        stop_old_script(Path(arguments[0]), ended=len(arguments) > 1)
+        return
     command, folder = arguments[0], Path(arguments[1])
     if command == "rejected":
         record_rejection(folder, arguments[2])

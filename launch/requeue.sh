@@ -22,8 +22,15 @@ featgan_decide_without_python() {
   case $code:$state in 75:* | 129: | 130: | 138: | 140: | 143:) max_restarts=$((max_restarts * 10)) ;; esac
   case $featgan_state in
     *JobState=CANCELLED*) echo leave ;;
-    *) if [ "$code" != 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_restarts" ]; then echo requeue; fi ;;
+    *) if [ "$code" != 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_restarts" ]; then echo requeue
+       else featgan_write_verdict "exit code $code, and launch.requeue cannot run"; fi ;;
   esac
+}
+
+# Write the verdict and log it if Python cannot run.
+featgan_write_verdict() {
+  printf '%s: not restarted: %s; logs: %s; fix the cause, then submit the job again with the same command to resume\n' \
+    "${featgan_job##*/}" "$1" "$featgan_job" | tee "$featgan_job/verdict.txt" >&2
 }
 
 # Run scontrol and print its output and errors. Retry while the controller does not respond: it may be restarting.
@@ -50,7 +57,10 @@ featgan_requeue() {
   decision=$(featgan_decide ended "$featgan_job" "$code" "$featgan_state")
   [ -n "$decision" ] || decision=$(featgan_decide_without_python)
   if [ "$decision" = requeue ]; then
-    reason=$(featgan_scontrol requeue "$SLURM_JOB_ID") || featgan_decide rejected "$featgan_job" "$reason" > /dev/null
+    if ! reason=$(featgan_scontrol requeue "$SLURM_JOB_ID"); then
+      featgan_decide rejected "$featgan_job" "$reason" > /dev/null
+      [ -e "$featgan_job/verdict.txt" ] || featgan_write_verdict "SLURM cannot requeue the job ($(echo $reason))"
+    fi
   fi
   exit "$code"
 }

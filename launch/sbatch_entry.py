@@ -49,12 +49,20 @@ def cli(
 def find_or_create_job_folder(
     config_name: str, overrides: tuple[str, ...] = (), init_from: Path | None = None, reset_optimizer: bool = False
 ) -> Path:
-    """Return the folder of this SLURM job. The first start of the job creates it and stores the configuration."""
+    """Return the folder of this SLURM job. The first start of the job creates it and stores the configuration.
+
+    Raises UserError outside a job.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError("sbatch_entry: not in a job; submit it with `sbatch slurm/train.sbatch CONFIG [KEY=VALUE]...`")
     config = load_config(config_name, overrides)
     job_id, jobs_folder = os.environ["SLURM_JOB_ID"], (config.run_dir / "jobs").absolute()
-    for folder in jobs_folder.glob("*-train"):
+    # A restarted job uses the stored configuration, even if the file has changed. A job that has not been restarted
+    # may be a shell or a notebook, in which several trainings are started.
+    is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    for folder in sorted(jobs_folder.glob("*-train"), reverse=True) if is_restarted else ():
         if str(read_job_info(folder).get("id")) == job_id:
-            return folder  # a restarted job uses the stored configuration, even if the file has changed
+            return folder
     check_run_folder(config)
     folder = make_job_folder(jobs_folder, "train")
     checkpoint = str(init_from.absolute()) if init_from else None

@@ -20,7 +20,7 @@ from featgan.system.files import read_side_text
 from featgan.system.json_files import parse_line, read_lines
 from featgan.system.limits import MAX_LINE_BYTES
 from featgan.system.plain_text import format_one_line, print_line
-from featgan.system.slurm import run_slurm_command
+from featgan.system.slurm import QUEUE_COMMAND, run_slurm_command
 from featgan.system.yaml_files import read_yaml_mapping
 from launch.attempts import ATTEMPTS_FILE, EXIT_REQUEUE, VERDICT_FILE, read_attempts, read_state
 from launch.job_folder import DONE_FILE, read_job_info
@@ -104,7 +104,7 @@ Queue = Mapping[str, QueueEntry]
 def query_queue() -> Queue | None:
     """Return all jobs that are in the SLURM queue; None if SLURM does not respond."""
     # squeue rejects a list of IDs if one of them is unknown, so the complete queue is requested.
-    result = run_slurm_command("squeue", "--noheader", "--format=%i|%T|%L|%R")
+    result = run_slurm_command(*QUEUE_COMMAND, "--format=%A|%T|%L|%R")
     if result is None or result.returncode:
         return None
     rows = (line.split("|", 3) for line in result.stdout.splitlines())

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,16 +104,9 @@ def describe_arguments(arguments: Sequence[str]) -> str:
 
 
 def first_node(nodes: str) -> str:
-    """Return the first node of a SLURM node list, for example n07 for `n[07-09,12]`."""
-    if "[" not in nodes:
-        return nodes.split(",", maxsplit=1)[0] or "127.0.0.1"
-    try:
-        result = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=30, check=False
-        )
-        if result.returncode == 0:
-            return result.stdout.split()[0]
-    except OSError:
-        pass  # scontrol is not installed on the node; the common form of the list is parsed below
-    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
-    return "".join(group or "" for group in match.groups()) if match else "127.0.0.1"
+    """Return the first node of a SLURM node list, for example r1n07 for `r[1-2]n[07-09,12],z3`.
+
+    `scontrol show hostnames` does the same, but may not exist in the container of the job.
+    """
+    first_entry = re.split(r",(?![^\[]*\])", nodes, maxsplit=1)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first_entry) or "127.0.0.1"

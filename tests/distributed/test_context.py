@@ -24,15 +24,10 @@ VARIABLE_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Replace os.environ with an empty dictionary, on a machine without scontrol."""
+    """Replace os.environ with an empty dictionary."""
     variables: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", variables)
     monkeypatch.setattr(os, "isatty", lambda descriptor: False)
-
-    def no_scontrol(*arguments: object, **options: object) -> None:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(subprocess, "run", no_scontrol)
     return variables
 
 
@@ -75,7 +70,18 @@ def test_interactive_shell_in_an_allocation_is_one_process(
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[3-4]", "gpu3"), ("a-[001,005]", "a-001"), ("", "127.0.0.1")],
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[3-4]", "gpu3"),
+        ("a-[001,005]", "a-001"),
+        ("", "127.0.0.1"),
+        ("r[1-2]n[03-16],z3", "r1n03"),
+        ("rack01-n[7,9-12]", "rack01-n7"),
+        ("n[1-2]-ib", "n1-ib"),
+        ("[1-3]", "1"),
+        ("a,b[1-2]", "a"),
+    ],
 )
 def test_first_node_of_a_node_list(environment: dict[str, str], nodes: str, first: str) -> None:
     assert rendezvous.first_node(nodes) == first

@@ -151,6 +151,22 @@ def test_real_job_that_is_signaled_is_interrupted(job_folder: Path, waits: bool)
     assert attempts.resolve_outcome(job_folder, "0", code) == (code, "interrupted")
 
 
+@pytest.mark.parametrize(("code", "outcome"), [(EXIT_REQUEUE, "interrupted"), (139, "failed"), (137, "failed")])
+def test_process_that_srun_ends_because_another_one_crashed_does_not_hide_the_crash(
+    job_folder: Path, code: int, outcome: str
+) -> None:
+    environment = os.environ | {
+        "SUBMITIT_FOLDER": str(job_folder), "PYTHONPATH": str(ROOT), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0",
+    }  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", SIGNALED_JOB], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"executes\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    # srun returns the largest exit code of the processes.
+    assert process.returncode == EXIT_REQUEUE and not read_state(job_folder, "0")
+    assert attempts.resolve_outcome(job_folder, "0", code) == (code, outcome)
+
+
 def test_job_that_fails_by_itself_records_it(job_folder: Path) -> None:
     environment = os.environ | {"SUBMITIT_FOLDER": str(job_folder), "PYTHONPATH": str(ROOT)}
     program = SIGNALED_JOB.replace("time.sleep(60)", "raise ValueError('broken')")
@@ -334,6 +350,37 @@ def test_rejected_requeue_writes_a_verdict(job_folder: Path, job_script: JobScri
     job_script.use_scontrol("RUNNING", "Requested operation is presently disabled for job 17")
     assert job_script.run_script("(exit 75)").returncode == 75
     assert "cannot requeue the job (Requested operation" in (job_folder / "verdict.txt").read_text()
+
+
+def test_verdict_is_written_even_if_python_cannot_run(job_folder: Path, job_script: JobScript) -> None:
+    cluster = ClusterConfig(python="apptainer /nowhere/python")
+    job_script.run_script("(exit 1)", cluster, restart=3)
+    assert "not restarted: exit code 1" in (job_folder / "verdict.txt").read_text()
+    (job_folder / "verdict.txt").unlink()
+    job_script.use_scontrol("RUNNING", "Requested operation is presently disabled")
+    result = job_script.run_script("(exit 1)", cluster)
+    verdict = (job_folder / "verdict.txt").read_text()
+    assert verdict.startswith("001-train: not restarted: SLURM cannot requeue the job (Requested operation")
+    assert "submit the job again with the same command to resume\n" in verdict and verdict in result.stderr
+
+
+def test_job_that_an_administrator_requeues_has_no_old_verdict(
+    job_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [requeue.decide_restart(job_folder, 1) for _ in range(3)] == ["requeue", "requeue", "stop"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert requeue.count_lost_starts(job_folder) and not (job_folder / "verdict.txt").exists()
+
+
+def test_job_script_of_an_earlier_version_gets_one_line_and_a_verdict(job_folder: Path) -> None:
+    def run_requeue(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "launch.requeue", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    restarted = run_requeue(job_folder)
+    assert restarted.returncode == 0 and not restarted.stderr and not (job_folder / "verdict.txt").exists()
+    ended = run_requeue(job_folder, 75)
+    assert ended.stderr.count("\n") == 1 and "submit the job again" in (job_folder / "verdict.txt").read_text()
 
 
 @pytest.mark.parametrize("message", UNREACHABLE_MESSAGES)

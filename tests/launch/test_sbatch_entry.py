@@ -20,13 +20,56 @@ def test_all_attempts_of_a_job_have_the_same_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     arguments = ("debug", (f"run_dir={tmp_path / 'run'}", "training.steps=7"), Path("checkpoint"), True)
     folder = find_or_create_job_folder(*arguments)
-    assert folder == tmp_path / "run" / "jobs" / "001-train" and find_or_create_job_folder(*arguments) == folder
+    assert folder == tmp_path / "run" / "jobs" / "001-train"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert find_or_create_job_folder(*arguments) == folder
     assert load_config(str(folder / "config.yaml")).training.steps == 7
     job_info = read_job_info(folder)
     assert (job_info["id"], job_info["reset_optimizer"]) == ("17", True)
     assert job_info["init_from"] == str(tmp_path / "checkpoint")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert find_or_create_job_folder(*arguments).name == "002-train"
+    # Two trainings that are started by hand in one job, for example in a notebook, do not share a folder.
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert find_or_create_job_folder(*arguments).name == "003-train"
+
+
+def test_entry_outside_a_job_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match="not in a job; submit it with `sbatch slurm/train.sbatch"):
+        find_or_create_job_folder("debug", (f"run_dir={tmp_path / 'run'}",))
+    assert list(tmp_path.iterdir()) == []
+
+
+FAKE_SRUN = """#!/bin/sh
+echo "$@"
+exit 1
+"""
+
+
+@pytest.mark.parametrize("is_batch_script", [True, False])
+def test_script_that_is_run_by_hand_in_a_job_does_not_requeue_the_job(tmp_path: Path, is_batch_script: bool) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "srun": FAKE_SRUN,
+        "scontrol": f"#!/bin/sh\necho $@ >> {tmp_path}/calls\necho JobState=RUNNING\n",
+        "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+    }.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    script = tmp_path / ("slurm_script" if is_batch_script else "train.sbatch")
+    script.write_text((ROOT / "slurm" / "train.sbatch").read_text())
+    environment = os.environ | {
+        "PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "17",
+    }  # fmt: skip
+    environment.pop("SLURM_CPUS_PER_TASK", None)
+    command = ["bash", str(script), "debug", f"run_dir={tmp_path / 'run'}"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stdout.startswith("--export=ALL --kill-on-bad-exit=1"), result.stderr
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    assert ("requeue 17" in calls) == is_batch_script, result.stderr
+    assert ("not started by sbatch" in result.stderr) != is_batch_script
 
 
 def run_entry(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

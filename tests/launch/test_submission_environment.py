@@ -24,8 +24,8 @@ ALLOCATION = {
 """Variables of an allocation."""
 
 OF_THE_USER = {
-    "SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "a", "SBATCH_ACCOUNT": "vision", "SBATCH_EXPORT": "NONE",
-    "SBATCH_QOS": "low",
+    "SLURM_CONF": "/etc/slurm.conf", "SLURM_CONF_SERVER": "n0", "SLURM_CLUSTERS": "a", "SBATCH_ACCOUNT": "vision",
+    "SBATCH_EXPORT": "NONE", "SBATCH_QOS": "low",
 }  # fmt: skip
 """Variables that the user or the site has set for the commands of SLURM."""
 

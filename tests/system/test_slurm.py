@@ -36,6 +36,23 @@ def test_snapshot_without_a_response_ends_no_job(squeue: Path) -> None:
         assert job_state("17") is None
 
 
+QUEUE_OF_A_SITE = """#!/bin/sh
+# Lists a task of a job array, part of a heterogeneous job, and a job of a hidden partition, as squeue does.
+[ -z "$SQUEUE_STATES" ] || exit 0
+case $* in
+  *%A*) echo '21|RUNNING'; echo '22|RUNNING'; case $* in *--all*) echo '23|PENDING' ;; esac ;;
+  *) echo '20_1|RUNNING'; echo '20+2|RUNNING' ;;
+esac
+"""
+
+
+def test_tasks_of_arrays_and_jobs_in_hidden_partitions_are_found(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (squeue.parent / "bin" / "squeue").write_text(QUEUE_OF_A_SITE)
+    monkeypatch.setenv("SQUEUE_STATES", "SUSPENDED")
+    with queue_snapshot(["21", "22", "23", "24"]):
+        assert [job_state(job) for job in ("21", "22", "23", "24")] == ["running", "running", "pending", ""]
+
+
 def test_snapshot_of_nothing_makes_no_query(squeue: Path) -> None:
     with queue_snapshot([]):
         assert not squeue.exists()
