@@ -127,13 +127,13 @@ def report_class_agreement(location: str, cache: FeatureCache, shards: ShardSet)
     note = f"; same classes under other names: {', '.join(synonyms)}" if synonyms else ""
     if not cache.class_names:
         note += "; assuming that the outputs are the shards' classes in the same order"
-    line = f"{location}: the predicted class is the label for {agreement} of split {labeled.split}{note}"
+    line = f"{location}: the predicted class is the label for {agreement} of split {labeled.split}"
     if not agreement.is_low:
-        logger.info(line)
+        logger.info(line + note)
         return
     suggested = suggest_class_order(labeled.outputs, labeled.labels, shards.classes)
     hint = f"; the labels suggest SPEC?classes={format_class_names(suggested)}" if suggested else ""
-    logger.warning(f"{line}, which is low; {LOW_AGREEMENT_REMEDY}{hint}")
+    logger.warning(f"{line}, which is low; {LOW_AGREEMENT_REMEDY}{hint}{note}")
 
 
 def report_value_agreement(location: str, cache: FeatureCache, shards: ShardSet) -> None:

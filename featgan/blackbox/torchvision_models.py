@@ -61,7 +61,7 @@ def torchvision_preprocessing(name: str) -> tuple[Preprocessing, str]:
         source += " with its transform_input"
     size, resize_size = transforms.crop_size[0], transforms.resize_size[0]
     if resize_size > size:
-        source += f", without its crop: add resize_size={resize_size} to crop the center as torchvision does"
+        source += f", without its crop of the center {size} of {resize_size} pixels"
     preprocessing = Preprocessing(
         image_size=size,
         range=(0, 1),

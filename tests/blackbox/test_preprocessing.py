@@ -116,7 +116,7 @@ def test_source_of_the_preprocessing_is_printed(logged: pytest.LogCaptureFixture
     list_layers("torchvision:resnet18?image_size=64&mean=0.5")
     assert "input 64 x 64, range 0,1, mean 0.5, std 0.229,0.224,0.225, rgb, nchw, bilinear" in logged.text
     assert "from torchvision's ResNet18_Weights.IMAGENET1K_V1" in logged.text
-    assert "add resize_size=256 to crop the center as torchvision does; image_size, mean from the SPEC" in logged.text
+    assert "without its crop of the center 224 of 256 pixels; image_size, mean from the SPEC" in logged.text
 
 
 def test_new_fields_do_not_change_the_hash_of_old_feature_caches() -> None:

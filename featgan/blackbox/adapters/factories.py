@@ -100,7 +100,7 @@ def timm_preprocessing(model: nn.Module, data_config: Mapping[str, Any]) -> tupl
     source = f"timm's pretrained_cfg of {name}"
     resize_size = math.floor(size / data_config["crop_pct"])
     if resize_size > size:
-        source += f", without its crop: add resize_size={resize_size} to crop the center as timm does"
+        source += f", without its crop of the center {size} of {resize_size} pixels"
     return preprocessing, source
 
 
