@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,11 +59,11 @@ def main(
     minutes = seconds / 60 if seconds is not None else minutes
     minutes = 5 if not (counts or only) and minutes is None else minutes
     plan = plan_indices(only) if only else plan_counts(counts, families, first, has_deadline=minutes is not None)
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    max_seconds = None if minutes is None else 60 * minutes
     # Not a TemporaryDirectory: its finalizer would also run in the forks.
     temporary = Path(tempfile.mkdtemp(prefix="chaos-", dir=folder))
     try:
-        outcomes, defects = run_harness(temporary, plan, seed, 1 if only else jobs, deadline)
+        outcomes, defects = run_harness(temporary, plan, seed, 1 if only else jobs, max_seconds)
         if only:
             print_details(outcomes, temporary)
     finally:

@@ -39,9 +39,12 @@ def choose_families(chosen: Iterable[str]) -> list[Family]:
 
 
 def run_harness(
-    folder: Path, plan: Mapping[str, Iterable[int]], seed: int, jobs: int, deadline: float | None
+    folder: Path, plan: Mapping[str, Iterable[int]], seed: int, jobs: int, max_seconds: float | None
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """Run scenarios (family => indices) and print their summary; return all outcomes, and those that are defects."""
+    """Run scenarios (family => indices) and print their summary; return all outcomes, and those that are defects.
+
+    No scenario starts when `max_seconds` have passed since the preparation was complete.
+    """
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True, width=SUMMARY_WIDTH)
     start = time.monotonic()
     chosen = choose_families(plan)
@@ -55,6 +58,7 @@ def run_harness(
     build_fixture(folder / "fixture")
     baselines = measure_baselines(folder, families, lambda line: None)
     console.print(f"seed {seed}: ready after {time.monotonic() - start:.0f} s; {len(baselines)} valid commands")
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
     printed, last_report = Counter[str](), time.monotonic()
     for outcome in Scheduler(folder, families, seed, jobs, baselines).run(
         {family.name: plan[family.name] for family in families}, deadline
