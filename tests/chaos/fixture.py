@@ -56,7 +56,7 @@ BUILD_COMMANDS = (
     "featgan render runs/a --num-images 1 --num-components 1 --video none --component-name 1=glasses",
 )
 OWNER = {"token": "0" * 32, "host": "node1", "boot": "", "pid": 1, "started": "1", "job": "", "restart": ""}
-VOLATILE_NAMES = ("tensorboard", "training.lock", ".verified.json", "events.out")
+VOLATILE_NAMES = ("tensorboard", "training.lock", ".verified.json", "events.out", "partial.json")
 """Parts of paths whose files change with every run."""
 
 

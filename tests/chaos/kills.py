@@ -81,7 +81,16 @@ TASKS = (
     ),
     Task("watch", "launch watch runs --once", RUN_PARTS, ("runs/a/evaluations/step-00000003-quick.json",)),
 )
-TASK_BY_COMMAND = {task.command: task for task in TASKS}
+LOCAL_JOB = Task(
+    "local job",
+    "launch extract --shards shards --blackbox classifier --cache-name new --num-components 3 --cluster local",
+    ("shards", "classifier"),
+    ("shards/features/new",),
+    allows_background=True,
+)
+LOCAL_JOB_PERIOD, LOCAL_JOB_SECONDS = 45, 8.0
+"""One of this number of scenarios interrupts a local job, a new process that takes about this number of seconds."""
+
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
@@ -110,22 +119,35 @@ class KillPlan:
 def run_kill(workplace: Workplace, index: int) -> Outcome:
     """Interrupt a command, check what is left, run it again, and compare the results with undisturbed ones."""
     rng = workplace.stream("kills", index)
-    task = TASKS[index % len(TASKS)]
+    task = LOCAL_JOB if index % LOCAL_JOB_PERIOD == LOCAL_JOB_PERIOD - 1 else TASKS[index % len(TASKS)]
     expected = measure_expected(workplace, task)
     folder = workplace.overlay.create_copy(task.parts)
     remove_parts(folder, task)
+    if task is LOCAL_JOB:
+        return interrupt_local_job(workplace, index, expected)
     plan, change = make_plan(workplace.baselines[task.command].seconds, rng)
-    result = workplace.run(
-        task.command.split(), CommandSettings(on_poll=plan.poll, allows_background=task.allows_background)
-    )
+    result = workplace.run(task.command.split(), CommandSettings(on_poll=plan.poll))
     if not plan.is_sent:
         change += ", but it ended before"
-    outcome, detail = check_interrupted(result, plan)
+    outcome, detail = check_interrupted(result)
     if outcome == OK:
         outcome, detail = check_rerun(workplace, task, expected)
     return Outcome(
         "kills", index, task.name, task.command, change, outcome, detail, result.seconds, result.peak_bytes / 1e6
     )
+
+
+def interrupt_local_job(workplace: Workplace, index: int, expected: dict[str, str]) -> Outcome:
+    """Interrupt a background job, submit it again, and compare the results."""
+    rng = workplace.stream("local job", index)
+    delay, number = rng.uniform(0, LOCAL_JOB_SECONDS), rng.choice(SIGNALS)
+    settings = CommandSettings(allows_background=True, background_signal=(delay, number))
+    result = workplace.run(LOCAL_JOB.command.split(), settings)
+    change = f"{number.name} to the job after {delay:.1f} s"
+    outcome, detail = check_interrupted(result)
+    if outcome == OK:
+        outcome, detail = check_rerun(workplace, LOCAL_JOB, expected)
+    return Outcome("kills", index, LOCAL_JOB.name, LOCAL_JOB.command, change, outcome, detail, result.seconds)
 
 
 def make_plan(seconds: float, rng: random.Random) -> tuple[KillPlan, str]:
@@ -144,11 +166,13 @@ def remove_parts(folder: Path, task: Task) -> None:
 
 def measure_expected(workplace: Workplace, task: Task) -> dict[str, str]:
     """Return the digests of the undisturbed results; they are measured once and stored next to the copies."""
-    store = workplace.overlay.folder.with_name(f"expected-{TASKS.index(task)}-{workplace.overlay.folder.name}")
+    store = workplace.overlay.folder.with_name(
+        f"expected-{task.name.replace(' ', '-')}-{workplace.overlay.folder.name}"
+    )
     if not store.is_dir():
         workplace.overlay.create_copy(task.parts)
         remove_parts(workplace.overlay.folder, task)
-        result = workplace.run(task.command.split())
+        result = workplace.run(task.command.split(), CommandSettings(allows_background=task.allows_background))
         assert result.exit_code == 0, f"{task.command}: {result.stderr}{result.log}"
         partial = store.with_suffix(".partial")
         for name in task.results:
@@ -179,7 +203,7 @@ def digest_results(folder: Path, task: Task) -> dict[str, str]:
     return digests
 
 
-def check_interrupted(result: CommandResult, plan: KillPlan) -> tuple[str, str]:
+def check_interrupted(result: CommandResult) -> tuple[str, str]:
     """Return the outcome of the interrupted command: it must not hang, print a traceback or leave processes behind."""
     text = result.stderr + result.log
     if result.stopped_because:

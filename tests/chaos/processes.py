@@ -69,6 +69,8 @@ class CommandSettings:
 
     allows_background: bool = False
     """Wait for processes that the command leaves behind, as local jobs are meant to do."""
+    background_signal: tuple[float, int] | None = None
+    """Delay in seconds, and the number of the signal to send to the processes that the command leaves behind."""
     on_start: Callable[[], None] | None = None
     """Called in the new process before the command."""
     on_poll: Callable[[int, float], None] | None = None
@@ -108,6 +110,8 @@ def run_command(argv: list[str], cwd: Path, output: Path, settings: CommandSetti
         run_in_fork(argv, cwd, output, settings)
     exit_code, peak_bytes, stopped_because = wait_for_command(pid, start, settings)
     seconds = time.monotonic() - start
+    if settings.background_signal is not None:
+        signal_children(*settings.background_signal)
     orphans = collect_orphans(MAX_WALL_SECONDS if settings.allows_background else ORPHAN_GRACE_SECONDS)
     stdout, stderr, log = (read_output(output / name) for name in ("stdout", "stderr", "log"))
     return CommandResult(exit_code, seconds, peak_bytes, stdout, stderr, log, stopped_because, orphans)
@@ -209,6 +213,16 @@ def collect_orphans(grace_seconds: float) -> tuple[str, ...]:
         reap_children()
         time.sleep(0.005)
     return tuple(filter(None, orphans))
+
+
+def signal_children(delay: float, number: int) -> None:
+    """Send a signal to the remaining processes of a command after a delay, unless they end before."""
+    deadline = time.monotonic() + delay
+    while list_children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in list_children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def list_children() -> list[int]:
