@@ -300,7 +300,9 @@ class Config(ConfigModel):
         dataset, evaluation = values.get("dataset"), values.get("evaluation", {})
         condition = dataset.get("condition") if isinstance(dataset, dict) else None
         condition_kind = condition.get("kind") if isinstance(condition, dict) else None
-        if condition_kind not in DEFAULT_SELECTION_METRICS or not isinstance(evaluation, dict):
+        if not isinstance(condition_kind, str) or not isinstance(evaluation, dict):
+            return values
+        if condition_kind not in DEFAULT_SELECTION_METRICS:
             return values
         default = {"selection_metric": DEFAULT_SELECTION_METRICS[condition_kind]}
         return values | {"evaluation": default | evaluation}

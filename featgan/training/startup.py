@@ -89,7 +89,7 @@ def acquire_run_lock(run_dir: Path, lease: FileLease, owner: LeaseOwner, stop_si
     job holds it, or if it still cannot be read after JOB_END_TIMEOUT. Raises TrainingInterrupted after a stop signal.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + JOB_END_TIMEOUT
+    deadline, has_announced = time.monotonic() + JOB_END_TIMEOUT, False
     while not lease.acquire(owner):
         if stop_signal.received_signal is not None:
             raise TrainingInterrupted(
@@ -101,6 +101,9 @@ def acquire_run_lock(run_dir: Path, lease: FileLease, owner: LeaseOwner, stop_si
             raise UserError(
                 f"{run_dir}: is already being trained by {current_owner}; wait for it to finish, or stop it first"
             )
+        if current_owner is None and not has_announced:
+            logger.info(f"{lease.path}: names no owner yet; waiting at most {JOB_END_TIMEOUT} seconds for it")
+            has_announced = True
         if not is_waiting:
             raise UserError(f"{lease.path}: names no owner; remove it if no process or job trains this run")
         time.sleep(1)

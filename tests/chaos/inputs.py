@@ -22,6 +22,8 @@ from tests.chaos.targets import (
 )
 from tests.chaos.values import NUMBERS, choose_value, shorten
 
+OLD_TIME = 1.6e9
+"""Modification time of damaged lock files, in seconds since 1970."""
 SPECIAL_SHARE, RESEAL_SHARE, ARGUMENT_SHARE = 0.08, 0.75, 0.12
 
 SPECS = (
@@ -172,6 +174,8 @@ def damage_file(path: Path, target: Target, rng: random.Random) -> str:
         return replace_by_special_file(path, rng)
     content, change = target.damage(path.read_bytes(), rng)
     path.write_bytes(content)
+    if path.suffix in (".lock", ".claim"):  # a new file without an owner may still be in creation, so commands wait
+        os.utime(path, (OLD_TIME, OLD_TIME))
     if rng.random() < RESEAL_SHARE:
         reseal_file(path)
         change += ", with matching checksums"

@@ -24,6 +24,8 @@ def test_precedence_is_defaults_then_file_then_command_line(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("dataset.condition.kind={a: b}", r"dataset.condition.kind: "),
+        ("dataset.condition.kind=[a]", r"dataset.condition.kind: "),
         ("generator.dimm=3", r"unknown key 'generator.dimm'; did you mean 'generator.dim'\?"),
         ("trainning.steps=3", r"unknown key 'trainning'; did you mean 'training'\?"),
         ("training.steps=-3", r"training.steps: .*greater than or equal to 1 \(got -3\)"),

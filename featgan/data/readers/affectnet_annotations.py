@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from featgan.data.readers.parsing import (
     UNUSABLE_EXPRESSIONS,
@@ -20,6 +19,7 @@ from featgan.data.readers.parsing import (
 from featgan.data.readers.records import EXPRESSIONS, DatasetListing, RecordCollector
 from featgan.data.readers.text_tables import TextTable
 from featgan.errors import UserError
+from featgan.system.array_files import ArrayError, read_array_header
 from featgan.system.files import describe_read_error, read_regular_file
 from featgan.system.image_files import IMAGE_SUFFIXES, is_system_file
 from featgan.system.json_files import JsonError, parse_json
@@ -107,16 +107,18 @@ def read_scalar(path: Path) -> str:
 
     Raises UserError if the file does not contain exactly one value.
     """
-    file = io.BytesIO(read_small_file(path, MAX_NPY_BYTES))
+    content = read_small_file(path, MAX_NPY_BYTES)
     try:
-        header = read_array_header_1_0 if read_magic(file) == (1, 0) else read_array_header_2_0
-        shape, _, dtype = header(file)
-        size = math.prod(shape)
-        value = np.frombuffer(file.read(), dtype, count=1).item() if size == 1 else None
-    except ValueError as error:
-        raise UserError(f"{path}: not an npy file with one number or string; copy it again") from error
-    if value is None:
+        header = read_array_header(io.BytesIO(content), len(content))
+    except ArrayError as error:
+        raise UserError(f"{path}: not an npy file with one number or string ({error}); copy it again") from error
+    size = math.prod(header.shape)
+    if size != 1:
         raise UserError(f"{path}: {size} values, but one is required; copy it again")
+    values = content[header.offset :]
+    if header.dtype.kind == "U":  # decoded here, since NumPy would return a string with characters that do not exist
+        return values.decode("utf-32-be" if header.dtype.byteorder == ">" else "utf-32-le", "replace").rstrip("\0")
+    value = np.frombuffer(values, header.dtype).item()
     return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
 
 
