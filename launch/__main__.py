@@ -127,7 +127,7 @@ def make_train_job(config: "Config", init_from: Path | None, reset_optimizer: bo
     return TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
 
 
-@cli.command(cls=ClusterCommand)
+@cli.command(cls=ClusterCommand, is_stage=True)
 @click.argument("run", type=PATH_TYPE)
 @step_option
 @evaluator_options
@@ -178,7 +178,7 @@ def evaluate(
     submit_claimed(claim, replace(job, step=claimed_step, token=claim.token), cluster)
 
 
-@cli.command(cls=ClusterCommand)
+@cli.command(cls=ClusterCommand, is_stage=True)
 @click.argument("run", type=PATH_TYPE)
 @step_option
 @render_options
@@ -303,7 +303,7 @@ def pipeline(
         record_callables(run_dir, submitted_callables(config, loaded_config))
 
 
-@cli.command(cls=ClusterCommand, hidden_options=("after_job", "dry_run"))
+@cli.command(cls=ClusterCommand, hidden_options=("after_job", "dry_run"), is_stage=True)
 @click.argument("runs", type=PATH_TYPE)
 @click.option(
     "--once",

@@ -15,7 +15,7 @@ from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.paths import load_run_config
 from launch.watch_trust import trust_own_run
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("launch.claimed_evaluation")  # __name__ is "__main__" in the process that the watch starts
 
 
 def evaluate_claimed(claim: EvaluationClaim, options: EvaluationOptions, scheduled: bool) -> None:

@@ -41,15 +41,19 @@ class ClusterCommand(click.Command):
     The options are generated when the command runs, so that the list of commands does not import pydantic.
     """
 
-    def __init__(self, *args: Any, hidden_options: tuple[str, ...] = (), **kwargs: Any) -> None:
-        """`hidden_options` are accepted, but not listed in the help: the command rejects them with an explanation."""
+    def __init__(self, *args: Any, hidden_options: tuple[str, ...] = (), is_stage: bool = False, **kwargs: Any) -> None:
+        """`hidden_options` are accepted, but not listed in the help: the command rejects them with an explanation.
+
+        A command that `is_stage` submits evaluations or renderings, which have a time limit of their own.
+        """
         super().__init__(*args, **kwargs)
         self.hidden_options = hidden_options
+        self.is_stage = is_stage
         self.cluster_options: list[click.Option] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self.cluster_options:
-            self.cluster_options = cluster_options(self.hidden_options)
+            self.cluster_options = cluster_options(self.hidden_options, self.is_stage)
             self.params += self.cluster_options
         return super().get_params(ctx)
 
@@ -61,10 +65,11 @@ class ClusterCommand(click.Command):
         return super().invoke(ctx)
 
 
-def cluster_options(hidden_options: tuple[str, ...]) -> list[click.Option]:
+def cluster_options(hidden_options: tuple[str, ...], is_stage: bool) -> list[click.Option]:
     """Return --cluster, --after-job, --dry-run and one option for each field of ClusterConfig."""
-    from launch.cluster import ClusterConfig
+    from launch.cluster import MAX_STAGE_TIME, ClusterConfig
 
+    stage_defaults = {"time": MAX_STAGE_TIME} if is_stage else {}
     options = [
         click.Option(
             ["--cluster"],
@@ -88,12 +93,13 @@ def cluster_options(hidden_options: tuple[str, ...]) -> list[click.Option]:
     for name, field in ClusterConfig.model_fields.items():
         if name == "executor":
             continue
+        default = stage_defaults.get(name, field.default)
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}", name],
                 multiple=name in MULTIPLE,
                 metavar=METAVARS.get(name, "VALUE"),
-                help=" ".join((field.description or "").split()) + default_suffix(field.default),
+                help=" ".join((field.description or "").split()) + default_suffix(default),
             )
         )
     return options

@@ -4,13 +4,13 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from featgan.config.base import ConfigModel, PositiveInt
+from featgan.config.preset_folders import find_preset_folders
 from featgan.errors import UserError
 from featgan.system.yaml_files import TextLoader, read_yaml_mapping
 from launch.notation import check_node_list, format_gpus, parse_gpus, parse_megabytes, parse_minutes
@@ -168,8 +168,7 @@ class ClusterConfig(ConfigModel):
 
 def find_cluster_files() -> dict[str, Path]:
     """Return cluster configurations by name: those of the installed package and of a checkout's configs folder."""
-    folders = [Path(str(resources.files("featgan"))) / "configs", Path(__file__).parent.parent / "configs"]
-    return {path.stem: path for folder in folders for path in sorted((folder / "cluster").glob("*.yaml"))}
+    return {path.stem: path for folder in find_preset_folders() for path in sorted((folder / "cluster").glob("*.yaml"))}
 
 
 def load_cluster(name: str, overrides: Mapping[str, Any]) -> ClusterConfig:

@@ -29,13 +29,16 @@ JOB_FOLDER_PATTERN = re.compile(r"(\d{3,})-(\w+)")
 
 
 def make_job_folder(jobs: Path, kind: str) -> Path:
-    """Create the next free folder JOBS/NNN-KIND; concurrent submissions get different folders."""
+    """Create the next free folder JOBS/NNN-KIND; concurrent submissions get different folders.
+
+    It is private: its pickles and its code run as this user.
+    """
     jobs.mkdir(parents=True, exist_ok=True)
     numbers = [int(match[1]) for path in jobs.iterdir() if (match := JOB_FOLDER_PATTERN.fullmatch(path.name))]
     for number in range(max(numbers, default=0) + 1, 1_000_000):
         folder = jobs / f"{number:03d}-{kind}"
         try:
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
         except FileExistsError:
             continue
         return folder
@@ -48,6 +51,7 @@ def copy_code(folder: Path) -> Path:
     A job folder on a shared file system should have few files, and Python imports from zip archives.
     """
     archive_path = folder / CODE_ARCHIVE
+    archive_path.touch(mode=0o600)
     if ROOT.is_file():  # this code runs from such an archive itself
         shutil.copyfile(ROOT, archive_path)
         return archive_path

@@ -13,7 +13,7 @@ MEMORY = re.compile(r"(\d+)(?:([kmgt])b?)?", re.ASCII | re.IGNORECASE)
 MEGABYTES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 
 GPUS = re.compile(
-    r"(?P<prefix>(?:gres[:/])?gpu(?::|$))?(?:(?P<type>\d*[A-Za-z_][\w.+-]*)(?::|$))?(?P<number>\d+)?", re.A
+    r"(?P<prefix>(?:gres[:/])?gpu(?::|$))?(?:(?P<type>\d*[A-Za-z_][\w.+-]*|\d+(?=:\d))(?::|$))?(?P<number>\d+)?", re.A
 )
 """[gpu:][TYPE:]NUMBER; the number may be left out after `gpu` and `gpu:TYPE`."""
 

@@ -153,8 +153,18 @@ def is_process_alive(process_id: object) -> bool:
 
 
 def find_job_folders(run_dir: Path) -> list[Path]:
-    """Return the job folders of a run in the order of submission. Raises UserError if there are none."""
-    folders = sorted(path for path in (run_dir / "jobs").glob("*-*") if (path / "job.json").is_file())
+    """Return the job folders of a run in the order of submission. Raises UserError if this user can read none."""
+    folders, hidden = [], []
+    for folder in sorted((run_dir / "jobs").glob("*-*")):
+        try:
+            (folder / "job.json").stat()
+            folders.append(folder)
+        except PermissionError:
+            hidden.append(folder)
+        except OSError:
+            pass  # being created, or not a job folder
+    if hidden and not folders:
+        raise UserError(f"{hidden[0]}: belongs to another user, and job folders are private; use `squeue` instead")
     if not folders:
         raise UserError(f"{run_dir}: no jobs; submit one with `python -m launch train CONFIG run_dir={run_dir}`")
     return folders

@@ -5,6 +5,8 @@ import shutil
 import sys
 import time
 import warnings
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +129,16 @@ def submit_job(
     try:
         executor = make_executor(cluster, folder, name, dependency)
         options = [option.replace("_", "-") for option in (*executor.parameters, *cluster.parameters)]
-        with submission_environment(options, cluster.executor == "local"), warnings.catch_warnings():
+        with (
+            submission_environment(options, cluster.executor == "local"),
+            warnings.catch_warnings(),
+            redirect_stderr(StringIO()),  # submitit prints the errors of sbatch, which the error below contains
+        ):
             warnings.simplefilter("ignore")  # submitit warns if sacct is missing, which featgan does not need
             submitted_job = executor.submit(job)
     except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
         remove_job_folder(folder)
-        reason = str(error).strip().splitlines()[-1]
+        reason = describe_rejection(str(error))
         raise UserError(f"{cluster.executor}: cannot submit ({reason}); print the script with --dry-run") from error
     job_info = {
         "id": str(submitted_job.job_id),
@@ -146,6 +152,12 @@ def submit_job(
     submission = {"cluster": cluster.model_dump(mode="json"), "command": sys.argv, "cwd": str(Path.cwd())}
     write_job_info(folder, job_info | submission)
     return str(submitted_job.job_id), folder
+
+
+def describe_rejection(message: str) -> str:
+    """Return the output of sbatch as one line; a site may explain its rejection in several lines."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(lines)) or "no message"
 
 
 def remove_job_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Load configurations: defaults, then a YAML file, then `section.key=value` overrides; every error is one line."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from featgan.config.base import resumable_keys
 from featgan.config.error_messages import format_validation_error
+from featgan.config.preset_folders import find_preset_folders
 from featgan.config.renamed_keys import find_renamed
 from featgan.config.schema import Config
 from featgan.errors import UserError
@@ -19,8 +19,7 @@ from featgan.system.yaml_files import YamlError, parse_yaml, read_yaml_mapping
 
 def find_presets() -> dict[str, Path]:
     """Return the presets by name: those of the installed package and of the `configs` folder of a checkout."""
-    folders = [Path(str(resources.files("featgan"))) / "configs", Path(__file__).parent.parent.parent / "configs"]
-    return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for folder in find_preset_folders() for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:

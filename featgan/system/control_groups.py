@@ -52,7 +52,7 @@ def find_cgroup_folders(controller: str, system_root: Path = Path("/")) -> Itera
         path = group_paths.get(controller if mount.controllers else "", "/")
         relative = path.removeprefix(mount.root) if mount.root != "/" else path
         parts = [part for part in relative.split("/") if part]
-        if ".." in parts or not path.startswith(mount.root):
+        if ".." in parts or not f"{path}/".startswith(f"{mount.root.rstrip('/')}/"):
             parts = []
         for length in range(len(parts), -1, -1):
             yield mount.folder.joinpath(*parts[:length])

@@ -46,6 +46,8 @@ def site_script(folder: Path, text: str, **overrides: object) -> list[str]:
         ("gpus_per_node: a100:4", "--gpus-per-node=a100:4"),
         ("gpus_per_node: gpu:a100:4", "--gpus-per-node=a100:4"),
         ("gpus_per_node: gpu:4", "--gpus-per-node=4"),
+        ("gpus_per_node: 4090:2", "--gpus-per-node=4090:2"),
+        ("gpus_per_node: gpu:4090:2", "--gpus-per-node=4090:2"),
         ("gpus_per_node: 3g.20gb:2", "--gpus-per-node=3g.20gb:2"),
         ("gpus_per_node: a100:2,v100:1", "--gpus-per-node=a100:2,v100:1"),
         ("gpus_per_node: [a100:2, v100:1]", "--gpus-per-node=a100:2,v100:1"),

@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from launch.attempts import EXIT_REQUEUE, EXIT_USER_ERROR, record_exit
-from launch.job_folder import DONE_FILE, write_job_info
-from launch.status import QueueEntry, finished_state, query_queue, status_lines, status_table
+from launch.job_folder import DONE_FILE, make_job_folder, write_job_info
+from launch.status import QueueEntry, find_job_folders, finished_state, query_queue, status_lines, status_table
 
 JOB_INFO = {"id": "17", "cluster": {"executor": "slurm"}}
 
@@ -78,6 +80,27 @@ def test_state_follows_from_the_files_of_a_job(
     local = finished_state(tmp_path, {"id": str(os.getpid()), "cluster": {"executor": "local"}}, has_queue)
     without_queue = finished_state(tmp_path, JOB_INFO | {"id": str(os.getpid())}, has_queue=False)
     assert local == without_queue or "result" in str(files), "a local job is never in the queue"
+
+
+def test_private_job_folders_of_another_user_are_one_line() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        for path in (run.parent, run, run / "jobs"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
+        folder = make_job_folder(run / "jobs", "train")
+        write_job_info(folder, JOB_INFO)
+        assert find_job_folders(run) == [folder]
+        user = os.geteuid()
+        folder.chmod(0o700 if user == 0 else 0)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(UserError, match="belongs to another user, and job folders are private"):
+                find_job_folders(run)
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o700)
 
 
 def test_local_job_runs_while_its_process_is_alive(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from launch.jobs import TrainJob
 from launch.notation import parse_minutes
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
+ROOT = GOLDEN_FOLDER.parent.parent.parent
 
 SITE_CLUSTER = ClusterConfig(
     partition="a100,h100",
@@ -162,6 +163,38 @@ def test_job_folders_are_numbered(tmp_path: Path) -> None:
     ]
 
 
+def test_job_folders_are_private(tmp_path: Path) -> None:
+    previous_mask = os.umask(0o002)
+    try:
+        folder = make_job_folder(tmp_path / "jobs", "train")
+        archive = copy_code(folder)
+    finally:
+        os.umask(previous_mask)
+    assert folder.stat().st_mode & 0o777 == 0o700 and archive.stat().st_mode & 0o777 == 0o600
+
+
+def test_rejection_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = ("sbatch: error: choose one of your accounts", "sbatch: error: Batch job submission failed")
+    lines = "\n".join(f"echo '{message}' >&2" for message in messages)
+    for name, text in {"sbatch": f"{lines}\nexit 1", "srun": "", "squeue": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "launch", "train", "debug", f"run_dir={tmp_path / 'run'}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert all(message in result.stderr for message in messages) and not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_time_limit_of_each_command() -> None:
+    for name, limit in (("train", "24:00:00"), ("evaluate", "4:00:00"), ("render", "4:00:00"), ("watch", "4:00:00")):
+        text = " ".join(CliRunner().invoke(cli, [name, "--help"]).output.split())
+        assert f"[default: {limit}]" in text, name
+
+
 ARCHIVE_PROGRAM = """
 import importlib, pkgutil, sys
 from pathlib import Path
@@ -196,6 +229,9 @@ def test_job_imports_the_code_from_one_archive(tmp_path: Path) -> None:
     assert all(line.startswith(f"{archive}/") for line in result.stdout.split())
     assert (copies / "leaderboard.html").stat().st_size and (copies / "requeue.sh").stat().st_size
     assert (copies / "code.zip").read_bytes() == archive.read_bytes(), "a job can submit another job"
+    command = [sys.executable, "-m", "launch", "train", "debug", "run_dir=run", "--dry-run"]
+    result = subprocess.run(command, cwd=copies, env=environment, capture_output=True, text=True, check=False)
+    assert "#SBATCH --time=24:00:00" in result.stdout, f"the presets are in the archive: {result.stderr}"
     with zipfile.ZipFile(archive) as archive_file:
         assert "configs/cluster/slurm.yaml" in archive_file.namelist()
         assert not [name for name in archive_file.namelist() if "__pycache__" in name]

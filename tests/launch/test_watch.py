@@ -167,6 +167,13 @@ def test_failed_evaluation_is_retried_and_then_shown_as_failed(tmp_path: Path, m
     assert "no result" not in (tmp_path / "leaderboard.html").read_text()
 
 
+def test_process_that_the_watch_starts_prints_its_messages(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    command = [sys.executable, "-m", "launch.claimed_evaluation", str(run), "100", "quick", "token"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stderr.startswith("warning: ") and "has since been claimed" in result.stderr
+
+
 def test_rejected_submission_does_not_stop_the_check(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")
