@@ -31,6 +31,7 @@ class Job(ABC):
 
         from featgan.cli.log_handler import install_log_handler
         from featgan.errors import TrainingInterrupted, UserError
+        from featgan.system.os_errors import user_error_message
 
         install_log_handler()
         if count_processes() == 1:
@@ -45,9 +46,10 @@ class Job(ABC):
         except UserError as error:
             logger.error(str(error))
             exit_with_code(EXIT_USER_ERROR)
-        except Exception:
+        except Exception as error:
             # Exit here: submitit would write a result file, which marks a job as successful.
-            traceback.print_exc()
+            message = user_error_message(error)
+            logger.error(message) if message else traceback.print_exc()
             exit_with_code(EXIT_FAILURE)
 
     @abstractmethod

@@ -18,6 +18,7 @@ from featgan.explore.image_store import MAX_UPLOAD_BYTES, ImageNotFoundError
 from featgan.explore.latest_request_queue import LatestRequestQueue, QueueFullError, SupersededError
 from featgan.explore.page import NUM_IMAGES, build_explore_page, images_to_json, load_static_files
 from featgan.explore.session import ExploreSession, encode_png
+from featgan.system.os_errors import describe_os_error
 
 BODY_TIMEOUT_SECONDS = 30
 """Time limit for receiving the body of a request."""
@@ -148,6 +149,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         return text_response(409, "superseded by a newer request")
     if isinstance(error, QueueFullError):
         return text_response(503, "too many requests are pending; try again")
+    if isinstance(error, OSError):
+        return text_response(500, describe_os_error(error) or f"{type(error).__name__}: {error}")
     return text_response(404 if isinstance(error, ImageNotFoundError) else 400, str(error))
 
 
@@ -164,5 +167,5 @@ def build_app(session: ExploreSession, policy: AccessPolicy) -> ASGIApp:
         Route("/save.png", server.save_png, methods=["POST"]),
         Route("/save.gif", server.save_gif, methods=["POST"]),
     ]
-    errors = dict.fromkeys((UserError, HttpError, SupersededError, QueueFullError), error_response)
+    errors = dict.fromkeys((UserError, HttpError, SupersededError, QueueFullError, OSError), error_response)
     return Starlette(routes=routes, exception_handlers=errors, middleware=[Middleware(AccessMiddleware, policy=policy)])

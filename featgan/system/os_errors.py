@@ -16,6 +16,10 @@ TRANSIENT_ERRORS = frozenset(
 CPU_MEMORY_ERROR = "DefaultCPUAllocator: "
 """Start of torch's message when the memory of the machine runs out, which is a plain RuntimeError."""
 
+SHARED_MEMORY_REMEDY = (
+    "free some space there; in a container, start it with a larger one, for example docker run --shm-size=1g"
+)
+
 MEMORY_REMEDY = "free or request more memory, or use a smaller batch size or image size"
 
 FREE_SPACE = "free some space"
@@ -102,6 +106,9 @@ def user_error_message(error: BaseException) -> str | None:
         return format_one_line(str(error).strip())
     if isinstance(error, OSError):
         return describe_os_error(error)
+    lines = [line.strip() for line in str(error).splitlines() if "/dev/shm" in line]
+    if isinstance(error, RuntimeError) and lines:  # of NCCL, which exchanges data between processes there
+        return f"/dev/shm: {format_one_line(lines[-1])}; {SHARED_MEMORY_REMEDY}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or CPU_MEMORY_ERROR in str(error):
         return f"not enough memory: {format_one_line(str(error)) or 'MemoryError'}; {MEMORY_REMEDY}"
     return None

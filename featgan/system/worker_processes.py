@@ -8,13 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
 
 from featgan.errors import UserError
+from featgan.system.os_errors import SHARED_MEMORY_REMEDY, os_error_reason
 
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent ends."""
-
-SHARED_MEMORY_REMEDY = (
-    "free some space there; in a container, start it with a larger one, for example docker run --shm-size=1g"
-)
 
 
 def end_with_parent() -> None:
@@ -43,8 +40,9 @@ def open_process_pool(num_workers: int) -> ProcessPoolExecutor:
     try:
         return ProcessPoolExecutor(num_workers, mp_context=context, initializer=init_pool_worker)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"/dev/shm: cannot be written: {reason}; {SHARED_MEMORY_REMEDY}; or use one process") from None
+        raise UserError(
+            f"/dev/shm: cannot be written: {os_error_reason(error)}; {SHARED_MEMORY_REMEDY}; or use one process"
+        ) from None
 
 
 def describe_exit(process: BaseProcess) -> str:

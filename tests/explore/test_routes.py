@@ -1,5 +1,6 @@
 """Tests of the server of the interactive page: access control, routes, bounds of requests, and start-up."""
 
+import errno
 import io
 import re
 import socket
@@ -261,3 +262,15 @@ def test_usage_errors_are_reported_in_one_line(
 def test_help_names_arguments_and_options() -> None:
     output = CliRunner().invoke(cli, ["explore", "--help"]).output
     assert "RUN [SECOND_RUN]" in output and "127.0.0.1" in output and "token" in output
+
+
+def test_files_that_can_no_longer_be_read_are_one_line(
+    client: TestClient, session: ExploreSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "shards/train-00000.tar")
+
+    monkeypatch.setattr(session.image_store, "sample", fail)
+    response = client.get("/images")
+    assert response.status_code == 500
+    assert response.text == "shards/train-00000.tar: input/output error; run the command again\n"

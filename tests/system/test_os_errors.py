@@ -37,6 +37,14 @@ def test_memory_errors_are_one_line() -> None:
         assert message is not None and message.startswith("not enough memory") and "\n" not in message
 
 
+def test_small_shared_memory_of_nccl_is_one_line() -> None:
+    text = (
+        "NCCL error in: x.cpp\nLast error:\nError while creating shared memory segment /dev/shm/nccl-a (size 9637888)"
+    )
+    message = user_error_message(RuntimeError(text))
+    assert message is not None and message.startswith("/dev/shm: Error while creating") and "--shm-size" in message
+
+
 def test_message_of_several_lines_becomes_one_line() -> None:
     assert user_error_message(UserError("shard a:\ncut off")) == "shard a:\\ncut off"
 

@@ -1,18 +1,21 @@
 """The index of a split: the position of each image in its tar file, and every label as an array."""
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from featgan.errors import UserError
 from featgan.system.array_files import ArrayError, read_arrays
+from featgan.system.files import open_regular_file
 from featgan.system.json_files import JsonError, parse_json
 from featgan.system.limits import MAX_KEY_BYTES, MAX_LABEL_BYTES
+from featgan.system.plain_text import format_one_line
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ INDEX_COLUMNS = {
     "factors": ("f4", 2),
 }
 """Required data type and number of dimensions of each array."""
+
+
+MEMBER_KINDS = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
+"""Types of the members of a shard."""
+
+OTHER_MEMBER_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+}
+"""Names of other types in messages."""
 
 
 def build_index(
@@ -104,27 +121,66 @@ def load_index(path: Path) -> SplitIndex:
 def scan_shard(path: Path) -> Iterator[ShardEntry]:
     """Yield the entries of a tar file in order. Raises UserError if KEY.jpg is not followed by KEY.json."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = iter(tar)
-            for image in members:
-                labels = next(members, None)
-                yield read_entry(path, tar, image, labels)
-    except (tarfile.TarError, OSError, EOFError) as error:
+        with open_regular_file(path) as file:
+            while (image := read_member(file)) is not None:
+                yield read_entry(path, file, image, read_member(file))
+    except (TarMemberError, OSError) as error:
         raise UserError(f"{path}: not a readable tar file ({error}); pack the images again") from error
 
 
-def read_entry(path: Path, tar: tarfile.TarFile, image: tarfile.TarInfo, labels: tarfile.TarInfo | None) -> ShardEntry:
+class TarMemberError(ValueError):
+    """A member of a tar file that packing does not write; the message is the problem."""
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A regular file in a tar file: its name, position and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def read_member(file: BinaryIO) -> TarMember | None:
+    """Read the header of the next member and skip its content; None at the end of the archive.
+
+    Only what packing writes is accepted: regular files in the ustar format. So a link cannot lead elsewhere, and a
+    negative size, a sparse map or an extended header cannot make the scan slow. Raises TarMemberError.
+    """
+    start = file.tell()
+    header = file.read(tarfile.BLOCKSIZE)
+    if header == bytes(tarfile.BLOCKSIZE):
+        return None
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise TarMemberError(f"invalid header at byte {start}: {error}") from None
+    if info.type not in MEMBER_KINDS:
+        kind = OTHER_MEMBER_KINDS.get(info.type, "an entry of another kind")
+        raise TarMemberError(f"{format_one_line(info.name)} is {kind}, not a regular file")
+    offset = start + tarfile.BLOCKSIZE
+    end = offset + info.size
+    if info.size < 0 or end > os.fstat(file.fileno()).st_size:
+        raise TarMemberError(f"{format_one_line(info.name)} ends after the end of the file")
+    file.seek(offset + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    return TarMember(info.name, offset, info.size)
+
+
+def read_entry(path: Path, file: BinaryIO, image: TarMember, labels: TarMember | None) -> ShardEntry:
     """Read the labels of one image. Raises UserError if they are missing or invalid."""
     key, extension = image.name.partition(".")[::2]
-    if extension != "jpg" or labels is None or labels.name != f"{key}.json" or labels.size > MAX_LABEL_BYTES:
-        raise UserError(f"{path}: {image.name} is not followed by its {key}.json; pack the images again")
-    content = tar.extractfile(labels)
-    if content is None:
-        raise UserError(f"{path}: {labels.name} is not a file; pack the images again")
+    name = format_one_line(image.name)
+    if extension != "jpg" or not key.isprintable() or key.startswith("/") or not key:
+        raise UserError(f"{path}: {name} is not the name of a packed image; pack the images again")
+    if labels is None or labels.name != f"{key}.json" or labels.size > MAX_LABEL_BYTES:
+        raise UserError(f"{path}: {name} is not followed by its {key}.json; pack the images again")
+    next_member = file.tell()
+    file.seek(labels.offset)
     try:
-        parsed = parse_json(content.read())
+        parsed = parse_json(file.read(labels.size))
     except JsonError as error:
         raise UserError(f"{path}: {labels.name}: {error}; pack the images again") from error
+    file.seek(next_member)
     if not isinstance(parsed, dict):
         raise UserError(f"{path}: {labels.name} is not a JSON object; pack the images again")
-    return ShardEntry(key, image.offset_data, image.size, parsed)
+    return ShardEntry(key, image.offset, image.size, parsed)

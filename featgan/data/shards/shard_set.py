@@ -122,12 +122,14 @@ def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest)
 
 
 def has_valid_labels(index: SplitIndex, shards: ShardSet) -> bool:
-    """Return whether the index has one column per attribute and factor, and no class that the data set lacks."""
+    """Return whether the index has one column per attribute and factor, and only values that a label can have."""
     columns = (index.attributes.shape[1], index.factors.shape[1])
     if columns != (len(shards.attribute_names), len(shards.factor_names)):
         return False
     has_classes = (index.expression >= -1) & (index.expression < len(shards.classes))
-    return bool(has_classes.all() and (np.abs(index.attributes) <= 1).all())
+    has_attributes = (index.attributes >= -1) & (index.attributes <= 1)
+    has_infinities = any(np.isinf(values).any() for values in (index.valence, index.arousal, index.factors))
+    return bool(has_classes.all() and has_attributes.all() and not has_infinities)
 
 
 def is_within_shards(index: SplitIndex, limits: np.ndarray, image_size: int) -> bool:
@@ -158,7 +160,7 @@ def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -
         entries += shard_entries
     try:
         index = build_index(entries, shards.attribute_names, shards.factor_names)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise changed_shard_error(path, f"the shards contain labels that are not numbers ({error})") from error
     try:
         atomic_write(path, serialize_index(index))
