@@ -20,7 +20,7 @@ from featgan.system.files import read_side_text
 from featgan.system.json_files import parse_line, read_lines
 from featgan.system.limits import MAX_LINE_BYTES
 from featgan.system.plain_text import format_one_line, print_line
-from featgan.system.slurm import QUEUE_COMMAND, run_slurm_command
+from featgan.system.slurm import QUEUE_COMMAND, has_slurm, run_slurm_command
 from featgan.system.yaml_files import read_yaml_mapping
 from launch.attempts import ATTEMPTS_FILE, EXIT_REQUEUE, VERDICT_FILE, read_attempts, read_state
 from launch.job_folder import DONE_FILE, read_job_info
@@ -176,6 +176,8 @@ def print_status(run_dirs: Sequence[Path]) -> None:
     One query to SLURM answers for all of them.
     """
     queue, console = query_queue(), PlainConsole()
+    if queue is None and has_slurm():
+        logger.warning("squeue fails or does not respond; the states are those in the files of the jobs")
     for run_dir in run_dirs:
         try:
             table, lines = status_table(run_dir, queue), status_lines(run_dir)

@@ -18,6 +18,8 @@ BINDING_PREFIXES = ("SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
 
 CONFLICTING_VARIABLES = {
     "array": ("SBATCH_ARRAY_INX",),
+    "container": ("SBATCH_CONTAINER",),
+    "no-kill": ("SBATCH_NO_KILL",),
     "wait": ("SBATCH_WAIT",),
     "job-name": ("SBATCH_JOB_NAME",),
     "signal": ("SBATCH_SIGNAL",),
@@ -37,7 +39,19 @@ CONFLICTING_VARIABLES = {
 }
 """Variables by the sbatch option whose value in the job script they would replace or contradict."""
 
-ALWAYS_SET = ("array", "wait", "job-name", "signal", "output", "error", "open-mode", "requeue", "time")
+ALWAYS_SET = (
+    "array",
+    "container",
+    "no-kill",
+    "wait",
+    "job-name",
+    "signal",
+    "output",
+    "error",
+    "open-mode",
+    "requeue",
+    "time",
+)
 """Options that every job script sets, or that no job may have."""
 
 

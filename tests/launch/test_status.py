@@ -13,7 +13,15 @@ from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from launch.attempts import EXIT_REQUEUE, EXIT_USER_ERROR, record_exit
 from launch.job_folder import DONE_FILE, make_job_folder, write_job_info
-from launch.status import QueueEntry, find_job_folders, finished_state, query_queue, status_lines, status_table
+from launch.status import (
+    QueueEntry,
+    find_job_folders,
+    finished_state,
+    print_status,
+    query_queue,
+    status_lines,
+    status_table,
+)
 
 JOB_INFO = {"id": "17", "cluster": {"executor": "slurm"}}
 
@@ -40,6 +48,20 @@ def test_queue_is_none_if_slurm_does_not_respond(tmp_path: Path, monkeypatch: py
     assert query_queue() is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert query_queue() is None
+
+
+def test_status_without_a_response_of_slurm_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_job_info(make_job_folder(tmp_path / "run" / "jobs", "train"), JOB_INFO | {"kind": "train"})
+    for script, num_warnings in (("exit 0", 0), ("exit 1", 1)):
+        use_fake_squeue(tmp_path, script, monkeypatch)
+        print_status([tmp_path / "run"])
+        assert caplog.text.count("squeue fails or does not respond") == num_warnings
+    assert "not started" in capsys.readouterr().out
 
 
 def test_progress_is_shown_for_the_latest_training_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ OF_THE_USER = {
 """Variables that the user or the site has set for the commands of SLURM."""
 
 BREAKING = {"SBATCH_ARRAY_INX": "0-3", "SBATCH_WAIT": "1", "SBATCH_SIGNAL": "USR1@10", "SBATCH_OUTPUT": "log",
-            "SBATCH_TIMELIMIT": "5", "SBATCH_PARTITION": "cpu"}  # fmt: skip
+            "SBATCH_TIMELIMIT": "5", "SBATCH_PARTITION": "cpu", "SBATCH_CONTAINER": "/image",
+            "SBATCH_NO_KILL": "1"}  # fmt: skip
 """Variables that would replace options of the job script."""
 
 FAKE_SBATCH = f"""#!{sys.executable}
