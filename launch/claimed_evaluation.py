@@ -1,6 +1,7 @@
 """Evaluate a checkpoint that the watch has claimed beforehand.
 
-`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN [--trust-callables]`
+`python -m launch.claimed_evaluation RUN STEP SUITE TOKEN PARENT [--trust-callables]`, where PARENT is the
+process ID of the watch: if it is killed, the evaluation ends too.
 """
 
 import logging
@@ -13,6 +14,7 @@ from featgan.errors import UserError
 from featgan.run.evaluation_claims import EvaluationClaim
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.paths import load_run_config
+from featgan.system.worker_processes import end_with_parent
 from launch.watch_trust import trust_own_run
 
 logger = logging.getLogger("launch.claimed_evaluation")  # __name__ is "__main__" in the process that the watch starts
@@ -45,6 +47,7 @@ def evaluate_claimed(claim: EvaluationClaim, options: EvaluationOptions, schedul
 
 if __name__ == "__main__":
     install_log_handler()
+    end_with_parent(int(sys.argv[5]))
     claim = EvaluationClaim(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5])
-    trusted = trust_own_run(claim.run, claim.step, load_run_config(claim.run), "--trust-callables" in sys.argv[5:])
+    trusted = trust_own_run(claim.run, claim.step, load_run_config(claim.run), "--trust-callables" in sys.argv[6:])
     evaluate_claimed(claim, EvaluationOptions(trusted=trusted), scheduled=True)

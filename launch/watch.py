@@ -1,6 +1,7 @@
 """The watch: check all runs, claim and evaluate the checkpoints that are due, and write the leaderboard."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -129,7 +130,7 @@ def try_claim(claim: EvaluationClaim, start_evaluation: StartEvaluation) -> bool
 
 def evaluate_in_subprocess(claim: EvaluationClaim, trusts_all: bool = False) -> None:
     """Evaluate in a separate process, so that a failure, even a crash of the interpreter, does not stop the watch."""
-    arguments = [str(claim.run), str(claim.step), claim.suite, claim.token]
+    arguments = [str(claim.run), str(claim.step), claim.suite, claim.token, str(os.getpid())]
     arguments += ["--trust-callables"] if trusts_all else []
     failures = claim.num_failures()
     result = subprocess.run(

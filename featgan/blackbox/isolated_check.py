@@ -100,7 +100,7 @@ def run_check(request: dict[str, Any]) -> dict[str, Any]:
 
 def main(request: dict[str, Any], descriptor: int) -> None:
     """Write `ready` when the limits apply, and then the result."""
-    end_with_parent()
+    end_with_parent(request["parent"])
     torch.set_num_threads(request["threads"])
     set_limits(request["seconds"], request["memory"], request["threads"])
     os.write(descriptor, b"ready\n")

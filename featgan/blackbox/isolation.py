@@ -117,6 +117,7 @@ def run_isolated_check(spec: BlackBoxSpec) -> dict[str, Any]:
     seconds = read_limit(SECONDS_VARIABLE, DEFAULT_SECONDS) + file_bytes / BYTES_PER_SECOND
     memory = int(read_limit(GIBIBYTES_VARIABLE, DEFAULT_GIBIBYTES) * 2**30) + COPIES_OF_WEIGHTS * file_bytes
     request = {"spec": str(spec), "seconds": seconds, "memory": memory, "threads": torch.get_num_threads()}
+    request["parent"] = os.getpid()
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb", buffering=0) as results, tempfile.TemporaryFile() as messages:
         try:

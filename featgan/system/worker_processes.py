@@ -14,14 +14,16 @@ PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent ends."""
 
 
-def end_with_parent() -> None:
-    """Let the system kill this worker when the process that started it ends, even by SIGKILL.
+def end_with_parent(parent_pid: int | None = None) -> None:
+    """Let the system kill this process when the one that started it ends, even by SIGKILL.
 
-    Call this first in a worker that was forked or spawned from a thread that lives as long as its process.
+    Call this first in a process that was started from a thread that lives as long as its process. `parent_pid` is
+    required if multiprocessing did not start it.
     """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():
+    expected_pid = parent.pid if parent is not None else parent_pid
+    if expected_pid is not None and expected_pid != os.getppid():
         os._exit(1)  # the parent ended before the call above
 
 

@@ -169,7 +169,7 @@ def test_failed_evaluation_is_retried_and_then_shown_as_failed(tmp_path: Path, m
 
 def test_process_that_the_watch_starts_prints_its_messages(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    command = [sys.executable, "-m", "launch.claimed_evaluation", str(run), "100", "quick", "token"]
+    command = [sys.executable, "-m", "launch.claimed_evaluation", str(run), "100", "quick", "token", str(os.getpid())]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr.startswith("warning: ") and "has since been claimed" in result.stderr
 

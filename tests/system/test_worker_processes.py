@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from featgan.config.loading import to_yaml
+from featgan.training.train import train
 from tests.conftest import World
 from tests.helpers.mounts import featgan_command, run_with_mounts, small_shared_memory
 
@@ -56,9 +57,9 @@ def started(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
         process.wait()
 
 
-def check_that_workers_end_with(command: list[str], num_workers: int) -> None:
+def check_that_workers_end_with(command: list[str], num_workers: int, working_seconds: float = 2.0) -> None:
     """Kill a command as soon as it has its workers, and again when they are at work; check that nothing is left."""
-    for delay in (0.0, 2.0):
+    for delay in (0.0, working_seconds):
         with started(command) as process:
             wait_until(
                 lambda pid=process.pid: len(child_processes(pid)) >= num_workers,  # type: ignore[misc]
@@ -104,6 +105,13 @@ def test_workers_of_a_killed_training_end(world: World, tmp_path: Path) -> None:
     config = world.make_config(tmp_path / "run", training={"num_workers": 2, "steps": 10**6, "checkpoint_every": 10**6})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     check_that_workers_end_with(featgan_command("train", tmp_path / "config.yaml"), 2)
+
+
+@pytest.mark.slow
+def test_evaluation_of_a_killed_watch_ends(world: World, tmp_path: Path) -> None:
+    train(world.make_config(tmp_path / "runs" / "run"))
+    command = [sys.executable, "-m", "launch", "watch", str(tmp_path / "runs"), "--once"]
+    check_that_workers_end_with(command, 1, working_seconds=0.5)
 
 
 @pytest.mark.slow
