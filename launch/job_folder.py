@@ -11,6 +11,7 @@ from typing import Any
 from featgan.errors import UserError
 from featgan.system.file_cache import cache_by_version
 from featgan.system.json_files import read_side_file
+from launch.private_folders import make_private_folder
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("featgan", "launch")
@@ -31,9 +32,9 @@ JOB_FOLDER_PATTERN = re.compile(r"(\d{3,})-(\w+)")
 def make_job_folder(jobs: Path, kind: str) -> Path:
     """Create the next free folder JOBS/NNN-KIND; concurrent submissions get different folders.
 
-    It is private: its pickles and its code run as this user.
+    Both are private: the pickles and the code run as this user. Raises UserError if JOBS belongs to another user.
     """
-    jobs.mkdir(parents=True, exist_ok=True)
+    make_private_folder(jobs)
     numbers = [int(match[1]) for path in jobs.iterdir() if (match := JOB_FOLDER_PATTERN.fullmatch(path.name))]
     for number in range(max(numbers, default=0) + 1, 1_000_000):
         folder = jobs / f"{number:03d}-{kind}"

@@ -18,6 +18,7 @@ from featgan.run.paths import check_run_folder
 from featgan.system.plain_text import print_line
 from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info, write_requeue_script
 from launch.jobs import TrainJob, is_rank_zero
+from launch.private_folders import check_owner, make_content_private, make_private_folder
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -57,11 +58,14 @@ def find_or_create_job_folder(
         raise UserError("sbatch_entry: not in a job; submit it with `sbatch slurm/train.sbatch CONFIG [KEY=VALUE]...`")
     config = load_config(config_name, overrides)
     job_id, jobs_folder = os.environ["SLURM_JOB_ID"], (config.run_dir / "jobs").absolute()
+    if jobs_folder.is_dir():
+        make_private_folder(jobs_folder)
     # A restarted job uses the stored configuration, even if the file has changed. A job that has not been restarted
     # may be a shell or a notebook, in which several trainings are started.
     is_restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     for folder in sorted(jobs_folder.glob("*-train"), reverse=True) if is_restarted else ():
         if str(read_job_info(folder).get("id")) == job_id:
+            check_owner(folder)
             return folder
     check_run_folder(config)
     folder = make_job_folder(jobs_folder, "train")
@@ -83,6 +87,7 @@ def find_or_create_job_folder(
         "cwd": str(Path.cwd()),
     }
     write_job_info(folder, job_info)
+    make_content_private(folder)
     return folder
 
 

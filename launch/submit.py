@@ -1,5 +1,6 @@
 """Submit a job: write the job folder and the sbatch script, and pass the script to SLURM or to this machine."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -25,6 +26,7 @@ from launch.job_folder import (
 )
 from launch.jobs import Job
 from launch.notation import parse_minutes
+from launch.private_folders import make_content_private
 from launch.submission_environment import submission_environment
 
 MAX_LOCAL_MINUTES = 60 * 24 * 3650
@@ -52,7 +54,19 @@ def requeue_lines(cluster: ClusterConfig, folder: Path) -> list[str]:
         # srun may start a container, and Python may exist only there.
         arguments = shlex.join(["--overlap", "--export=ALL", "--nodes=1", "--ntasks=1", *cluster.srun_args])
         lines.append(f'featgan_step() {{ srun {arguments} {python} "$@"; }}')
-    return [*lines, f'. "$featgan_job/{REQUEUE_SCRIPT}"']
+    return [*lines, *owner_check(folder), f'. "$featgan_job/{REQUEUE_SCRIPT}"']
+
+
+def owner_check(folder: Path) -> list[str]:
+    """Return the shell line that refuses to run a folder of another user, who has replaced the folder since.
+
+    Without it, everyone who can write the run could replace the code of a pending job. Some file systems do not show
+    the owner of a file; there, the check is left out.
+    """
+    if folder.exists() and folder.stat().st_uid != os.geteuid():
+        return []
+    message = "featgan: the job folder belongs to another user, so the job is not run: $featgan_job"
+    return [f'[ -O "$featgan_job" ] || {{ echo "{message}" >&2; exit 2; }}']
 
 
 def python_command(cluster: ClusterConfig) -> str:
@@ -151,6 +165,7 @@ def submit_job(
         (folder / file_name).write_text(text)
     submission = {"cluster": cluster.model_dump(mode="json"), "command": sys.argv, "cwd": str(Path.cwd())}
     write_job_info(folder, job_info | submission)
+    make_content_private(folder)
     return str(submitted_job.job_id), folder
 
 

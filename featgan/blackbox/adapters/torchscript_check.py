@@ -17,11 +17,8 @@ from featgan.system.zip_files import ZipError, check_directory_size
 MAX_CODE_BYTES = 128 << 20
 """Size of all compressed members in bytes. Only the code is compressed; that of large networks has less than 5 MB."""
 
-MEMBER_NAMES = re.compile(
-    r"(code/.*\.(py|debug_pkl)|(data|constants|traced_inputs)(\.pkl|/\d+)|\.data/serialization_id|version|byteorder|"
-    r"\.format_version|\.storage_alignment|extra/.*|bytecode\.pkl|mobile_debug_handles\.pkl|bytecode/.*)"
-)
-"""Names of the members that torch.jit.save writes, without the name of the folder that contains them."""
+LEGACY_MEMBER = "model.json"
+"""With a member of this name, torch reads an archive in another way, that of versions before 1.2."""
 
 LOAD_HOOK = b"__setstate__"
 """A method of this name runs while the file is loaded, before its operators can be checked."""
@@ -31,7 +28,7 @@ NATIVE_CLASS = re.compile(rb"torch[.\n]classes[.\n]")
 
 
 def check_archive(path: Path, name: str) -> None:
-    """Raise UserError unless the archive has only members of a TorchScript file, and no code that runs during loading.
+    """Raise UserError unless the archive has the format of TorchScript files, and no code that runs during loading.
 
     torch's own reader returns the members, so that the checked text is the text that is loaded.
     """
@@ -42,8 +39,8 @@ def check_archive(path: Path, name: str) -> None:
     if len({member.lower() for member in members}) != len(members):
         raise UserError(f"{name}: contains two members of the same name; save the network again with torch.jit.save")
     for member in members:
-        if not MEMBER_NAMES.fullmatch(member.lower()):
-            raise UserError(f"{name}: contains the unexpected member {member!r}; save the network with torch.jit.save")
+        if member.lower() == LEGACY_MEMBER:
+            raise UserError(f"{name}: in the format of torch before 1.2; save the network with a newer version")
         if member.lower().endswith(".py") and LOAD_HOOK in reader.get_record(member):
             raise UserError(
                 f"{name}: {member} defines {LOAD_HOOK.decode()}, which would run while the file is loaded; "

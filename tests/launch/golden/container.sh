@@ -20,6 +20,7 @@ export FEATGAN_MAX_FAILURES=3
 featgan_job=/runs/one/jobs/001-train
 featgan_python() { python "$@"; }
 featgan_step() { srun --overlap --export=ALL --nodes=1 --ntasks=1 --container-image=featgan.sqsh python "$@"; }
+[ -O "$featgan_job" ] || { echo "featgan: the job folder belongs to another user, so the job is not run: $featgan_job" >&2; exit 2; }
 . "$featgan_job/requeue.sh"
 
 # command

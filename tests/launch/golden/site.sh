@@ -32,6 +32,7 @@ export PYTHONPATH=/runs/one/jobs/001-train/code.zip${PYTHONPATH:+:$PYTHONPATH} P
 export FEATGAN_MAX_FAILURES=3
 featgan_job=/runs/one/jobs/001-train
 featgan_python() { python3 "$@"; }
+[ -O "$featgan_job" ] || { echo "featgan: the job folder belongs to another user, so the job is not run: $featgan_job" >&2; exit 2; }
 . "$featgan_job/requeue.sh"
 
 # command
