@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from featgan.errors import UserError
 from featgan.system.files import open_regular_file
-from featgan.system.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE
+from featgan.system.image_integrity import LARGE_IMAGE_PIXELS, find_damage
+from featgan.system.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, MAX_PROGRESSIVE_PIXELS
 from featgan.system.plain_text import format_one_line
 
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -35,6 +36,8 @@ MIN_SIDE = 8
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
 """Exceptions that Pillow's decoders raise for corrupted files."""
 
+PROGRESSIVE_REASON = "too many pixels for a progressive JPEG"
+
 REMEDIES = {
     "missing file": "check the path",
     "unreadable file": "check the file and its permissions",
@@ -43,6 +46,7 @@ REMEDIES = {
     "not an image": f"use {FORMAT_NAMES}",
     "too many bytes": "use a smaller image",
     "too many pixels": "use a smaller image",
+    PROGRESSIVE_REASON: "save it as a baseline JPEG, or use a smaller image",
     f"a side is longer than {MAX_IMAGE_SIDE:,} pixels": "use a smaller image",
     f"smaller than {MIN_SIDE} pixels": "use a larger image",
     "truncated": "copy it again",
@@ -97,6 +101,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
         warnings.simplefilter("ignore")
         with open_image_file(source, location) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             check_image_size(image, location, max_pixels)
+            check_large_image(image, file, location)
             transparency_scale = read_transparency_scale(image)
             image.load()
             scale_transparency(image, *transparency_scale)
@@ -147,6 +152,15 @@ def check_image_size(image: Image.Image, location: str, max_pixels: int) -> None
         raise ImageFileError(location, f"a side is longer than {MAX_IMAGE_SIDE:,} pixels")
     if image.width * image.height > max_pixels:
         raise ImageFileError(location, "too many pixels")
+
+
+def check_large_image(image: Image.Image, file: BinaryIO, location: str) -> None:
+    """Raise ImageFileError, before decoding, if a large image is damaged or needs too much memory to find that out."""
+    num_pixels = image.width * image.height
+    if image.info.get("progressive") and num_pixels > MAX_PROGRESSIVE_PIXELS:
+        raise ImageFileError(location, PROGRESSIVE_REASON)
+    if num_pixels > LARGE_IMAGE_PIXELS and (damage := find_damage(file, image.format or "")):
+        raise ImageFileError(location, damage)
 
 
 # -- conversion to upright RGB -----------------------------------------------------------------------------------------

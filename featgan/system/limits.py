@@ -39,6 +39,9 @@ MAX_IMAGE_BYTES = 256 << 20
 MAX_IMAGE_PIXELS = 100_000_000
 """Width times height of an image. Decoding needs 4 bytes per pixel, and an image file of 1 MB can contain them all."""
 
+MAX_PROGRESSIVE_PIXELS = 33_000_000
+"""Width times height of a progressive JPEG, whose coefficients need 6 more bytes per pixel before the first error."""
+
 MAX_IMAGE_SIDE = 65_535
 """Width or height of an image in pixels, which is JPEG's own limit. Other formats allow images of 8 x 12,000,000."""
 
