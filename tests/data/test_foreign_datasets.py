@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from featgan.data.readers.records import EXPRESSIONS, DatasetListing, Record
 from featgan.data.readers.registry import read_dataset
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
+from featgan.system.os_errors import describe_os_error
 
 
 def save_image(path: Path | bytes, number: int = 0) -> None:
@@ -190,7 +193,7 @@ def test_columns_that_are_no_attributes_are_left_out(tmp_path: Path) -> None:
     # A row number without a name, a column of `f` for female, a blank column, and a column with three values.
     make_table(tmp_path, ",file,sex,empty,score\n0,a.png,f,,-1\n1,b.png,f,,0\n,c.png,f,,1\n")
     listing = read_dataset("csv", tmp_path)
-    assert [set(record.attributes or {}) for record in listing.records] == [{"column 1"}] * 3
+    assert [set(record.attributes or {}) for record in listing.records] == [set()] * 3
 
 
 # -- tables
@@ -483,3 +486,144 @@ def test_size_that_the_networks_cannot_handle_is_reported(
 def test_record_with_unknown_attributes_has_no_labels() -> None:
     assert not Record("a", Path("a"), "", attributes={"Smiling": None}).has_labels
     assert Record("a", Path("a"), "", attributes={"Smiling": 0}).has_labels
+
+
+# -- data sets as they are published
+
+
+def test_images_inside_a_table_are_packed_with_their_splits(tmp_path: Path) -> None:
+    usages = ("Training", "PublicTest", "PrivateTest")
+    rows = [f"{n % 7},{' '.join([str(n)] * 144)},{usages[n // 14]}\n" for n in range(35)]
+    source = tmp_path / "fer, 2013"
+    source.mkdir()
+    (source / "fer2013.csv").write_text("emotion,pixels,Usage\n" + "".join(rows))
+    summary = pack_csv(source, tmp_path / "out", classes="fer2013")
+    assert summary.num_images_by_split == {"train": 14, "validation": 14}
+    assert summary.skipped == {"test split": 7}
+    pixels = ShardSet.open(tmp_path / "out").get_split("train").decode(range(14))
+    assert sorted(pixels.float().mean((1, 2, 3)).round().int().tolist()) == list(range(14))
+    assert pack_csv(source, tmp_path / "out", classes="fer2013").already_packed
+    (source / "fer2013.csv").write_text("emotion,pixels,Usage\n" + "".join(rows).replace("3 3 3", "4 4 4"))
+    with pytest.raises(UserError, match="different images or labels"):
+        pack_csv(source, tmp_path / "out", classes="fer2013")
+
+
+@pytest.mark.parametrize("pixels", ["", "1 2 3", "300 " * 64, "a " * 64])
+def test_pixels_that_are_no_square_image_are_one_line(tmp_path: Path, pixels: str) -> None:
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n3,{pixels},Training\n")
+    with pytest.raises(UserError, match="line 2: the pixels are not those of a square image"):
+        read_dataset("csv", tmp_path)
+
+
+def test_raf_db_is_read_as_published(tmp_path: Path) -> None:
+    names = [f"{'train' if n < 14 else 'test'}_{n:05d}" for n in range(21)]
+    for number, name in enumerate(names):
+        save_image(tmp_path / "Image" / "aligned" / f"{name}_aligned.jpg", number)
+    (tmp_path / "EmoLabel").mkdir()
+    rows = [f"{name}.jpg {n % 7 + 1}\n" for n, name in enumerate(names)]
+    (tmp_path / "EmoLabel" / "list_patition_label.txt").write_text("".join(rows))
+    listing = read_dataset("csv", tmp_path, {"classes": "raf-db"})
+    assert classes_of(listing)["train_00003_aligned.jpg"] == "happy"
+    assert {record.path.name[:4] for record in listing.records if record.split == "train"} == {"trai"}
+    assert sum(record.split == "validation" for record in listing.records) == 7
+
+
+def test_names_of_splits_are_used_only_if_every_file_has_one(tmp_path: Path) -> None:
+    make_table(tmp_path, "file,label\ntrain_1.png,a\ntest_1.png,b\nother.png,a\n", images="train_1 test_1 other")
+    assert {record.split for record in read_dataset("csv", tmp_path).records} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", "sep=;\r\nfile;label;valence\r\na.png;x;0,5\r\nb.png;y;-0,25\r\n"),
+        ("labels.txt", '"file" "label" "valence"\n"1" "a.png" "x" 0.5\n"2" "b.png" "y" -0.25\n'),
+        ("labels.tsv", '"file"\t"label"\t"valence"\n"1"\t"a.png"\t"x"\t0.5\n"2"\t"b.png"\t"y"\t-0.25\n'),
+    ],
+)
+def test_tables_of_excel_and_r_are_read(tmp_path: Path, name: str, content: str) -> None:
+    make_table(tmp_path, content, name)
+    listing = read_dataset("csv", tmp_path)
+    assert classes_of(listing) == {"a.png": "x", "b.png": "y"}
+    assert [record.valence for record in listing.records] == [0.5, -0.25]
+
+
+@pytest.mark.parametrize("wrapper", ["pets", "pets-20240101T000000Z-001/pets"])
+def test_class_folders_inside_the_folder_of_an_archive_are_found(tmp_path: Path, wrapper: str) -> None:
+    for name in ("cat", "dog"):
+        save_image(tmp_path / wrapper / name / "a.png")
+        save_image(tmp_path / "__MACOSX" / wrapper / name / "._a.png")
+    assert read_dataset("folder", tmp_path).classes == ("cat", "dog")
+
+
+def test_folder_of_one_class_stays_a_class(tmp_path: Path) -> None:
+    save_image(tmp_path / "cat" / "a.png")
+    save_image(tmp_path / "cat" / "more" / "b.png")
+    assert classes_of(read_dataset("folder", tmp_path)) == {"a.png": "cat", "b.png": "cat"}
+
+
+def test_split_folders_with_one_folder_of_images_have_no_classes(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        save_image(tmp_path / split / "images" / "a.png")
+    assert read_dataset("folder", tmp_path).classes == ()
+
+
+def test_class_names_with_composed_and_decomposed_accents_are_one_class(tmp_path: Path) -> None:
+    save_image(tmp_path / "train" / "Gro\u0308\u00dfe" / "a.png", 1)
+    save_image(tmp_path / "train" / "x" / "b.png", 2)
+    save_image(tmp_path / "test" / "Gr\u00f6\u00dfe" / "c.png", 3)
+    listing = read_dataset("folder", tmp_path)
+    assert listing.classes == ("Gr\u00f6\u00dfe", "x")
+    assert classes_of(listing)["a.png"] == classes_of(listing)["c.png"]
+
+
+def test_class_names_that_differ_in_case_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(("train/Cat", "train/Dog", "test/cat", "test/dog")):
+        save_image(tmp_path / name / f"{number}.png", number)
+    with caplog.at_level("WARNING"):
+        listing = read_dataset("folder", tmp_path)
+    assert "'Cat' and 'cat' differ in case" in caplog.text
+    assert len(listing.records) == 4  # the test folder has labels
+    joined = read_dataset("folder", tmp_path, {"classes": "Cat=cat,cat=cat,Dog=dog,dog=dog"})
+    assert joined.classes == ("cat", "dog")
+
+
+def test_shards_inside_the_source_are_not_a_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat/a", "cat/b", "zebra/a", "zebra/b")):
+        save_image(tmp_path / f"{name}.png", number)
+    out = tmp_path / "shards"
+    packed = [pack_shards("folder", tmp_path, out, image_size=16, workers=1) for _ in range(2)]
+    assert packed[1].already_packed and packed[1].manifest.classes == ("cat", "zebra")
+
+
+@pytest.fixture
+def without_privileges() -> Iterator[Path]:
+    """Return a folder for a process that permissions apply to, also if the tests run as root."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)  # noqa: PTH101
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", ["cat", "cat/more"])
+def test_unreadable_folder_is_an_error(without_privileges: Path, name: str) -> None:
+    save_image(without_privileges / "cat" / "more" / "a.png")
+    save_image(without_privileges / "dog" / "b.png")
+    (without_privileges / name).chmod(0)
+    with pytest.raises(PermissionError) as error:
+        read_dataset("folder", without_privileges)
+    (without_privileges / name).chmod(0o755)
+    assert f"{without_privileges / name}: permission denied" in str(describe_os_error(error.value))
+
+
+@pytest.mark.parametrize("header", [",pth,label", "Unnamed: 0,pth,label", "pth,label"])
+def test_row_numbers_are_not_an_attribute(tmp_path: Path, header: str) -> None:
+    make_table(tmp_path, f"{header}\n0,a.png,x\n1,b.png,y\n")
+    listing = read_dataset("csv", tmp_path)
+    assert classes_of(listing) == {"a.png": "x", "b.png": "y"}
+    assert {record.attributes is None for record in listing.records} == {True}

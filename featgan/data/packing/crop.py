@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from featgan.data.readers.records import BoundingBox
+from featgan.data.readers.records import BoundingBox, Record
 from featgan.system.image_files import (
     MIN_SIDE,
     CropWindow,
@@ -33,10 +33,15 @@ class CropOptions:
 
 @dataclass(frozen=True)
 class CropJob:
-    """One image to crop: its path and its face bounding box, if known."""
+    """One image to crop: its path, or the content of its file, and its face bounding box, if known."""
 
-    path: Path
+    source: Path | bytes
     bounding_box: BoundingBox | None
+
+    @classmethod
+    def from_record(cls, record: Record) -> "CropJob":
+        """Return the job of a record."""
+        return cls(record.path if record.content is None else record.content, record.bounding_box)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def crop_files(jobs: Sequence[CropJob], options: CropOptions) -> list[Crop]:
 def crop_file(job: CropJob, options: CropOptions) -> Crop:
     """Read, crop, resize and compress one image."""
     try:
-        image = read_image(job.path)
+        image = read_image(job.source)
         window = choose_crop_window(image.size, job.bounding_box, options)
         return Crop(encode_jpeg(resize_crop(image, window, options.image_size), options.quality))
     except ImageFileError as error:

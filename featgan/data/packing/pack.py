@@ -206,7 +206,7 @@ class Packer:
     def pack_images(self, workers: int, bar: ProgressBar) -> None:
         """Crop all images and write them in order."""
         self.check_unusable()
-        jobs = [CropJob(item.record.path, item.record.bounding_box) for item in self.items]
+        jobs = [CropJob.from_record(item.record) for item in self.items]
         with closing(crop_images_parallel(jobs, self.options.crop_options, workers)) as crops:
             for item, crop in zip(self.items, crops, strict=True):
                 self.write_or_skip(item, crop)

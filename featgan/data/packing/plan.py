@@ -98,13 +98,14 @@ def make_safe_key(key: str) -> str:
 
 
 def hash_planned_images(items: Sequence[PlannedImage]) -> str:
-    """Return a sha256 over the key, labels, bounding box and file size of every image."""
+    """Return a sha256 over the key, labels, bounding box and file size (in tables: content) of every image."""
     hasher = hashlib.sha256()
     for item in items:
         try:
-            size = item.record.path.stat().st_size
+            size = item.record.path.stat().st_size if item.record.content is None else len(item.record.content)
         except OSError:
             size = -1
+        hasher.update(item.record.content or b"")
         hasher.update(encode_json_line([item.key, item.labels, item.record.bounding_box, size]))
     return hasher.hexdigest()
 

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +88,8 @@ def label_keys(text: str) -> tuple[str, ...]:
 
 
 def clean_label(text: str) -> str:
-    """Return a label without surrounding spaces; a whole number that is written as 3.0 becomes 3."""
-    text = text.strip()
+    """Return a label without surrounding spaces and with composed accents; 3.0 becomes 3."""
+    text = unicodedata.normalize("NFC", text.strip())
     return text.partition(".")[0] if is_whole_number(text) else text
 
 
@@ -115,7 +117,7 @@ def assign_class_codes(labels: Iterable[str], option: str | Sequence[str] = "", 
     if len(names) > MAX_CLASSES:
         raise UserError(
             f"{source}: {len(names):,} different classes, such as {format_one_line(names[0][:40])!r}; "
-            f"at most {MAX_CLASSES:,} are possible: choose another column"
+            f"at most {MAX_CLASSES:,} are possible: choose another column, or join classes with {OPTION}"
         )
     report_own_classes(names, words)
     return number_names(sorted(names, key=class_sort_key))
@@ -137,6 +139,12 @@ def report_own_classes(names: Sequence[str], words: set[str]) -> None:
     numbers = sorted(int(float(name)) for name in names if is_whole_number(name))
     if numbers:
         logger.info(f"the labels {numbers[0]} .. {numbers[-1]} become classes; to name them, use {OPTION_HELP}")
+    for spellings in find_similar_names(names):
+        listed_names = " and ".join(repr(format_one_line(name[:40])) for name in spellings)
+        logger.warning(
+            f"the classes {listed_names} differ in case or spaces only; if they are one class, give them the "
+            f"same name with {OPTION}"
+        )
     others = sorted(
         name for name in names if normalize_word(name) not in EXPRESSION_CODES and not is_numeric_code(name)
     )
@@ -145,6 +153,19 @@ def report_own_classes(names: Sequence[str], words: set[str]) -> None:
             f"{format_one_line(others[0][:40])!r} is not one of the known expressions, so every label becomes a class "
             "with its own name"
         )
+
+
+def find_similar_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of names that differ in case or spaces only, sorted."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups["".join(name.casefold().split())].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def spelling_of(label: str) -> str | int:
+    """Return what all spellings of a label have in common: the code of an expression, or the label in lower case."""
+    return EXPRESSION_CODES.get(normalize_word(label), clean_label(label).casefold())
 
 
 # -- the option `classes` ----------------------------------------------------------------------------------------------
@@ -173,6 +194,7 @@ def read_option_entries(option: str | Sequence[str], source: Path) -> tuple[str,
         # `1,happy`, `1;happy` and `1 happy` mean 1=happy; a line with one word is a name.
         lines = [re.split(r"[=,;\t]|(?<=\d)\s+", line.strip(), maxsplit=1) for _, line in read_lines(path)]
         entries = tuple("=".join(cell.strip().strip('"') for cell in cells) for cells in lines)
+    entries = tuple(unicodedata.normalize("NFC", entry) for entry in entries)
     if not entries:
         raise UserError(f"{OPTION} {option!r}: contains no names; use {OPTION_HELP}")
     return entries

@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from featgan.data.readers.class_codes import ClassCodes, assign_class_codes
+from featgan.data.readers.class_codes import ClassCodes, assign_class_codes, spelling_of
+from featgan.data.readers.image_paths import raise_error
 from featgan.data.readers.parsing import split_from_folder_name
 from featgan.data.readers.records import DatasetListing, RecordCollector
+from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.errors import UserError
 from featgan.system.image_files import has_image_suffix, is_system_file
+from featgan.system.plain_text import format_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +67,31 @@ def filter_images(collector: RecordCollector, paths: Iterable[Path]) -> Iterator
 
 
 def list_subfolders(folder: Path) -> list[str]:
-    """Return the names of the visible subfolders, sorted; links to folders are included."""
+    """Return the names of the visible subfolders, sorted; links to folders are included, packed shards are not."""
     return sorted(
         entry.name
         for entry in os.scandir(folder)
         if entry.is_dir() and not entry.name.startswith("__") and not is_system_file(entry.name)
+        if not is_shard_folder(Path(entry.path))
     )
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Return whether a folder contains packed shards; the output of `featgan pack` can be inside of the source."""
+    return all(os.access(folder / name, os.R_OK) for name in (MANIFEST_FILE, "train-00000.tar"))
 
 
 def find_split_folders(source: Path) -> dict[str, Path]:
     """Return the folder of each split, or {"": source} if the subfolders are not splits.
 
-    If the only visible entry of the source is a folder with a train folder, its splits are returned.
+    If the source contains only one folder, and that contains only folders, as in many archives, that folder is used.
     Raises UserError if other folders are next to the train folder.
     """
     names = list_subfolders(source)
     splits_by_name = {name: split for name in names if (split := split_from_folder_name(name))}
     if "train" not in splits_by_name.values():
-        if len(names) == 1 and any(map(split_from_folder_name, list_subfolders(source / names[0]))):
-            logger.info(f"{source}: using its folder {names[0]}, which contains the splits")
+        if len(names) == 1 and not has_images(source) and is_wrapper_folder(source / names[0]):
+            logger.info(f"{source}: contains one folder only; using {format_one_line(names[0])}")
             return find_split_folders(source / names[0])
         return {"": source}
     other_names = [name for name in names if name not in splits_by_name]
@@ -96,19 +105,34 @@ def find_split_folders(source: Path) -> dict[str, Path]:
     return {split: enter_equal_folder(source / name) for name, split in splits_by_name.items()}
 
 
+def is_wrapper_folder(folder: Path) -> bool:
+    """Return whether a folder contains folders and no images, so that it is not a class folder."""
+    return bool(list_subfolders(folder)) and not has_images(folder)
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether a folder contains images, apart from those in its subfolders."""
+    return any(has_image_suffix(entry.name) and not is_system_file(entry.name) for entry in os.scandir(folder))
+
+
 def enter_equal_folder(folder: Path) -> Path:
-    """Return the innermost folder of `train/train/...`, as some archives are unpacked."""
-    while list_subfolders(folder) == [folder.name]:
-        folder /= folder.name
+    """Return the innermost folder of `train/train/...` or `train/images/...`, as some archives are unpacked."""
+    while (names := list_subfolders(folder)) in ([folder.name], ["images"]) and not has_images(folder):
+        folder /= names[0]
     return folder
 
 
 def find_unlabeled_splits(split_roots: dict[str, Path]) -> set[str]:
     """Return the splits without any class folder of the train folder, if that has some, as in a competition."""
-    train_names = set(list_subfolders(split_roots["train"])) if "train" in split_roots else set()
+    train_names = list_class_spellings(split_roots["train"]) if "train" in split_roots else set()
     if len(train_names) < 2:
         return set()
-    return {split for split, root in split_roots.items() if not train_names & set(list_subfolders(root))}
+    return {split for split, root in split_roots.items() if not train_names & list_class_spellings(root)}
+
+
+def list_class_spellings(folder: Path) -> set[str | int]:
+    """Return the class folders of a folder in a form that all spellings have in common."""
+    return {spelling_of(name) for name in list_subfolders(folder)}
 
 
 def list_files_below(collector: RecordCollector, folder: Path) -> list[Path]:
@@ -119,7 +143,7 @@ def list_files_below(collector: RecordCollector, folder: Path) -> list[Path]:
     """
     seen = {folder_identity(parent) for parent in (folder, *folder.absolute().parents)}
     paths: list[Path] = []
-    for root, folder_names, names in os.walk(folder, followlinks=True):
+    for root, folder_names, names in os.walk(folder, onerror=raise_error, followlinks=True):
         paths += [Path(root) / name for name in names if not is_system_file(name)]
         visible_names = sorted(name for name in folder_names if not is_system_file(name))
         folder_names.clear()

@@ -82,12 +82,17 @@ def find_image_paths(collector: RecordCollector, folders: Sequence[Path], names:
 def index_file_names(folder: Path) -> dict[str, Path | None]:
     """Return the paths of all images below a folder by name; None if the name occurs twice."""
     path_by_name: dict[str, Path | None] = {}
-    for root, folder_names, names in os.walk(folder):
+    for root, folder_names, names in os.walk(folder, onerror=raise_error):
         folder_names[:] = sorted(name for name in folder_names if not is_system_file(name))
         for name in names:
             if has_image_suffix(name) and not is_system_file(name):
                 path_by_name[name] = None if name in path_by_name else Path(root) / name
     return path_by_name
+
+
+def raise_error(error: OSError) -> None:
+    """Raise the error of a folder that cannot be read; os.walk would leave its images out without a message."""
+    raise error
 
 
 def count_existing(collector: RecordCollector, folder: Path, probed: Sequence[Sequence[str]], num_stripped: int) -> int:

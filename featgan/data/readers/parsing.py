@@ -64,12 +64,17 @@ def parse_number(text: str, location: str, name: str) -> float | None:
     if text.strip().lower() in MISSING_VALUES:
         return None
     try:
-        number = float(text)
+        number = float(with_decimal_point(text))
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{location}: {name} {text[:40]!r} is not a number; correct it, or leave the cell empty")
     return number
+
+
+def with_decimal_point(text: str) -> str:
+    """Return a number that is written with a decimal comma, as Excel does in many countries, with a decimal point."""
+    return re.sub(r"^\s*([+-]?\d*),(\d+)\s*$", r"\1.\2", text)
 
 
 def parse_affect_value(text: str, location: str, name: str) -> float | None:
@@ -162,7 +167,7 @@ def parse_attribute(text: str, location: str, name: str) -> int | None:
 
 def attribute_word(text: str) -> str:
     """Return the value of an attribute in lower case and without `.0`; "" if it is unknown."""
-    word = re.sub(r"^([+-]?\d+)\.0*$", r"\1", text.strip().lower())
+    word = re.sub(r"^([+-]?\d+)\.0*$", r"\1", with_decimal_point(text).strip().lower())
     return "" if word in MISSING_VALUES else word
 
 
@@ -171,6 +176,20 @@ def parse_bounding_box(cells: Sequence[str], location: str) -> BoundingBox | Non
     numbers = [parse_number(text, location, "bounding box") for text in cells]
     x, y, width, height = (0 if number is None else round(number) for number in numbers)
     return (x, y, width, height) if None not in numbers and width > 0 and height > 0 else None
+
+
+def parse_pixels(text: str, location: str) -> bytes:
+    """Return the gray image that a cell contains as text, such as `70 82 ...` in FER2013, as a PGM file."""
+    try:
+        pixels = bytes(map(int, text.split()))
+    except ValueError:
+        pixels = b""
+    side = math.isqrt(len(pixels))
+    if not pixels or side * side < len(pixels):
+        raise UserError(
+            f"{location}: the pixels are not those of a square image; give side x side integers in 0 .. 255"
+        )
+    return b"P5 %d %d 255\n" % (side, side) + pixels
 
 
 def resolve_path_below(folder: Path, name: str, location: str) -> Path:

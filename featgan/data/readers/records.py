@@ -46,6 +46,8 @@ class Record:
     """True factors of a synthetic face, by name."""
     identity: str | None = None
     """Identifier of the person."""
+    content: bytes | None = field(default=None, repr=False)
+    """Content of an image file if the image is a part of a table; `path` is then the table and the name of the row."""
 
     @property
     def has_labels(self) -> bool:
@@ -97,6 +99,7 @@ class DirectoryCache:
         forms = [path.name, *name_forms(path.name), unquote(path.name)]
         if not has_image_suffix(path.name):
             forms += [f"{path.name.lower()}{suffix}" for suffix in IMAGE_SUFFIXES]
+        forms.append(f"{path.stem}_aligned{path.suffix}".lower())  # the aligned images of RAF-DB
         return next((folder / names[form] for form in forms if form in names), None)
 
     def find_folder(self, folder: Path) -> Path | None:
@@ -146,6 +149,11 @@ class RecordCollector:
             self.missing_files.append(format_one_line(path.relative_to(self.source).as_posix()))
             return
         record = Record("", existing_path, split, **(labels or {}))
+        self.records.append(replace(record, key=self.make_unique_key(record)))
+
+    def add_content(self, path: Path, content: bytes, split: str, labels: Mapping[str, Any]) -> None:
+        """Add one image that is not a file; `path` is a path below the source that names it."""
+        record = Record("", path, split, content=content, **labels)
         self.records.append(replace(record, key=self.make_unique_key(record)))
 
     def make_unique_key(self, record: Record) -> str:

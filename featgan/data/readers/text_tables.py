@@ -7,8 +7,10 @@ bars or spaces.
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +23,8 @@ MAX_LINE_LENGTH = 1 << 20
 """In characters; the longest lines of AffectNet have about 2,000."""
 
 DELIMITERS = ",;\t|"
+DECLARED_DELIMITER = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)
+"""A first line that tells Excel the delimiter, such as `sep=;`; it is not a part of the table."""
 
 PROBED_BYTES = 1024
 """Number of bytes that are used to recognize the encoding of a file."""
@@ -114,13 +118,20 @@ class TextTable:
         first_line = next(read_lines(path), None)
         if first_line is None:
             raise UserError(f"{path}: the file is empty; write the column names to the first line")
+        declared = DECLARED_DELIMITER.fullmatch(first_line[1])
+        self.num_skipped_rows = 1 if declared else 0
         # If the columns are known, cells may contain semicolons: AffectNet separates landmarks by semicolons.
-        self.delimiter = "," if header else find_delimiter(first_line[1])
-        _, cells = next(self.read_rows())
+        self.delimiter = "," if header else declared[1] if declared else find_delimiter(first_line[1])
+        first_rows = [cells for _, cells in islice(self.read_rows(), 3)]
+        if not first_rows:
+            raise UserError(f"{path}: the file contains no column names; write them to the first line")
+        cells = first_rows[0]
         if header is None and any(has_image_suffix(cell.strip()) for cell in cells):
             header = name_data_columns(path, cells)
         self.has_header = header is None or cells[0].strip().lower() == header[0].lower()
         names = cells if self.has_header or header is None else header
+        if self.has_header and has_row_names(first_rows):
+            names = ["row name", *names]
         names = [name.strip() or f"column {index + 1}" for index, name in enumerate(names)]
         self.original_names = {name.lower(): name for name in names}
         """Lower-case column name => name as written in the header."""
@@ -135,8 +146,12 @@ class TextTable:
 
     def read_rows(self) -> Iterator[tuple[str, list[str]]]:
         """Yield (location, cells) for every row that is not blank. A quoted cell may contain anything."""
+        yield from islice(self.read_all_rows(), self.num_skipped_rows, None)
+
+    def read_all_rows(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield (location, cells) for every row that is not blank, also for a line that declares the delimiter."""
         if self.delimiter == " ":
-            yield from ((location, line.split()) for location, line in read_lines(self.path))
+            yield from ((location, split_at_spaces(line)) for location, line in read_lines(self.path))
             return
         consumed: list[int] = []  # the numbers of the lines of a row
 
@@ -184,9 +199,19 @@ class TextTable:
 def find_delimiter(line: str) -> str:
     """Return the most frequent delimiter of a line; a line without any is separated by spaces."""
     delimiter = max(DELIMITERS, key=line.count)
-    if delimiter in line or " " not in line.strip() or line.lstrip().startswith('"'):
-        return delimiter
-    return " "
+    is_one_name = " " not in line.strip() or len(split_at_spaces(line)) == 1
+    return delimiter if delimiter in line or is_one_name else " "
+
+
+def split_at_spaces(line: str) -> list[str]:
+    """Return the cells of a line that are separated by spaces; R writes texts in quotes."""
+    return [quoted or word for quoted, word in re.findall(r'"([^"]*)"(?=\s|$)|(\S+)', line)]
+
+
+def has_row_names(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the rows start with a name that is missing in the header, as R's write.table writes them."""
+    header, *others = rows
+    return bool(others) and all(len(row) == len(header) + 1 and row[-1].strip() for row in others)
 
 
 def name_data_columns(path: Path, cells: Sequence[str]) -> list[str]:
