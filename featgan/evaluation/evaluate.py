@@ -64,7 +64,7 @@ from featgan.inference.training_data import check_stored_blackbox, open_blackbox
 from featgan.run.evaluation_document import EvaluationDocument, read_evaluation, write_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.evaluation_schedule import with_default_classifiers
-from featgan.run.metrics_log import EVALUATION_TAG, append_metrics_line
+from featgan.run.metrics_log import EVALUATION_TAG, append_metrics_line, defer_writer_errors
 from featgan.run.paths import evaluation_path, load_run_config
 
 UNLIMITED = 1 << 30
@@ -344,6 +344,6 @@ def log_metrics(run_dir: Path, results: EvaluationResults, step: int) -> None:
         if math.isfinite(estimate.value)
     }
     append_metrics_line(run_dir, step, scalars)
-    with SummaryWriter(str(run_dir / "tensorboard" / EVALUATION_TAG)) as writer:
+    with defer_writer_errors(), SummaryWriter(str(run_dir / "tensorboard" / EVALUATION_TAG)) as writer:
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)

@@ -6,7 +6,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class MetricsLog:
             for old_events in (run_dir / "tensorboard").glob("events.*"):
                 old_events.unlink()
         self.tensorboard_folder = run_dir / "tensorboard"
-        self.previous_excepthook, threading.excepthook = threading.excepthook, self.defer_writer_error
+        self.deferred_errors = ExitStack()
+        self.deferred_errors.enter_context(defer_writer_errors())
         self.summary_writer = SummaryWriter(
             str(self.tensorboard_folder), purge_step=resume_step + 1 if resume_step else None
         )
@@ -129,12 +131,23 @@ class MetricsLog:
         try:
             self.summary_writer.close()
         finally:
-            threading.excepthook = self.previous_excepthook
+            self.deferred_errors.close()
 
-    def defer_writer_error(self, failure: threading.ExceptHookArgs) -> None:
-        """Do not print an error of TensorBoard's writer thread, since the next write raises it again."""
+
+@contextmanager
+def defer_writer_errors() -> Iterator[None]:
+    """Do not print errors of TensorBoard's writer threads, since the next write or the close raises them again."""
+    previous_excepthook = threading.excepthook
+
+    def print_other_error(failure: threading.ExceptHookArgs) -> None:
         if not type(failure.thread).__module__.startswith("tensorboard."):
-            self.previous_excepthook(failure)
+            previous_excepthook(failure)
+
+    threading.excepthook = print_other_error
+    try:
+        yield
+    finally:
+        threading.excepthook = previous_excepthook
 
 
 def append_metrics_line(run_dir: Path, step: int, scalars: Mapping[str, float]) -> None:

@@ -114,7 +114,7 @@ def copy_to_disk(workplace: Workplace, task: Task, folder: Path) -> int:
 def fill_disk(workplace: Workplace, task: Task, folder: Path, rng: random.Random) -> tuple[str, Callable[[], None]]:
     """Leave a random number of free bytes on the disk."""
     used = copy_to_disk(workplace, task, folder)
-    free = int(MAX_EXTRA_BYTES * rng.random() ** 2) // PAGE * PAGE
+    free = int(MAX_EXTRA_BYTES * rng.random() ** 2) // PAGE * PAGE + PAGE  # a size of 0 would be no limit
     mount_disk(folder, str(used + free), MS_REMOUNT)
     return f"{free >> 10} KiB free", lambda: mount_disk(folder, LARGE_DISK, MS_REMOUNT)
 

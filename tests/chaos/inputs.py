@@ -216,7 +216,7 @@ def find_lost_results(folder: Path, before: dict[str, bytes], damaged: Path) -> 
     """Return which results a failed command has removed or changed, apart from the damaged file; or nothing."""
     for name, content in before.items():
         path = folder / name
-        if path == damaged or (path.name == "config.yaml" and damaged.name == "config.yaml"):
+        if path == damaged or path.name == "config.yaml":  # a resumed training writes the new settings
             continue
         if not path.is_file():
             return f"{name} was removed"

@@ -52,7 +52,7 @@ static int is_open_below(int descriptor) {
     ssize_t length = readlink(link, target, sizeof target - 1);
     if (length < 0) return 0;
     target[length] = 0;
-    return is_below(target);
+    return target[0] == '/' && is_below(target); /* not a pipe or socket */
 }
 
 static int must_fail(int operation) {

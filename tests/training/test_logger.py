@@ -1,9 +1,13 @@
 """The TensorBoard logs of a run, read from its files."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 
 from featgan.config.loading import to_yaml
 from featgan.config.metric_specs import HPARAM_METRICS, METRICS
@@ -11,6 +15,7 @@ from featgan.config.schema import Config
 from featgan.evaluation.evaluate import log_metrics
 from featgan.evaluation.results import EvaluationResults
 from featgan.metrics.bootstrap import Estimate
+from featgan.run.metrics_log import defer_writer_errors
 from featgan.training.train import train
 from tests.conftest import World
 
@@ -90,3 +95,13 @@ def test_hyperparameter_table_has_columns_for_evaluation_metrics(config: Config,
     for index, column in enumerate(columns):
         evaluation_events = EventAccumulator(str(config.run_dir / "tensorboard" / column.name.group)).Reload()
         assert [point.value for point in evaluation_events.Scalars(column.name.tag)] == pytest.approx([index / 10])
+
+
+def test_error_of_a_writer_thread_is_raised_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "tensorboard"
+    with pytest.raises(FileNotFoundError), defer_writer_errors(), SummaryWriter(str(folder)) as writer:
+        writer.flush()
+        shutil.rmtree(folder)
+        for step in range(3):
+            writer.add_scalar("x", 1.0, step)
+    assert "Traceback" not in capfd.readouterr().err
