@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from featgan.blackbox.adapters.base import NUM_PROBE_IMAGES, NetworkAdapter, summarize_error
 from featgan.blackbox.adapters.onnx import OnnxAdapter
@@ -66,13 +67,21 @@ def check_model(spec: BlackBoxSpec) -> dict[str, Any]:
     first_error: UserError | None = None
     for batch in (images[:1], images):  # the batch size can be fixed in the file
         try:
-            network.compute_outputs(batch)
+            run_network(network, batch)
         except UserError as caught:
             first_error = first_error or caught
         else:
             return {"status": "completed", "files": getattr(network, "external_files", {})}
     assert first_error is not None
     return memory_result(spec, first_error) or {"status": "failed"}
+
+
+def run_network(network: NetworkAdapter, images: Tensor) -> None:
+    """Run the whole network, whatever output the SPEC selects; raises UserError if it cannot run on these images."""
+    if isinstance(network, TorchScriptAdapter):
+        network.call_function(network.build_function([]), images)
+    else:
+        network.compute_outputs(images)
 
 
 def memory_result(spec: BlackBoxSpec, error: BaseException) -> dict[str, str] | None:

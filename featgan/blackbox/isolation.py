@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from featgan import __version__
-from featgan.blackbox.spec import BlackBoxSpec
+from featgan.blackbox.spec import PREPROCESSING_OPTIONS, BlackBoxSpec
 from featgan.errors import UserError
 from featgan.system.files import atomic_write, read_regular_file, sha256_of
 
@@ -67,15 +68,15 @@ def find_verdict_path(spec: BlackBoxSpec, sha256: str) -> Path:
     runtime = f"featgan {__version__}, torch {torch.__version__}"
     if spec.kind == "onnx":
         runtime += f", onnxruntime {read_package_version('onnxruntime')}"
-    identity = json.dumps([sha256, spec.kind, sorted(spec.options.items()), runtime])
+    names = (*PREPROCESSING_OPTIONS, "output") if spec.kind == "onnx" else PREPROCESSING_OPTIONS
+    options = [[name, spec.options.get(name)] for name in names]  # onnxruntime computes only the selected output
+    identity = json.dumps([sha256, spec.kind, options, runtime])
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache_home / "featgan" / "checked_models" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
 
 
 def read_package_version(name: str) -> str:
     """Return the installed version of a package, or an empty text."""
-    from importlib import metadata
-
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -337,6 +337,7 @@ def test_verdict_is_remembered_by_content(tmp_path: Path, monkeypatch: pytest.Mo
     assert verdict.stat().st_mode & 0o777 == 0o600 and verdict.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(isolation, "CHECK_MODULE", "no_such_module")
     load_blackbox(str(shutil.copy(spec, str(tmp_path / "copy.pt"))))
+    load_blackbox(f"{spec}?classes=a,b")
     with pytest.raises(UserError, match="did not start"):
         load_blackbox(f"{spec}?image_size=64")
     with pytest.raises(UserError, match="did not start"):

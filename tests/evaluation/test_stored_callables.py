@@ -16,6 +16,7 @@ import yaml
 from featgan.blackbox.loading import load_blackbox
 from featgan.cli.click_helpers import run_command
 from featgan.cli.main import cli as featgan
+from featgan.config.loading import to_yaml
 from featgan.config.trusted_callables import UntrustedCallableError, callable_name
 from featgan.run.approved_callables import approved_callables, record_callables, record_path
 from featgan.run.paths import checkpoint_steps, step_folder
@@ -149,6 +150,22 @@ def test_submission_of_an_evaluation_reports_stored_code(
     run: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     assert "--blackbox" in read_refusal(capsys, command, "run", "--dry-run", "--cluster", "local", command=launch)
+
+
+def test_pipeline_trusts_what_its_user_submits_and_extracted(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = world.make_config(folder / "new", dataset={"feature_cache": "stored"})
+    (folder / "config.yaml").write_text(to_yaml(config))
+    pipeline = ("pipeline", "config.yaml", "--dry-run", f"evaluation.second_classifier={SPEC}")
+    capsys.readouterr()
+    launch.main(list(pipeline), standalone_mode=False)
+    assert capsys.readouterr().out.count("#!/bin/bash") == 3
+    (folder / "state" / "featgan" / "callables.jsonl").unlink()
+    assert f"--blackbox {SPEC}" in read_refusal(capsys, "pipeline", "config.yaml", "--dry-run", command=launch)
+    for option in (["--blackbox", SPEC], ["--trust-callables"]):
+        launch.main(["pipeline", "config.yaml", "--dry-run", *option], standalone_mode=False)
+    assert not (folder / "imported").exists()
 
 
 def test_watch_runs_only_code_that_its_user_named(run: Path, folder: Path) -> None:
