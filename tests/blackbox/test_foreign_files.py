@@ -18,9 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 from featgan.blackbox import isolation
+from featgan.blackbox.adapters.onnx import OnnxAdapter
 from featgan.blackbox.adapters.torchscript_check import check_archive, check_operators
 from featgan.blackbox.adapters.torchscript_operators import ALLOWED_OPERATORS
 from featgan.blackbox.loading import load_blackbox
+from featgan.blackbox.spec import parse_spec
 from featgan.cli.click_helpers import run_command
 from featgan.cli.main import cli
 from featgan.errors import UserError
@@ -433,6 +435,26 @@ def test_onnx_operators_of_other_packages_are_rejected(
 ) -> None:
     with pytest.raises(UserError, match=f"contains the operator {operator}, which is not allowed"):
         load_blackbox(save_changed_onnx(tmp_path / "network.onnx", change))
+
+
+def change_dimensions(model: Any, onnx: Any) -> None:
+    model.graph.initializer[-1].dims[0] = 0
+
+
+def remove_inputs(model: Any, onnx: Any) -> None:
+    for node in model.graph.node:
+        del node.input[:]
+
+
+def change_input_type(model: Any, onnx: Any) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 99
+
+
+@pytest.mark.parametrize("change", [change_dimensions, remove_inputs, change_input_type])
+def test_damaged_onnx_graphs_are_one_line(tmp_path: Path, change: Callable[[Any, Any], None]) -> None:
+    spec = parse_spec(save_changed_onnx(tmp_path / "network.onnx", change))
+    with pytest.raises(UserError, match=r"network\.onnx: not an ONNX file \(.+\); export it again"):
+        OnnxAdapter(spec, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "link.bin", ""])

@@ -144,9 +144,7 @@ def damage_zip(content: bytes, rng: random.Random, member_damage: Callable[[byte
     elif kind == "repeat":
         members.insert(number, (name, data))
     elif kind == "add":
-        members.append(
-            (rng.choice(("../x", "/x", "x" * 5000, "a\0b", "data.pkl", "extra/", "\ud83d\ude00")), b"x" * 100)
-        )
+        members.append((rng.choice(("../x", "/x", "x" * 5000, "a\0b", "data.pkl", "extra/", "\U0001f600")), b"x" * 100))
     elif kind == "rename":
         members[number] = (rng.choice(("../x", "x", "keys.npy", "data.pkl", "")), data)
     elif kind == "swap":

@@ -1,5 +1,7 @@
 """Run ONNX files with onnxruntime: any inner tensor is added to the outputs of the graph in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,39 +38,33 @@ class OnnxAdapter:
         self.onnx, self.runtime = import_onnx(spec)
         self.external_files: dict[str, str] = {}
         """Names of the files with the weights, in the folder of the model => sha256."""
-        self.model = self.load_model()
-        self.sha256 = self.hash_files()
-        self.input = self.find_input()
-        self.preprocessing, self.batch_size, self.dtype = self.read_input()
-        self.preprocessing_source = KIND_DEFAULTS["onnx"].source
-        self.class_names: tuple[str, ...] = ()
-        self.output = self.select_output()
-        self.linear = find_last_linear(self.model.graph, self.onnx.numpy_helper)
+        with convert_graph_errors(spec):
+            self.model = self.load_model()
+            self.sha256 = self.hash_files()
+            self.input = self.find_input()
+            self.preprocessing, self.batch_size, self.dtype = self.read_input()
+            self.preprocessing_source = KIND_DEFAULTS["onnx"].source
+            self.class_names: tuple[str, ...] = ()
+            self.output = self.select_output()
+            self.linear = find_last_linear(self.model.graph, self.onnx.numpy_helper)
         self.session: Any = None
         self.selected_layer = ""
 
     def load_model(self) -> Any:
         """Read the file; raises UserError if it is not an ONNX file, or contains what is not allowed."""
         path = Path(self.spec.location)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise UserError(
-                    f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
-                    "export a smaller network"
-                )
-            model = self.onnx.load(path, load_external_data=False)
-            if not model.graph.node or not model.graph.output:
-                raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
-            locations = check_onnx_model(model, path, self.spec.name)
-            self.external_files = {location: sha256_of(path.parent / location) for location in locations}
-            if locations:
-                self.onnx.load_external_data_for_model(model, str(path.parent))
-        except UserError:
-            raise
-        except Exception as error:  # protobuf's errors have no common base
+        if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(
-                f"{self.spec.name}: not an ONNX file ({summarize_error(error)}); export it again"
-            ) from error
+                f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
+                "export a smaller network"
+            )
+        model = self.onnx.load(path, load_external_data=False)
+        if not model.graph.node or not model.graph.output:
+            raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
+        locations = check_onnx_model(model, path, self.spec.name)
+        self.external_files = {location: sha256_of(path.parent / location) for location in locations}
+        if locations:
+            self.onnx.load_external_data_for_model(model, str(path.parent))
         return model
 
     def hash_files(self) -> str:
@@ -197,6 +193,17 @@ class OnnxAdapter:
 
     def last_linear(self) -> tuple[Tensor, Tensor] | None:
         return None if self.linear is None else self.linear[1:]
+
+
+@contextmanager
+def convert_graph_errors(spec: BlackBoxSpec) -> Iterator[None]:
+    """Convert every error about a damaged graph to a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the errors of protobuf and onnx have no common base
+        raise UserError(f"{spec.name}: not an ONNX file ({summarize_error(error)}); export it again") from error
 
 
 def import_onnx(spec: BlackBoxSpec) -> tuple[Any, Any]:
