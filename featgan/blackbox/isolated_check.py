@@ -21,6 +21,7 @@ from featgan.blackbox.adapters.torchscript import TorchScriptAdapter
 from featgan.blackbox.isolation import GIBIBYTES_VARIABLE
 from featgan.blackbox.spec import BlackBoxSpec, parse_spec
 from featgan.errors import UserError
+from featgan.system.json_files import parse_json
 from featgan.system.worker_processes import end_with_parent
 
 OPENERS: dict[str, Callable[[BlackBoxSpec, torch.device], NetworkAdapter]] = {
@@ -118,4 +119,4 @@ def main(request: dict[str, Any], descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]))
+    main(parse_json(sys.argv[1]), int(sys.argv[2]))

@@ -24,7 +24,8 @@ import torch
 from featgan import __version__
 from featgan.blackbox.spec import PREPROCESSING_OPTIONS, BlackBoxSpec
 from featgan.errors import UserError
-from featgan.system.files import atomic_write, read_regular_file, sha256_of
+from featgan.system.files import atomic_write, sha256_of
+from featgan.system.json_files import parse_json, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def is_approved(verdict_path: Path, folder: Path) -> bool:
         statuses = [verdict_path.stat(), verdict_path.parent.stat()]
         if any(status.st_uid != os.geteuid() or status.st_mode & 0o022 for status in statuses):
             return False
-        files = json.loads(read_regular_file(verdict_path, MAX_RESULT_BYTES))["files"]
+        files = read_json_object(verdict_path, MAX_RESULT_BYTES)["files"]
         return all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
@@ -136,7 +137,7 @@ def run_isolated_check(spec: BlackBoxSpec) -> dict[str, Any]:
             process.kill()
             process.wait()
     if line:
-        result = json.loads(line)
+        result = parse_json(line)
         return result if isinstance(result, dict) else {}
     raise limit_error(spec, lines.is_open, process.returncode, seconds, memory)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from featgan.errors import UserError
 from featgan.system.limits import MAX_IMAGE_SIZE
+from featgan.system.plain_text import print_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA_WEIGHTS = (0.299, 0.587, 0.114)
@@ -174,4 +175,4 @@ def build_defaults_table() -> str:
 
 
 if __name__ == "__main__":
-    print(build_defaults_table())
+    print_line(build_defaults_table())

@@ -33,9 +33,8 @@ def use_fake_squeue(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
 
 
-SQUEUE_WITH_JOB_17 = (
-    '[ "$4" = 17 ] && echo RUNNING && exit 0; echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
-)
+SQUEUE_WITH_JOB_17 = """case "$*" in *"--jobs 17") echo RUNNING; exit 0 ;; esac
+echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1"""
 
 
 def test_lease_has_one_owner_until_it_is_released(lease: FileLease, tmp_path: Path) -> None:
