@@ -99,7 +99,8 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
     if not len(condition.rows):
         kind = dataset.condition.kind
         raise UserError(
-            f"{shards.path}: no image of split {split_name!r} has the labels that condition.kind {kind!r} requires"
+            f"{shards.path}: no image of split {split_name!r} has the labels that condition.kind {kind!r} "
+            "requires; choose another kind, or pack images with labels"
         )
     return condition
 

@@ -627,3 +627,10 @@ def test_row_numbers_are_not_an_attribute(tmp_path: Path, header: str) -> None:
     listing = read_dataset("csv", tmp_path)
     assert classes_of(listing) == {"a.png": "x", "b.png": "y"}
     assert {record.attributes is None for record in listing.records} == {True}
+
+
+def test_single_class_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_image(tmp_path / "source" / "cat" / "a.png")
+    with caplog.at_level("WARNING"):
+        pack_shards("folder", tmp_path / "source", tmp_path / "out", image_size=16, workers=1)
+    assert "only one class, 'cat'" in caplog.text

@@ -157,6 +157,8 @@ def pack_shards(
     if problem := explain_generator_size(image_size):
         logger.warning(f"{problem}; these shards can be used for classifiers only")
     listing = read_dataset(layout, source, layout_options)
+    if len(listing.classes) == 1:
+        logger.warning(f"only one class, {listing.classes[0]!r}: a model cannot learn edits from class to class")
     items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
     source_sha256 = hash_planned_images(items)
     existing_manifest = find_existing_shards(out, asdict(options), source_sha256)
