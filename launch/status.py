@@ -154,8 +154,16 @@ def is_process_alive(process_id: object) -> bool:
 
 def find_job_folders(run_dir: Path) -> list[Path]:
     """Return the job folders of a run in the order of submission. Raises UserError if this user can read none."""
-    folders, hidden = [], []
-    for folder in sorted((run_dir / "jobs").glob("*-*")):
+    jobs = run_dir / "jobs"
+    folders: list[Path] = []
+    hidden: list[Path] = []
+    try:
+        candidates = sorted(path for path in jobs.iterdir() if "-" in path.name)
+    except PermissionError:
+        candidates, hidden = [], [jobs]
+    except OSError:
+        candidates = []  # no job was submitted
+    for folder in candidates:
         try:
             (folder / "job.json").stat()
             folders.append(folder)
