@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import signal
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,9 @@ RUNNING_STATE, SIGNALED_STATE = "running", "signaled"
 FAILED, INTERRUPTED = "failed", "interrupted"
 """Outcomes of an attempt without success: it failed by itself, or it was signaled or lost with its node."""
 
+MAX_FILE_BYTES = 1 << 20
+"""Part of a file that is read, in bytes; an attempt needs 120."""
+
 MAX_INTERRUPTIONS_PER_FAILURE = 10
 """An interruption is not a failure, but a job that ends at the same step N * `max_failures` times is not restarted."""
 
@@ -53,10 +57,21 @@ def state_path(folder: Path, restart: str) -> Path:
     return folder / f"state-{restart}"
 
 
+def read_end_of_file(path: Path) -> str:
+    """Return at most the last MAX_FILE_BYTES of a text file. Raises OSError for a pipe or a device."""
+    # Opening a pipe waits for a writer without O_NONBLOCK.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path}: not a regular file")
+        file.seek(max(0, status.st_size - MAX_FILE_BYTES))
+        return file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+
+
 def read_state(folder: Path, restart: str) -> str:
     """Return RUNNING_STATE or the exit code of an attempt; empty if nothing was recorded."""
     try:
-        return state_path(folder, restart).read_text(errors="replace").strip()
+        return read_end_of_file(state_path(folder, restart)).strip()
     except OSError:
         return ""
 
@@ -144,7 +159,7 @@ def progress_step(folder: Path) -> int:
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """Return the attempts of a job that have ended, skipping damaged lines."""
     try:
-        lines = (folder / ATTEMPTS_FILE).read_text(errors="replace").splitlines()
+        lines = read_end_of_file(folder / ATTEMPTS_FILE).splitlines()
     except OSError:
         return []
     attempts = []
@@ -190,7 +205,7 @@ def write_verdict(folder: Path, job_id: str, stop_reason: str) -> str:
 def read_job_file(folder: Path) -> dict[str, Any]:
     """Return the content of job.json; empty if it is missing or damaged."""
     with suppress(OSError, ValueError, RecursionError):
-        job_info = json.loads((folder / "job.json").read_text())
+        job_info = json.loads(read_end_of_file(folder / "job.json"))
         if isinstance(job_info, dict):
             return job_info
     return {}

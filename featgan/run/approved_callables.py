@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from featgan.errors import UserError
+from featgan.system.files import read_regular_file
 from featgan.system.json_files import parse_line
 
 logger = logging.getLogger(__name__)
@@ -46,10 +48,10 @@ def approved_callables(folder: Path) -> frozenset[str]:
     path, location = record_path(), os.path.realpath(folder)
     try:
         status = path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022 or status.st_size > MAX_RECORD_BYTES:
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             return frozenset()
-        lines = path.read_text(errors="replace").splitlines()
-    except (OSError, ValueError):
+        lines = read_regular_file(path, MAX_RECORD_BYTES).decode("utf-8", "replace").splitlines()
+    except (OSError, UserError, ValueError):
         return frozenset()
     return frozenset(name for line in lines for name in parse_record(line, location))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featgan.errors import UserError
+from featgan.run.evaluation_document import has_result
 from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up, read_failures
 from featgan.run.paths import checkpoint_steps, evaluation_path
 from featgan.system.file_lease import FileLease, LeaseOwner
@@ -51,12 +52,12 @@ class EvaluationClaim:
         """
         if self.lease.path.exists() and not self.release_if_dead():
             return False
-        if not force and (self.result_path.exists() or self.num_failures() >= MAX_ATTEMPTS):
+        if not force and (has_result(self.result_path) or self.num_failures() >= MAX_ATTEMPTS):
             return False
         self.result_path.parent.mkdir(exist_ok=True)
         if not self.lease.acquire(LeaseOwner.current_process(self.token)):
             return False
-        if not force and self.result_path.exists():  # completed between the first check and the claim
+        if not force and has_result(self.result_path):  # completed between the first check and the claim
             self.release()
             return False
         return True
@@ -74,7 +75,7 @@ class EvaluationClaim:
         owner = self.lease.read_owner()
         if not self.lease.remove_if_stale():
             return False
-        if not self.result_path.exists() and (owner is None or has_failed(owner)):
+        if not has_result(self.result_path) and (owner is None or has_failed(owner)):
             self.record_failure("the process or job ended without a result")
         return True
 

@@ -271,15 +271,28 @@ def read_evaluation(path: Path) -> EvaluationDocument | None:
 
 
 @cache_by_version
-def read_metrics(path: Path) -> Mapping[str, float]:
-    """Return the measured values of the metrics in an evaluation file; empty if it is missing or cannot be used.
+def read_metrics_or_none(path: Path) -> Mapping[str, float] | None:
+    """Return the measured values of the metrics in an evaluation file; None if it is missing or damaged.
 
-    Only this part of the document is parsed, and each version of a file is read once, because the launcher reads the
-    evaluations of all runs.
+    They are empty if the file cannot be read now. Only this part of the document is parsed, and each version of a file
+    is read once, because the launcher reads the evaluations of all runs.
     """
-    metrics = to_named_records((read_side_file(path) or {}).get("metrics"))
+    content = read_side_file(path, unreadable={})
+    if content is None:
+        return None
+    metrics = to_named_records(content.get("metrics"))
     values = {name: to_finite_number(entry.get("value")) for name, entry in metrics.items() if isinstance(entry, dict)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def read_metrics(path: Path) -> Mapping[str, float]:
+    """Return the measured values of the metrics in an evaluation file; empty if it is missing or cannot be used."""
+    return read_metrics_or_none(path) or {}
+
+
+def has_result(path: Path) -> bool:
+    """Return whether an evaluation file exists and is not damaged; a damaged one is written again."""
+    return read_metrics_or_none(path) is not None
 
 
 def parse_evaluation(content: dict[str, Any], path: Path | None = None) -> EvaluationDocument:

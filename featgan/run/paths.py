@@ -6,6 +6,7 @@ from pathlib import Path
 from featgan.config.loading import config_diff, parse_config
 from featgan.config.schema import Config
 from featgan.errors import UserError
+from featgan.run.evaluation_document import has_result
 from featgan.system.yaml_files import read_yaml_mapping
 
 CHECKPOINT_MANIFEST = "manifest.json"
@@ -77,8 +78,12 @@ def evaluation_path(run_dir: Path, step: int, suite: str, max_pairs: int | None 
 
 
 def evaluated_steps(run_dir: Path, suite: str) -> list[int]:
-    """Return the evaluated steps, ascending, even if their checkpoints have been removed."""
-    return list_result_steps(run_dir, suite, "json")
+    """Return the evaluated steps, ascending, even if their checkpoints have been removed.
+
+    A step with a damaged result is not one of them, so that it is evaluated again.
+    """
+    steps = list_result_steps(run_dir, suite, "json")
+    return [step for step in steps if has_result(evaluation_path(run_dir, step, suite))]
 
 
 def list_result_steps(run_dir: Path, suite: str, extension: str) -> list[int]:

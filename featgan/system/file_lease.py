@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -148,7 +149,8 @@ class FileLease:
         """Write another owner with the same token. Return False if the lease was lost or released; never create it."""
         for delay in (0.2, 0.0):  # another process may have moved the file for a moment, to check for a stale owner
             with suppress(FileNotFoundError), self.path.open("r+b", buffering=0) as file:
-                previous_owner = parse_owner(file.read())
+                is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+                previous_owner = parse_owner(file.read(MAX_LEASE_FILE_BYTES)) if is_file else None
                 if previous_owner is None or previous_owner.token != new_owner.token:
                     return False
                 os.pwrite(file.fileno(), serialize_owner(new_owner), 0)

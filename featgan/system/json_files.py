@@ -114,10 +114,13 @@ def report_skipped(path: Path, problem: str) -> None:
         logger.warning(f"{path}: skipped: {problem}")
 
 
-def read_side_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
+def read_side_file(
+    path: Path, max_bytes: int = MAX_JSON_BYTES, unreadable: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
     """Read a JSON object that the work can continue without.
 
-    Returns None if the file is missing, and None with a warning if it cannot be used.
+    Returns None if the file is missing, None with a warning if it is damaged, and `unreadable` with a warning if the
+    file system cannot read it now.
     """
     try:
         content = parse_json(read_regular_file(path, max_bytes))
@@ -128,7 +131,7 @@ def read_side_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any
         return None
     except OSError as error:
         report_skipped(path, describe_read_error(error))
-        return None
+        return unreadable
     if not isinstance(content, dict):
         report_skipped(path, "not a JSON object")
         return None

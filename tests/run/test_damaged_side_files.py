@@ -14,10 +14,10 @@ from featgan.run.checkpoint import newest_checkpoint, save_checkpoint
 from featgan.run.evaluation_claims import EvaluationClaim
 from featgan.run.evaluation_schedule import best_step, count_failures
 from featgan.run.metrics_log import MetricsLog
-from featgan.run.paths import checkpoint_steps, evaluation_path, step_folder
+from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path, step_folder
 from featgan.training.train import train
 from launch import watch
-from launch.attempts import read_attempts
+from launch.attempts import read_attempts, read_job_file, read_state
 from launch.job_folder import read_job_info
 from launch.leaderboard import collect_rows
 from launch.status import read_progress, status_lines, status_table
@@ -86,13 +86,19 @@ def test_training_continues_with_damaged_side_files(
 
 
 @damaged_contents
-def test_one_damaged_run_does_not_affect_the_others(content: bytes, tmp_path: Path) -> None:
+def test_one_damaged_run_does_not_affect_the_others(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     damaged, intact = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     damage_side_files(damaged, content, 200)
-    assert watch.poll_once(tmp_path, write_result) == 3, "two of the intact run, and the older one of the damaged run"
+    assert evaluated_steps(damaged, "quick") == []
+    assert watch.poll_once(tmp_path, write_result) == 4, "the damaged result is written again"
+    assert watch.poll_once(tmp_path, write_result) == 0
     rows = (tmp_path / "leaderboard.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]] == [["a", "100"], ["a", "200"], ["b", "100"], ["b", "200"]]
-    assert best_step(damaged, parse_config({}, "test").evaluation) == 100
+    assert best_step(damaged, parse_config({}, "test").evaluation) == 200
+    reports = [message for message in caplog.messages if "step-00000200-quick.json: skipped" in message]
+    assert len(reports) == 1
     assert count_failures(damaged, 200, "quick") == 0
     assert status_table(damaged, None).row_count == 1 and status_lines(damaged)
     assert read_job_info(damaged / "jobs" / "001-train") == {} == read_job_info(intact)
@@ -159,6 +165,43 @@ def test_log_that_is_a_pipe_is_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="not a file"):
         MetricsLog(tmp_path, 0)
+
+
+def test_damaged_result_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", (100,))
+    path = evaluation_path(run, 100, "quick")
+    path.parent.mkdir()
+    path.write_bytes(b"{")
+    contents = []
+
+    def fail(claim: EvaluationClaim) -> None:
+        contents.append(path.read_bytes())
+        claim.record_failure("a reason")
+        claim.release()
+
+    assert watch.poll_once(tmp_path, fail) == 1
+    assert contents == [b"{"] == [path.read_bytes()] and count_failures(run, 100, "quick") == 1
+    assert watch.poll_once(tmp_path, write_result) == 1 and evaluated_steps(run, "quick") == [100]
+
+
+def test_result_that_the_file_system_cannot_read_is_not_written_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", (100,))
+    path = evaluation_path(run, 100, "quick")
+    path.parent.mkdir()
+    path.symlink_to(path)  # an error of the file system, as after a failure of its server
+    assert evaluated_steps(run, "quick") == [100] and watch.poll_once(tmp_path, write_result) == 0
+
+
+def test_job_files_that_are_pipes_or_huge_are_not_read_completely(tmp_path: Path) -> None:
+    for name in ("attempts.jsonl", "job.json", "state-0"):
+        os.mkfifo(tmp_path / name)
+    assert read_attempts(tmp_path) == [] and read_job_file(tmp_path) == {} and read_state(tmp_path, "0") == ""
+    (tmp_path / "attempts.jsonl").unlink()
+    with (tmp_path / "attempts.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # a sparse file of 1 TiB
+        file.seek(1 << 40)
+        file.write(b'\n{"code": 1, "step": 3}\n')
+    assert read_attempts(tmp_path) == [{"code": 1, "step": 3}]
 
 
 def test_run_without_files_is_in_the_leaderboard_of_the_others(tmp_path: Path) -> None:
