@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 from featgan.config.trusted_callables import CALLABLE_PATTERN
 from featgan.errors import UserError
 from featgan.system.user_paths import expand_path
+from featgan.system.zip_files import list_members
 
 SPEC_FORMS = (
     "a folder written by `featgan blackbox fit`, torchvision:NAME[:weights], timm:NAME[:weights], "
@@ -111,11 +112,7 @@ def parse_location(location: str, options: dict[str, str]) -> BlackBoxSpec:
 
 def is_torchscript_file(path: Path) -> bool:
     """Whether a file is an archive with the constants of a TorchScript file; `torch.save` does not write them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
+    return any(name.endswith("/constants.pkl") for name in list_members(path))
 
 
 def parse_options(text: str, query: str) -> dict[str, str]:

@@ -17,10 +17,8 @@ from featgan.blackbox.adapters.base import hash_byte_chunks, summarize_error
 from featgan.blackbox.class_names import find_class_names
 from featgan.blackbox.weight_names import KeyProblems, adapt_names, find_key_problems
 from featgan.errors import UserError
-from featgan.system.files import open_regular_file
-from featgan.system.limits import MAX_PICKLE_BYTES
 from featgan.system.tensor_files import read_safetensors
-from featgan.system.zip_files import ZIP_SIGNATURE, open_zip_archive
+from featgan.system.torch_files import check_torch_file, make_plain_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ MAX_NESTING = 3
 
 PLAIN_TYPES: list[Any] = [
     argparse.Namespace,
-    np.dtype,
+    (make_plain_dtype, "numpy.dtype"),
     # numpy 1 and numpy 2 write the same function under different names.
     *((scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")),
     *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
@@ -82,29 +80,17 @@ def read_content(path: Path) -> Any:
     except UnpicklingError as error:
         hint = "which could run code; save its weights alone: torch.save(model.state_dict(), FILE)"
         raise UserError(f"{path}: not loaded: it contains {describe_objects(path)}, {hint}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # PyTorch raises assertions, type and attribute errors too for damaged files
         raise UserError(
             f"{path}: not a readable weights file ({summarize_error(error)}); save the state_dict again"
         ) from error
-
-
-def check_torch_file(path: Path) -> None:
-    """Raise ValueError unless the members of a .pth file fit into it; older files, without members, are not checked."""
-    with open_regular_file(path) as file:
-        is_archive = file.read(len(ZIP_SIGNATURE)) == ZIP_SIGNATURE
-    if not is_archive:
-        return
-    with open_zip_archive(path) as archive:
-        for member in archive.infolist():
-            if member.filename.endswith("/data.pkl") and member.file_size > MAX_PICKLE_BYTES:
-                raise ValueError(f"its list of tensors has more than {MAX_PICKLE_BYTES >> 20} MiB")
 
 
 def describe_objects(path: Path) -> str:
     """Return which objects besides tensors a file contains: a whole network, or the names of the first types."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, OSError, EOFError, KeyError, UnpicklingError):
+    except Exception:  # as above
         names = []
     networks = [name for name in names if name.startswith(("torch.nn.modules.", "torchvision.models.", "timm."))]
     if networks:

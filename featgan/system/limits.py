@@ -27,6 +27,18 @@ MAX_LOG_BYTES = 256 << 20
 MAX_LINE_BYTES = 1 << 20
 """Size of one line of such a file in bytes; an entry of metrics.jsonl has 2,000."""
 
+MAX_TABLE_BYTES = 2 << 30
+"""Size of a text table in bytes; it is read row by row. The labels of ten million images have 1 GB."""
+
+MAX_TABLE_LINES = 20_000_000
+"""Lines of a text table, each of which can become the record of an image; ImageNet-21k has 14 million images."""
+
+MAX_SHARDS = 30_000
+"""Shards of a data set: 30 million images by default. Manifests list 9 values for each, and feature caches 12."""
+
+MAX_CLASSES = 32_767
+"""Classes of a data set; the index of the shards has 16 bits for a class."""
+
 MAX_ZIP_DIRECTORY_BYTES = 16 << 20
 """Size of the list of members of a zip archive in bytes, for about 150,000 members."""
 
@@ -50,6 +62,15 @@ MAX_TENSOR_HEADER_BYTES = 8 << 20
 
 MAX_PICKLE_BYTES = 8 << 20
 """Size of the list of tensors in a .pth file in bytes, which is read in Python: about 50,000 tensors."""
+
+MAX_PICKLE_INSTRUCTIONS = 1_500_000
+"""Instructions in the list of tensors; a tensor needs 36. Each takes a microsecond and up to 64 bytes."""
+
+MAX_PICKLE_CALLS = 150_000
+"""Tensors, views and other objects that the list creates; a tensor needs 3. Each takes up to 700 bytes."""
+
+MAX_SCALAR_BYTES = 4096
+"""Size of a NumPy scalar in a .pth file in bytes."""
 
 MAX_IMAGE_SIZE = 1024
 """Width and height of packed images and of the input of a network in pixels."""

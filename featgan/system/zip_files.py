@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from featgan.errors import UserError
 from featgan.system.files import open_regular_file
 from featgan.system.limits import MAX_ZIP_DIRECTORY_BYTES
 
@@ -43,6 +44,17 @@ def open_zip_archive(path: Path) -> Iterator[zipfile.ZipFile]:
                 yield archive
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, struct.error, UnicodeError) as error:
             raise ZipError(f"damaged zip archive ({error})") from None
+
+
+def list_members(path: Path) -> list[str]:
+    """Return the names of the members of an archive; none if the file is not an archive that can be read."""
+    try:
+        with open_regular_file(path) as file:
+            check_directory_size(file)
+            with zipfile.ZipFile(file) as archive:
+                return archive.namelist()
+    except (OSError, UserError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error):
+        return []
 
 
 def check_directory_size(file: BinaryIO) -> None:

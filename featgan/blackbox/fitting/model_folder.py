@@ -13,7 +13,8 @@ from featgan.blackbox.adapters.torch_module import ModuleAdapter
 from featgan.blackbox.fitting.network import Architecture, build_network
 from featgan.blackbox.preprocessing import KIND_DEFAULTS, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec
-from featgan.blackbox.weights import load_state_dict, read_weights
+from featgan.blackbox.weight_names import find_key_problems
+from featgan.blackbox.weights import StateDict, load_state_dict, mismatch_error, read_weights
 from featgan.config.choices import FittedTask
 from featgan.errors import UserError
 from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
@@ -85,6 +86,17 @@ def has_corrupt_weights(folder: Path, metadata: ClassifierMetadata) -> bool:
     return not path.is_file() or sha256_of(path) != metadata.weights_sha256
 
 
+def check_shapes(architecture: Architecture, weights: StateDict, path: Path) -> None:
+    """Raise UserError unless the weights fit the network, before memory is allocated for the network."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = build_network(architecture)
+    expected = network.state_dict()
+    missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    problems = find_key_problems(network, weights, missing, unexpected)
+    if problems:
+        raise mismatch_error(network, path, problems)
+
+
 def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[ModuleAdapter, ClassifierMetadata]:
     """Open a classifier of featgan; the default layer is `hidden`. Raises UserError if its weights are corrupted."""
     folder = Path(spec.location)
@@ -93,9 +105,11 @@ def open_fitted_classifier(spec: BlackBoxSpec, device: torch.device) -> tuple[Mo
     if has_corrupt_weights(folder, metadata):
         problem = f"does not match the checksum in {METADATA_FILE}" if path.is_file() else "missing"
         raise UserError(f"{path}: {problem}; repair it by running the same `featgan blackbox fit` again")
+    weights = read_weights(path)
+    check_shapes(metadata.architecture, weights, path)
     with torch.random.fork_rng(devices=[]):
         network = build_network(metadata.architecture)
-    load_state_dict(network, read_weights(path), path)
+    load_state_dict(network, weights, path)
     description = metadata.architecture.model_dump_json()
     network = network.to(device).to(memory_format=torch.channels_last)  # 1.5 times as fast on CPUs
     return ModuleAdapter(
