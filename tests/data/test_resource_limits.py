@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from featgan.training.dry_run import describe_plan
 from featgan.training.train import train
 from tests.conftest import World
 from tests.helpers.limits import measure_call
+from tests.helpers.mounts import featgan_command
 
 OPEN_SHARDS = "from featgan.data.shards.shard_set import ShardSet"
 
@@ -224,3 +226,14 @@ def test_annotation_beyond_the_limits_is_one_line(content: str, tmp_path: Path) 
     (tmp_path / "0.json").write_text(content)
     with pytest.raises(UserError, match="0.json: .*copy it again"):
         read_plus_labels(tmp_path / "0.json")
+
+
+@pytest.mark.parametrize("option", ["image_size=4096", "resize_size=1000000000", "image_size=" + "9" * 5000])
+def test_input_size_of_a_spec_beyond_the_limit_is_one_line(world: World, tmp_path: Path, option: str) -> None:
+    path = tmp_path / "network.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Flatten()), path)  # type: ignore[no-untyped-call]
+    arguments = ("extract", "--shards", world.shards.path, "--blackbox", f"{path}?{option}", "--cache-name", "large")
+    completed = subprocess.run(featgan_command(*arguments), capture_output=True, text=True, timeout=300, check=False)
+    assert completed.returncode == 2 and completed.stderr.count("\n") == 1, completed.stderr
+    assert option.partition("=")[0] in completed.stderr and len(completed.stderr) < 1000
+    assert not (world.shards.path / "features" / "large").exists()

@@ -26,6 +26,7 @@ from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.image_sizes import explain_generator_size
+from featgan.system.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_SHARDS
 from featgan.system.plain_text import format_one_line
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.resources import count_workers
@@ -68,7 +69,7 @@ class PackOptions:
     layout_options: dict[str, str]
 
     def __post_init__(self) -> None:
-        check_range("image_size", self.image_size, 8, 4096)
+        check_range("image_size", self.image_size, 8, MAX_IMAGE_SIZE)
         check_range("quality", self.quality, 1, 100)
         check_range("images_per_shard", self.images_per_shard, 1, 1_000_000)
         check_range("crop", math.inf if self.crop is None else self.crop, 8, math.inf)
@@ -87,6 +88,18 @@ def check_range(name: str, value: float, min_value: float, max_value: float) -> 
     if not min_value <= value <= max_value:
         limits = f"at least {min_value}" if max_value == math.inf else f"between {min_value} and {max_value}"
         raise UserError(f"--{name.replace('_', '-')} {value}: must be {limits}")
+
+
+def check_manifest_size(listing: DatasetListing, num_images: int, options: PackOptions) -> None:
+    """Raise UserError for more classes or shards than a manifest can list, before hours of work."""
+    if len(listing.classes) > MAX_CLASSES:
+        raise UserError(f"{len(listing.classes):,} classes: at most {MAX_CLASSES:,} are possible; use fewer classes")
+    num_shards = num_images // options.images_per_shard
+    if num_shards > MAX_SHARDS:
+        raise UserError(
+            f"--images-per-shard {options.images_per_shard}: gives {num_shards:,} shards, but at most {MAX_SHARDS:,} "
+            f"are possible; use at least {math.ceil(num_images / MAX_SHARDS)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,7 @@ def pack_shards(
     if len(listing.classes) == 1:
         logger.warning(f"only one class, {listing.classes[0]!r}: a model cannot learn edits from class to class")
     items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
+    check_manifest_size(listing, len(items), options)
     source_sha256 = hash_planned_images(items)
     existing_manifest = find_existing_shards(out, asdict(options), source_sha256)
     corrupt_shard = find_corrupt_shard(out, existing_manifest) if existing_manifest else None

@@ -7,6 +7,7 @@ bars or spaces.
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from featgan.data.readers.parsing import normalize_word
 from featgan.errors import UserError
 from featgan.system.files import open_regular_file
 from featgan.system.image_files import has_image_suffix
+from featgan.system.limits import MAX_TABLE_BYTES, MAX_TABLE_LINES
 
 MAX_LINE_LENGTH = 1 << 20
 """In characters; the longest lines of AffectNet have about 2,000."""
+
+MAX_LISTED_COLUMNS = 50
+"""Maximum number of columns that a message lists; CelebA has 41."""
 
 DELIMITERS = ",;\t|"
 DECLARED_DELIMITER = re.compile(r'"?sep=([,;|\t])"?\s*', re.IGNORECASE)
@@ -56,9 +61,12 @@ codecs.register_error("featgan.windows", decode_windows_bytes)
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text file and recognize its encoding."""
+    """Open a text file and recognize its encoding. Raises UserError if it is too large or not a regular file."""
     file = open_regular_file(path)
     try:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TABLE_BYTES:
+            raise UserError(f"{path}: has {size} bytes; at most {MAX_TABLE_BYTES} are allowed; split the table")
         beginning = file.read(PROBED_BYTES)
         file.seek(0)
         return io.TextIOWrapper(file, encoding=recognize_encoding(beginning), errors="featgan.windows")
@@ -88,6 +96,8 @@ def read_numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise UserError(
                         f"{path}, line {line_number}: longer than {MAX_LINE_LENGTH:,} characters; give a text file"
                     )
+                if line_number > MAX_TABLE_LINES:
+                    raise UserError(f"{path}: more than {MAX_TABLE_LINES:,} lines; split the table")
                 if "\0" in line:
                     raise UserError(f"{path}: not a text file; export the table as CSV")
                 if line.strip():
@@ -192,7 +202,10 @@ class TextTable:
         """Raise UserError if a column is missing."""
         for column in columns:
             if column.lower() not in self.columns:
-                names = ", ".join(self.original_names.values())
+                listed, rest = self.columns[:MAX_LISTED_COLUMNS], len(self.columns) - MAX_LISTED_COLUMNS
+                names = ", ".join(self.original_names[name] for name in listed) + (
+                    f" and {rest} more" if rest > 0 else ""
+                )
                 raise UserError(f"{self.path}, line 1: no column {column}; the columns are {names}; add or rename one")
 
 
