@@ -1,12 +1,13 @@
 """Scalars of a run: averaged on the device, then written to metrics.jsonl and TensorBoard."""
 
+import hashlib
 import json
 import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from featgan.system.files import check_regular_mode
 from featgan.system.json_files import parse_line, read_lines, report_skipped
 
 logger = logging.getLogger(__name__)
+
+MAX_BLOCK_BYTES = 1 << 20
+"""Size of a write to metrics.jsonl in bytes, except for longer lines."""
 
 EVALUATION_TAG = "evaluation"
 """TensorBoard sub-folder of a run's evaluations, and prefix of the names of their metrics."""
@@ -82,14 +86,10 @@ class MetricsLog:
         backups = sorted(
             self.path.parent.glob(f"{self.path.stem}.*.former")
         )  # also those left by a process that was killed
-        lines = dict.fromkeys(line.rstrip(b"\r\n") for backup in backups for line in read_lines(backup))
-        steps = {line: parse_line_step(line) for line in lines if line}
         if backups:
             with self.path.open("ab", buffering=0) as file:
-                file.write(b"".join(line + b"\n" for line, line_step in steps.items() if line_step <= step))
-        num_damaged = sum(math.isinf(line_step) for line_step in steps.values())
-        if num_damaged:
-            report_skipped(self.path, f"{num_damaged} damaged lines")
+                for lines in join_lines(select_lines(backups, self.path, step)):
+                    file.write(lines)
         for former in backups:
             former.unlink()
 
@@ -148,6 +148,37 @@ def defer_writer_errors() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = previous_excepthook
+
+
+def select_lines(paths: Sequence[Path], log_path: Path, step: int) -> Iterator[bytes]:
+    """Yield the different lines of several logs up to `step`, and report the damaged lines of the log.
+
+    Only the hash of each line is kept, since a log can have a million lines.
+    """
+    seen: set[bytes] = set()
+    num_damaged = 0
+    for line in (line.rstrip(b"\r\n") for path in paths for line in read_lines(path)):
+        line_hash = hashlib.blake2b(line, digest_size=16).digest()
+        if not line or line_hash in seen:
+            continue
+        seen.add(line_hash)
+        line_step = parse_line_step(line)
+        num_damaged += math.isinf(line_step)
+        if line_step <= step:
+            yield line + b"\n"
+    if num_damaged:
+        report_skipped(log_path, f"{num_damaged} damaged lines")
+
+
+def join_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield blocks of whole lines, since an evaluation may append a line between two writes."""
+    block = bytearray()
+    for line in lines:
+        block += line
+        if len(block) >= MAX_BLOCK_BYTES:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block)
 
 
 def append_metrics_line(run_dir: Path, step: int, scalars: Mapping[str, float]) -> None:

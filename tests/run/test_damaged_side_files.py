@@ -22,6 +22,7 @@ from launch.job_folder import read_job_info
 from launch.leaderboard import collect_rows
 from launch.status import read_progress, status_lines, status_table
 from tests.conftest import World
+from tests.helpers.limits import measure_call
 
 DAMAGED_CONTENTS = {
     "nested": b'{"metrics":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
@@ -159,6 +160,15 @@ def test_good_lines_of_a_damaged_log_are_kept(tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n\xff\n{"step": 2, "a": "\xc3\xa9"}\r\n' + b"[" * 9999 + b'\n{"step": NaN}\n{"step"')
     MetricsLog(tmp_path, 5).close()
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2, "a": "\xc3\xa9"}\n'
+
+
+def test_long_log_is_not_kept_in_memory(tmp_path: Path) -> None:
+    lines = [f'{{"step": {step}, "loss/generator": 0.{step:0180d}}}\n' for step in range(300_000)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join([*lines, *lines[:10], "[\n"]))
+    setup = "from pathlib import Path\nfrom featgan.run.metrics_log import MetricsLog"
+    measured = measure_call(setup, f"MetricsLog(Path({str(tmp_path)!r}), 299_000).close()")
+    assert path.read_text() == "".join(lines[:299_001]) and measured.megabytes < 100, measured
 
 
 def test_log_that_is_a_pipe_is_rejected(tmp_path: Path) -> None:
