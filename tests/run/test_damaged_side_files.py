@@ -163,7 +163,7 @@ def test_good_lines_of_a_damaged_log_are_kept(tmp_path: Path) -> None:
 
 
 def test_long_log_is_not_kept_in_memory(tmp_path: Path) -> None:
-    lines = [f'{{"step": {step}, "loss/generator": 0.{step:0180d}}}\n' for step in range(300_000)]
+    lines = [f'{{"step": {step}, "name": "{step:0180d}"}}\n' for step in range(300_000)]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join([*lines, *lines[:10], "[\n"]))
     setup = "from pathlib import Path\nfrom featgan.run.metrics_log import MetricsLog"
