@@ -84,7 +84,7 @@ def read_instructions(reader: LimitedReader) -> Iterator[tuple[str, Any]]:
 
 
 def check_instructions(instructions: Iterable[tuple[str, Any]]) -> None:
-    """Raise TorchFileError for too many instructions or calls, and for calls that allocate as much as they are told."""
+    """Raise TorchFileError for too many instructions or calls, and for calls that may allocate any size."""
     num_calls = longest_text = 0
     has_copies = False
     for number, (name, argument) in enumerate(instructions):
