@@ -450,6 +450,15 @@ def change_input_type(model: Any, onnx: Any) -> None:
     model.graph.input[0].type.tensor_type.elem_type = 99
 
 
+def test_onnx_graph_with_a_huge_fixed_batch_is_rejected(tmp_path: Path) -> None:
+    def change_batch_size(model: Any, onnx: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1_000_000
+
+    spec = parse_spec(save_changed_onnx(tmp_path / "network.onnx", change_batch_size))
+    with pytest.raises(UserError, match=r"batches of 1,000,000 images of 16 pixels.*variable batch size"):
+        OnnxAdapter(spec, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("change", [change_dimensions, remove_inputs, change_input_type])
 def test_damaged_onnx_graphs_are_one_line(tmp_path: Path, change: Callable[[Any, Any], None]) -> None:
     spec = parse_spec(save_changed_onnx(tmp_path / "network.onnx", change))

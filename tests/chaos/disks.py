@@ -70,13 +70,14 @@ def run_disk(workplace: Workplace, index: int) -> Outcome:
         LIGHT_TASKS[index % len(LIGHT_TASKS)],
         rng.choice(("full", "full", "full", "read-only", "shared memory")),
     )
+    baseline = workplace.measure_command(task.command, task.parts)
     expected = measure_expected(workplace, task)
     folder = workplace.overlay.create_copy(task.parts)
     remove_parts(folder, task)
     enter_mount_namespace()
     change, repair = DISK_PROBLEMS[kind](workplace, task, folder, rng)
     result = run_command(task.command.split(), folder, workplace.overlay.output)
-    outcome, detail = classify_result(result, workplace.baseline_bytes(task.command))
+    outcome, detail = classify_result(result, baseline.peak_bytes)
     if outcome in (OK, ONE_LINE):
         repair()
         again, explanation = check_rerun(workplace, task, expected)
@@ -137,4 +138,4 @@ def shrink_shared_memory(
 
 DISK_PROBLEMS = {"full": fill_disk, "read-only": lock_disk, "shared memory": shrink_shared_memory}
 
-DISKS = Family("disks", run_disk, 0.1, tuple((task.command, task.parts) for task in LIGHT_TASKS), find_mount_obstacle)
+DISKS = Family("disks", run_disk, 0.1, find_mount_obstacle)

@@ -16,7 +16,7 @@ from tests.chaos.kills import KILLS
 from tests.chaos.outcomes import DEFECTS, Outcome
 from tests.chaos.processes import import_everything
 from tests.chaos.scenarios import Family
-from tests.chaos.schedule import Scheduler, measure_baselines, skipped_outcome
+from tests.chaos.schedule import Scheduler, skipped_outcome
 from tests.chaos.summary import build_table, describe_defect, find_defects
 from tests.chaos.values import draw_json_values
 
@@ -56,11 +56,10 @@ def run_harness(
     import_everything()
     draw_json_values()
     build_fixture(folder / "fixture")
-    baselines = measure_baselines(folder, families, lambda line: None)
-    console.print(f"seed {seed}: ready after {time.monotonic() - start:.0f} s; {len(baselines)} valid commands")
+    console.print(f"seed {seed}: ready after {time.monotonic() - start:.0f} s")
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     printed, last_report = Counter[str](), time.monotonic()
-    for outcome in Scheduler(folder, families, seed, jobs, baselines).run(
+    for outcome in Scheduler(folder, families, seed, jobs).run(
         {family.name: plan[family.name] for family in families}, deadline
     ):
         outcomes.append(outcome)

@@ -1,13 +1,26 @@
 """What all families share: the environment of a job, random numbers, and baselines of valid commands."""
 
+import hashlib
+import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.fixture import Overlay
 from tests.chaos.outcomes import Outcome
 from tests.chaos.processes import CommandResult, CommandSettings, run_command
+
+NUM_MEASUREMENTS = 2
+"""Number of undisturbed runs of a command; the largest memory counts."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Time in seconds and peak memory in bytes of a command with valid input."""
+
+    seconds: float
+    peak_bytes: int
 
 
 @dataclass
@@ -16,8 +29,6 @@ class Workplace:
 
     overlay: Overlay
     seed: int
-    baselines: dict[str, CommandResult] = field(default_factory=dict)
-    """Valid command => its result, measured before the scenarios start."""
 
     def run(self, argv: list[str], settings: CommandSettings | None = None) -> CommandResult:
         """Run a command in the copy of the fixture."""
@@ -27,9 +38,25 @@ class Workplace:
         """Return the random numbers of one scenario."""
         return random.Random(f"{self.seed}/{family}/{index}")
 
-    def baseline_bytes(self, command: str) -> int:
-        """Return the peak memory of a command with valid input."""
-        return self.baselines[command].peak_bytes if command in self.baselines else 0
+    def measure_command(self, command: str, parts: tuple[str, ...]) -> Measurement:
+        """Return the time and memory of a command with valid input; run it if no job has done so yet.
+
+        Call this before the copy of a scenario is created. Raises AssertionError if the command fails.
+        """
+        name = hashlib.sha256(command.encode()).hexdigest()[:16]
+        store = self.overlay.folder.with_name(f"measured-{name}.json")
+        if not store.exists():
+            results = []
+            for _ in range(NUM_MEASUREMENTS):
+                self.overlay.create_copy(parts)
+                results.append(self.run(command.split()))
+                assert results[-1].exit_code == 0, f"{command}: fails with valid input: {results[-1]}"
+            measured = [min(result.seconds for result in results), max(result.peak_bytes for result in results)]
+            partial = store.with_name(f"{store.name}.{self.overlay.folder.name}")
+            partial.write_text(json.dumps(measured))
+            partial.rename(store)
+        seconds, peak_bytes = json.loads(store.read_text())
+        return Measurement(seconds, int(peak_bytes))
 
 
 RunScenario = Callable[[Workplace, int], Outcome]
@@ -43,8 +70,6 @@ class Family:
     run_scenario: RunScenario
     weight: float
     """Share of the time."""
-    valid_commands: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Commands whose undisturbed result is needed, and the parts of the fixture that they need."""
     find_obstacle: Callable[[], str] = lambda: ""
     """Returns why the family cannot run on this machine, or nothing."""
 

@@ -4,21 +4,17 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.fixture import Overlay
 from tests.chaos.outcomes import HARNESS, SKIPPED, Outcome
-from tests.chaos.processes import CommandResult, run_command
 from tests.chaos.scenarios import Family, Workplace
 
 MAX_SCENARIO_SECONDS = 900
-MEASUREMENTS = 2
-"""Number of undisturbed runs of each command; the largest memory counts."""
 
 
 @dataclass
@@ -34,11 +30,8 @@ class RunningScenario:
 class Scheduler:
     """Chooses the next scenario, and runs `jobs` scenarios at the same time."""
 
-    def __init__(
-        self, folder: Path, families: list[Family], seed: int, jobs: int, baselines: dict[str, CommandResult]
-    ) -> None:
+    def __init__(self, folder: Path, families: list[Family], seed: int, jobs: int) -> None:
         self.folder, self.families, self.seed, self.jobs = folder, families, seed, jobs
-        self.baselines = baselines
         self.running: dict[int, RunningScenario] = {}
         self.seconds_used = dict.fromkeys((family.name for family in families), 0.0)
         self.pending: dict[str, Iterator[int]] = {}
@@ -81,7 +74,7 @@ class Scheduler:
     def run_in_fork(self, family: Family, index: int, slot: int) -> None:
         """Run a scenario, write its outcome to a file, and exit."""
         try:
-            workplace = make_workplace(self.folder, slot, self.seed, self.baselines)
+            workplace = make_workplace(self.folder, slot, self.seed)
             outcome = family.run_scenario(workplace, index)
             result_path(self.folder, slot).write_text(json.dumps(outcome.to_json()))
         except BaseException:
@@ -121,29 +114,9 @@ def result_path(folder: Path, slot: int) -> Path:
     return folder / f"result-{slot}.json"
 
 
-def make_workplace(folder: Path, slot: int, seed: int, baselines: dict[str, CommandResult]) -> Workplace:
+def make_workplace(folder: Path, slot: int, seed: int) -> Workplace:
     """Return the folders of a slot. All copies have paths of the same length."""
-    return Workplace(Overlay(folder / "fixture", folder / f"copy{slot:03d}"), seed, baselines)
-
-
-def measure_baselines(folder: Path, families: list[Family], report: Callable[[str], None]) -> dict[str, CommandResult]:
-    """Run every valid command undisturbed. Exits with an explanation if one of them fails."""
-    overlay = Overlay(folder / "fixture", folder / "copy000")
-    baselines: dict[str, CommandResult] = {}
-    for family in families:
-        for command, parts in family.valid_commands:
-            if command in baselines:
-                continue
-            for _ in range(MEASUREMENTS):
-                overlay.create_copy(parts)
-                result = run_command(command.split(), overlay.folder, overlay.output)
-                if result.exit_code:
-                    sys.exit(f"{command}: fails with valid input\n{result.stdout}{result.stderr}{result.log}")
-                known = baselines.get(command)
-                if known is None or result.peak_bytes > known.peak_bytes:
-                    baselines[command] = result
-            report(f"{command}: {baselines[command].seconds:.2f} s, {baselines[command].peak_bytes / 1e6:.0f} MB")
-    return baselines
+    return Workplace(Overlay(folder / "fixture", folder / f"copy{slot:03d}"), seed)
 
 
 def skipped_outcome(family: Family, reason: str) -> Outcome:

@@ -22,6 +22,7 @@ from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE, Preprocess
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
 from featgan.system.files import sha256_of
+from featgan.system.limits import MAX_BATCH_PIXELS
 
 MAX_FILE_BYTES = 2 << 30
 """Maximum file size, which is the limit of the ONNX format."""
@@ -99,6 +100,11 @@ class OnnxAdapter:
             raise UserError(
                 f"{self.spec.name}: expects images of {width} x {height}, but only square images are supported; "
                 "export it with a square input"
+            )
+        if (sizes[0] or 1) * (height or 1) ** 2 > MAX_BATCH_PIXELS:
+            raise UserError(
+                f"{self.spec.name}: expects batches of {sizes[0]:,} images of {height} pixels, which need too much"
+                " memory; export it with a variable batch size"
             )
         preprocessing = UNIT_RANGE.with_options(
             {
