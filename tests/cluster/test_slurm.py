@@ -289,7 +289,8 @@ def test_job_survives_a_hanging_process_and_a_lost_node(
         # The node may be back already, because its daemon is still alive; the command then fails.
         subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True, check=False)
     wait_until(lambda: checkpoint_steps(config.run_dir)[-1:] == [STEPS], "the run is complete")
-    assert len(read_attempts(folder)) == 2, "the attempt that the node lost is counted"
+    # SLURM may start the job again before the node responds, and then ends this attempt too.
+    assert len(read_attempts(folder)) >= 2, "the attempt that the node lost is recorded"
 
 
 def query_job_state(job: str) -> str:
