@@ -349,6 +349,11 @@ def test_verdict_is_remembered_by_content(tmp_path: Path, monkeypatch: pytest.Mo
         load_blackbox(spec)
 
 
+def test_many_class_names_do_not_disturb_the_check(tmp_path: Path) -> None:
+    spec = parse_spec(save_onnx(SmallNetwork().eval(), tmp_path / "network.onnx"), classes="a long name," * 20_000)
+    assert isolation.run_isolated_check(spec)["status"] == "completed"
+
+
 def test_unwritable_cache_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
