@@ -17,25 +17,25 @@ def peak():
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far, during the imports, is forgotten
-before, start, message = peak(), time.perf_counter(), None
+before, start, message = peak(), time.process_time(), None
 try:
     {call}
 except UserError as error:
     message = str(error)
-print(json.dumps([peak() - before, time.perf_counter() - start, message]))
+print(json.dumps([peak() - before, time.process_time() - start, message]))
 """
 
 
 @dataclass(frozen=True)
 class MeasuredCall:
-    """Peak memory in MB and time in seconds of a call, and the message of its UserError, or None."""
+    """Peak memory in MB and CPU time in seconds of a call, and the message of its UserError, or None."""
 
     megabytes: float
     seconds: float
     message: str | None
 
     def is_cheap(self) -> bool:
-        """Return whether the call needed less than 200 MB and 2 s; the time limit allows for a loaded machine."""
+        """Return whether the call needed less than 200 MB and 2 s; the time limit allows for a slow machine."""
         return self.megabytes < 200 and self.seconds < 8
 
 
