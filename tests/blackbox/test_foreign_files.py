@@ -2,6 +2,7 @@
 rejected in one line.
 """
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -453,6 +454,16 @@ def remove_inputs(model: Any, onnx: Any) -> None:
 
 def change_input_type(model: Any, onnx: Any) -> None:
     model.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def test_large_file_that_is_not_onnx_is_rejected_at_its_first_byte(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    with path.open("wb") as file:
+        file.truncate(1_900_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="not an ONNX file; export"):
+        OnnxAdapter(parse_spec(str(path)), torch.device("cpu"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_onnx_graph_with_a_huge_fixed_batch_is_rejected(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.chaos.fixture import digest_tree
 from tests.chaos.outcomes import LOST, OK, ORPHAN, TRACEBACK, TRACEBACK_MARKS, Outcome
-from tests.chaos.processes import CommandResult, CommandSettings, kill_session, list_session
+from tests.chaos.processes import CommandResult, CommandSettings, describe_process, kill_session, list_session
 from tests.chaos.scenarios import Family, Workplace
 
 MAX_RERUNS = 3
@@ -97,15 +97,20 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 class KillPlan:
     """Sends one signal to a command after a delay: to its session, to its main process, or to one worker."""
 
-    def __init__(self, delay: float, number: signal.Signals, receiver: str) -> None:
-        self.delay, self.number, self.receiver = delay, number, receiver
+    def __init__(self, delay: float, number: signal.Signals, receiver: str, position: float) -> None:
+        """`position` from 0 to 1 chooses the worker."""
+        self.delay, self.number, self.receiver, self.position = delay, number, receiver, position
         self.is_sent = False
+
+    def choose_worker(self, workers: list[int]) -> int:
+        """Return the worker that receives the signal."""
+        return workers[int(self.position * len(workers))]
 
     def poll(self, pid: int, seconds: float) -> None:
         """Send the signal when the time has come."""
         if self.is_sent or seconds < self.delay:
             return
-        workers = [process for process in list_session(pid) if process != pid]
+        workers = list_workers(pid)
         if self.receiver == "one worker" and not workers:
             return
         self.is_sent = True
@@ -113,7 +118,14 @@ class KillPlan:
             if self.receiver == "all processes":
                 kill_session(pid, self.number)
             else:
-                os.kill(workers[0] if self.receiver == "one worker" else pid, self.number)
+                os.kill(self.choose_worker(workers) if self.receiver == "one worker" else pid, self.number)
+
+
+def list_workers(pid: int) -> list[int]:
+    """Return the processes of a command except for the main one and Python's own process for semaphores."""
+    return [
+        worker for worker in list_session(pid) if worker != pid and "resource_tracker" not in describe_process(worker)
+    ]
 
 
 def run_kill(workplace: Workplace, index: int) -> Outcome:
@@ -155,7 +167,7 @@ def make_plan(seconds: float, rng: random.Random) -> tuple[KillPlan, str]:
     """Choose the moment, the signal and the receiver."""
     delay, number = rng.uniform(0, seconds), rng.choice(SIGNALS)
     receiver = rng.choice(("all processes", "the main process", "the main process", "one worker"))
-    return KillPlan(delay, number, receiver), f"{number.name} to {receiver} after {delay:.3f} s"
+    return KillPlan(delay, number, receiver, rng.random()), f"{number.name} to {receiver} after {delay:.3f} s"
 
 
 def remove_parts(folder: Path, task: Task) -> None:

@@ -21,11 +21,14 @@ from featgan.blackbox.adapters.onnx_check import check_onnx_model
 from featgan.blackbox.preprocessing import KIND_DEFAULTS, UNIT_RANGE, Preprocessing
 from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
-from featgan.system.files import sha256_of
+from featgan.system.files import open_regular_file, sha256_of
 from featgan.system.limits import MAX_BATCH_PIXELS
 
 MAX_FILE_BYTES = 2 << 30
 """Maximum file size, which is the limit of the ONNX format."""
+
+MODEL_FIELDS = frozenset(bytes([number << 3 | wire_type]) for number in range(1, 16) for wire_type in (0, 2))
+"""First bytes of a serialized model: the tag of one of its fields, which are numbers or messages."""
 
 CHANNELS_BY_COUNT = {1: "gray", 3: "rgb"}
 
@@ -59,6 +62,9 @@ class OnnxAdapter:
                 f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
                 "export a smaller network"
             )
+        with open_regular_file(path) as file:
+            if file.read(1)[:1] not in MODEL_FIELDS:  # otherwise the whole file would be read before the first error
+                raise UserError(f"{self.spec.name}: not an ONNX file; export the network again")
         model = self.onnx.load(path, load_external_data=False)
         if not model.graph.node or not model.graph.output:
             raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
