@@ -105,9 +105,11 @@ def run_command(argv: list[str], cwd: Path, output: Path, settings: CommandSetti
     sys.stdout.flush()
     sys.stderr.flush()
     start = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new process has its own handler
     pid = os.fork()
     if pid == 0:
         run_in_fork(argv, cwd, output, settings)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     exit_code, peak_bytes, stopped_because = wait_for_command(pid, start, settings)
     seconds = time.monotonic() - start
     if settings.background_signal is not None:
@@ -270,9 +272,10 @@ def prepare_fork(cwd: Path, output: Path, settings: CommandSettings) -> None:
     os.setsid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    gc.callbacks.clear()  # hypothesis, which only the harness imports, has one, and Ctrl-C can interrupt it
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (address_space + MAX_ADDRESS_SPACE,) * 2)
@@ -315,6 +318,7 @@ def call_command(argv: list[str]) -> int:
     main_module = sys.modules["__main__"] = importlib.import_module(name)
     sys.argv = argv
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as at the start of the interpreter
         if argv[0] == "launch":
             from featgan.cli.click_helpers import run_command as run_click_command
 

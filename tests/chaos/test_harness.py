@@ -24,7 +24,7 @@ from tests.chaos.summary import build_markdown, find_defects
 from tests.conftest import World
 
 ROOT = Path(__file__).parents[2]
-HOG_BYTES = 400_000_000
+HOG_BYTES = 1_000_000_000
 
 
 def run_in_child(function: Callable[[], tuple[str, str]], folder: Path) -> tuple[str, str]:

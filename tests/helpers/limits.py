@@ -1,8 +1,10 @@
 """Measure what a call costs in a child process, beyond the start of the process."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,3 +47,18 @@ def measure_call(setup: str, call: str) -> MeasuredCall:
     completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert completed.returncode == 0, completed.stderr[-2000:]
     return MeasuredCall(*json.loads(completed.stdout.splitlines()[-1]))
+
+
+def measure_command(
+    command: list[str], environment: Mapping[str, str]
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command; return its result and the CPU time in seconds of the command and of its own children.
+
+    `RUSAGE_CHILDREN` would also count processes of earlier tests that end at the same time.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        stdout, stderr = child.stdout.read(), child.stderr.read()  # type: ignore[union-attr]
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    result = subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+    return result, usage.ru_utime + usage.ru_stime
