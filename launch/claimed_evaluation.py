@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint that the watch has claimed beforehand.
+"""Evaluate a checkpoint that the watch has claimed.
 
 `python -m launch.claimed_evaluation RUN STEP SUITE TOKEN PARENT [--trust-callables]`, where PARENT is the
 process ID of the watch: if it is killed, the evaluation ends too.

@@ -128,7 +128,7 @@ def read_stage(options: SubmitOptions, stage: "Stage") -> "ClusterConfig":
 
 
 def read_pipeline_stage(options: SubmitOptions, stage: "Stage", stage_options: tuple[str, ...]) -> "ClusterConfig":
-    """Read the cluster configuration of a stage of a pipeline: `options` are for all stages, above all the training."""
+    """Read the cluster configuration of a stage of a pipeline: `options` apply to all stages."""
     from launch.cluster import load_stage
 
     overrides = parse_stage_options(stage, stage_options)

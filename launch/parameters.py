@@ -51,7 +51,7 @@ SRUN_REASONS = {
 } | {
     "nodes": "the job uses all its nodes",
     "cpus-per-task": "use the option of the same name",
-    "pty": "nobody can type into a job",
+    "pty": "a job has no terminal",
     "test-only": "the job would not run",
 }
 """Arguments of srun that are rejected, and the reason."""

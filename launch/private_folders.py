@@ -1,4 +1,4 @@
-"""Job folders are private: they contain code and pickles that the job runs with the rights of its user."""
+"""Job folders are private: they contain code and pickles that the job runs with the permissions of its user."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ def make_private_folder(folder: Path) -> None:
         check_owner(folder)
         if folder.stat().st_mode & GROUP_AND_OTHERS:
             make_content_private(folder)
-    # mkdir applies the umask, and file systems with access lists add rights of the parent folder.
+    # mkdir applies the umask, and file systems with access lists add permissions of the parent folder.
     make_private(folder, 0o700)
     if folder.stat().st_mode & GROUP_AND_OTHERS:
         logger.warning(f"{folder}: this file system cannot make it private; keep the run where others cannot write")

@@ -71,7 +71,7 @@ def count_lost_starts(folder: Path) -> bool:
     if stop_reason:
         stop_with_verdict(folder, stop_reason)
     else:
-        (folder / VERDICT_FILE).unlink(missing_ok=True)  # somebody has requeued the job in spite of it
+        (folder / VERDICT_FILE).unlink(missing_ok=True)  # an administrator has requeued the job anyway
     return stop_reason is None
 
 

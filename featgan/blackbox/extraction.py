@@ -98,7 +98,10 @@ def extract_features(
 
 
 def rename_outputs(writer: FeatureWriter, shards: ShardSet, blackbox: BlackBox) -> None:
-    """Name the outputs after the classes of the shards if the labels agree; the SPEC in the cache has the names too."""
+    """Name the outputs after the classes of the shards if the predictions agree with the labels.
+
+    The SPEC in the cache gets the names too.
+    """
     names = name_outputs_by_labels(
         parse_spec(blackbox.spec).name,
         shards,

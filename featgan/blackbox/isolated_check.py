@@ -91,8 +91,9 @@ def memory_result(spec: BlackBoxSpec, error: BaseException) -> dict[str, str] | 
     if not any(part in text for part in MEMORY_ERRORS):
         return None
     message = (
-        f"{spec.name}: needs more memory than a network should to process one image, in a separate process "
-        f"({summarize_error(error.__cause__ or error)}); if it is so large, set {GIBIBYTES_VARIABLE} to more GiB"
+        f"{spec.name}: needs too much memory to process one image in a separate process "
+        f"({summarize_error(error.__cause__ or error)}); "
+        f"if the network is very large, set {GIBIBYTES_VARIABLE} to more GiB"
     )
     return {"status": "rejected", "message": message}
 

@@ -1,7 +1,7 @@
-"""Run the TorchScript or ONNX file of someone else once in a process with limits, before this process runs it.
+"""Check a TorchScript or ONNX file: run it once in a separate process with limits, before this process runs it.
 
-The process has limits on memory, time and written bytes. A verdict is remembered by the content of the file, so that
-only the first command pays for the process.
+The process has limits on memory, time and written bytes. A file that passes is remembered by its content, so that
+only the first command starts the process.
 """
 
 import hashlib
@@ -49,24 +49,24 @@ MAX_RESULT_BYTES = 1 << 20
 
 
 def check_foreign_model(spec: BlackBoxSpec) -> None:
-    """Run the file of the SPEC in a process with limits, unless a verdict about its content is remembered.
+    """Run the file of the SPEC in a process with limits, unless a file of this content has passed before.
 
-    Raises UserError if the file is rejected, or if the process exceeds a limit or crashes. An error of the network on
-    the test image decides nothing: it can run with other options or on another device.
+    Raises UserError if the file is rejected, or if the process exceeds a limit or crashes. After an error of the
+    network on the test image, this function returns: the network may run with other options or on another device.
     """
     path = Path(spec.location)
-    verdict_path = find_verdict_path(spec, sha256_of(path))
-    if is_approved(verdict_path, path.parent):
+    record_path = find_record_path(spec, sha256_of(path))
+    if is_approved(record_path, path.parent):
         return
     result = run_isolated_check(spec)
     if result.get("status") == "rejected":
         raise UserError(str(result.get("message")))
     if result.get("status") == "completed":
-        remember_verdict(verdict_path, result)
+        record_approval(record_path, result)
 
 
-def find_verdict_path(spec: BlackBoxSpec, sha256: str) -> Path:
-    """Return the file that holds the verdict about a file of this content, with these options and versions."""
+def find_record_path(spec: BlackBoxSpec, sha256: str) -> Path:
+    """Return the file that records that a model of this content, with these options and versions, has passed."""
     runtime = f"featgan {__version__}, torch {torch.__version__}"
     if spec.kind == "onnx":
         runtime += f", onnxruntime {read_package_version('onnxruntime')}"
@@ -85,30 +85,30 @@ def read_package_version(name: str) -> str:
         return ""
 
 
-def is_approved(verdict_path: Path, folder: Path) -> bool:
-    """Return whether a verdict is remembered, and the files in `folder` that the model refers to are unchanged.
+def is_approved(record_path: Path, folder: Path) -> bool:
+    """Return whether a model has passed before, and the files in `folder` that it refers to are unchanged.
 
-    A verdict that another user could have written does not count.
+    A record that another user could have written is ignored.
     """
     try:
-        statuses = [verdict_path.stat(), verdict_path.parent.stat()]
+        statuses = [record_path.stat(), record_path.parent.stat()]
         if any(status.st_uid != os.geteuid() or status.st_mode & 0o022 for status in statuses):
             return False
-        files = read_json_object(verdict_path, MAX_RESULT_BYTES)["files"]
+        files = read_json_object(record_path, MAX_RESULT_BYTES)["files"]
         return all(sha256_of(folder / name) == sha256 for name, sha256 in files.items())
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
-def remember_verdict(verdict_path: Path, result: dict[str, Any]) -> None:
-    """Store that a model is approved, with the hashes of the files that it refers to; without a cache, do nothing."""
+def record_approval(record_path: Path, result: dict[str, Any]) -> None:
+    """Record that a model has passed, with the hashes of the files that it refers to; without a cache, do nothing."""
     try:
-        verdict_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        verdict_path.parent.chmod(0o700)
-        atomic_write(verdict_path, json.dumps({"files": result.get("files", {})}).encode())
-        verdict_path.chmod(0o600)
+        record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record_path.parent.chmod(0o700)
+        atomic_write(record_path, json.dumps({"files": result.get("files", {})}).encode())
+        record_path.chmod(0o600)
     except OSError as error:
-        logger.debug(f"{verdict_path}: not written: {error}")
+        logger.debug(f"{record_path}: not written: {error}")
 
 
 def run_isolated_check(spec: BlackBoxSpec) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Name the outputs of a classifier after the classes of the shards if the labels agree, and report the agreement."""
+"""Compare a classifier's predictions with the labels of the shards.
+
+If they agree, the outputs can be named after the classes of the shards. `featgan extract` reports the agreement.
+"""
 
 import logging
 from collections.abc import Callable
@@ -66,7 +69,7 @@ def name_outputs_by_labels(
     read_outputs: ReadOutputs,
     max_images: int = MAX_COMPARED_IMAGES,
 ) -> tuple[str, ...]:
-    """Return the classes of the shards if the outputs are these classes in the same order, as the labels show, else ().
+    """Return the classes of the shards if the labels show that the outputs are these classes in this order; else ().
 
     Logs what was decided. `location` names the classifier.
     """
@@ -78,9 +81,12 @@ def name_outputs_by_labels(
     else:
         names = confirm_class_names(labeled.outputs, labeled.labels, shards.classes)
         if names:
-            logger.info(f"{location}: the outputs are named after the shards' classes, because the labels agree")
+            logger.info(
+                f"{location}: the outputs are named after the shards' classes, because the predictions agree with the"
+                " labels"
+            )
             return names
-        problem = "the labels do not agree with the shards' classes"
+        problem = "the predictions do not agree with the labels of the shards"
         suggested = suggest_class_order(labeled.outputs, labeled.labels, shards.classes)
         if suggested:
             problem += f"; they suggest classes={format_class_names(suggested)}"

@@ -118,7 +118,7 @@ def describe_given_up(run_dir: Path, step: int, suite: str) -> str:
     reasons = evaluation_path(run_dir, step, suite).with_suffix(".failed")
     return (
         f"the {suite} evaluation of step {step} failed {MAX_ATTEMPTS} times and is not repeated; fix the cause"
-        f" (see {reasons}), then type `python -m launch evaluate {shlex.quote(str(run_dir))} --step {step}"
+        f" (see {reasons}), then run `python -m launch evaluate {shlex.quote(str(run_dir))} --step {step}"
         f" --suite {suite}`, or `featgan evaluate` with the same arguments"
     )
 

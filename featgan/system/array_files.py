@@ -40,7 +40,7 @@ class ArrayHeader:
 def read_array_header(file: IO[bytes], num_bytes: int) -> ArrayHeader:
     """Read the header of an array at the start of a file of `num_bytes` bytes.
 
-    Raises ArrayError if it is damaged, if the values are objects or records, or if it promises more bytes than there
+    Raises ArrayError if it is damaged, if the values are objects or records, or if it declares more bytes than there
     are.
     """
     try:

@@ -1,4 +1,4 @@
-"""Check files of `torch.save` before PyTorch reads them: the instructions and the tensors that they promise."""
+"""Check files of `torch.save` before PyTorch reads them: the instructions and the tensors that they declare."""
 
 import pickletools
 from collections.abc import Iterable, Iterator

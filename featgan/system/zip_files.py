@@ -33,7 +33,7 @@ class ZipError(ValueError):
 def open_zip_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive whose members are stored without compression, as NumPy and PyTorch write them.
 
-    Raises ZipError if it is damaged, has too many members, or if members promise more bytes than the archive has, and
+    Raises ZipError if it is damaged, has too many members, or if members declare more bytes than the archive has, and
     OSError and UserError as `open_regular_file`.
     """
     with open_regular_file(path) as file:
@@ -83,4 +83,4 @@ def check_members(archive: zipfile.ZipFile, archive_bytes: int) -> None:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise ZipError(f"the member {member.filename!r} is compressed")
     if sum(member.file_size for member in archive.infolist()) > archive_bytes:
-        raise ZipError("its members promise more bytes than the file has")
+        raise ZipError("its members declare more bytes than the file has")

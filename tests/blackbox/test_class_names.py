@@ -75,7 +75,7 @@ def test_outputs_get_the_names_of_the_shards_if_the_labels_agree(
     assert cache.class_names == ("blue", "green", "red")
     assert load_blackbox(cache.blackbox["spec"]).class_names == cache.class_names
     log = read_log(capfd)
-    assert "the outputs are named after the shards' classes, because the labels agree" in log
+    assert "the outputs are named after the shards' classes, because the predictions agree with the labels" in log
     assert "the label for 100.0 % of 30 labeled images" in log
     assert "of split validation" in log
     assert "warning" not in log

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in an empty folder with an empty cache of verdicts; no test may create the file."""
+    """Run in an empty folder with an empty cache of checked files; no test may create the file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
@@ -260,7 +260,7 @@ def test_archives_that_torch_does_not_write_are_rejected(tmp_path: Path) -> None
         (twice, "two members of the same name"),
         (case, "two members of the same name"),
         (legacy, "format of torch before 1.2"),
-        (bomb, "promise more bytes than the file has"),
+        (bomb, "declare more bytes than the file has"),
     ):
         with pytest.raises(UserError, match=message):
             check_archive(archive, archive.name)
@@ -296,8 +296,8 @@ class GrowingNetwork(BaseNetwork):
     ("network", "message"),
     [
         (EndlessNetwork(), r"did not process one image in 3 seconds.* FEATGAN_CHECK_SECONDS"),
-        (GreedyNetwork(), r"needs more memory .* FEATGAN_CHECK_GIB"),
-        (GrowingNetwork(), r"needs more memory .* FEATGAN_CHECK_GIB"),
+        (GreedyNetwork(), r"needs too much memory .* FEATGAN_CHECK_GIB"),
+        (GrowingNetwork(), r"needs too much memory .* FEATGAN_CHECK_GIB"),
     ],
     ids=["endless", "greedy", "growing"],
 )
@@ -333,11 +333,11 @@ def test_crash_of_the_process_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_verdict_is_remembered_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checked_file_is_remembered_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = save_script(BaseScript(), tmp_path / "network.pt")
     load_blackbox(spec)
-    verdict = next((tmp_path / "cache" / "featgan" / "checked_models").iterdir())
-    assert verdict.stat().st_mode & 0o777 == 0o600 and verdict.parent.stat().st_mode & 0o777 == 0o700
+    record = next((tmp_path / "cache" / "featgan" / "checked_models").iterdir())
+    assert record.stat().st_mode & 0o777 == 0o600 and record.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(isolation, "CHECK_MODULE", "no_such_module")
     load_blackbox(str(shutil.copy(spec, str(tmp_path / "copy.pt"))))
     load_blackbox(f"{spec}?classes=a,b")
@@ -345,7 +345,7 @@ def test_verdict_is_remembered_by_content(tmp_path: Path, monkeypatch: pytest.Mo
         load_blackbox(f"{spec}?image_size=64")
     with pytest.raises(UserError, match="did not start"):
         load_blackbox(save_script(BaseScript(), tmp_path / "other.pt"))  # other random weights
-    verdict.parent.chmod(0o777)
+    record.parent.chmod(0o777)
     with pytest.raises(UserError, match="did not start"):
         load_blackbox(spec)
 
@@ -499,7 +499,7 @@ def test_onnx_weights_outside_of_the_folder_are_rejected(tmp_path: Path, locatio
         load_blackbox(save_changed_onnx(folder / "network.onnx", move_weights))
 
 
-def test_onnx_weights_in_the_folder_are_part_of_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_onnx_weights_in_the_folder_are_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx = pytest.importorskip("onnx")
     path = Path(save_onnx(SmallNetwork().eval(), tmp_path / "network.onnx"))
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -555,7 +555,7 @@ def add_huge_tensor(model: Any, onnx: Any) -> None:
     ("change", "message"),
     [
         (add_endless_loop, "did not process one image in 3 seconds"),
-        (add_huge_tensor, "needs more memory"),
+        (add_huge_tensor, "needs too much memory"),
     ],
 )
 def test_onnx_network_that_exceeds_a_limit_is_rejected(

@@ -159,7 +159,7 @@ def damage_zip(content: bytes, rng: random.Random, member_damage: Callable[[byte
         for member, data in members:
             archive.writestr(zipfile.ZipInfo(member or "-"), data, compression, 1)
     packed = output.getvalue()
-    if kind == "size":  # the directory of the archive promises more bytes than the member has
+    if kind == "size":  # the directory of the archive declares more bytes than the member has
         position = packed.rindex(b"PK\x01\x02")
         size = struct.pack("<I", rng.choice((0, 10**9, 2**32 - 1)))
         packed = packed[: position + 24] + size + packed[position + 28 :]
@@ -336,16 +336,16 @@ def damage_image(content: bytes, rng: random.Random) -> Damage:
     if kind < 0.4:
         return damage_bytes(content, rng)
     if kind < 0.65:
-        return promise_pixels(content, rng)
+        return declare_pixels(content, rng)
     return draw_unusual_image(rng)
 
 
-def promise_pixels(content: bytes, rng: random.Random) -> Damage:
+def declare_pixels(content: bytes, rng: random.Random) -> Damage:
     """Write other sides into the header of an image."""
     width, height = rng.choice(
         ((1, 24_000_000), (65_500, 65_500), (0, 0), (2**31 - 1, 2**31 - 1), (1, 1), (20_000, 20_000), (30_000, 3))
     )
-    change = f"the header promises {width} x {height} pixels"
+    change = f"the header declares {width} x {height} pixels"
     if content[:8] == b"\x89PNG\r\n\x1a\n":
         header = b"IHDR" + struct.pack(">II", width, height) + content[24:29]
         return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:], change

@@ -282,7 +282,7 @@ def prepare_fork(cwd: Path, output: Path, settings: CommandSettings) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     redirect_output(output)
-    os.environ["XDG_CACHE_HOME"] = str(output / "cache")  # verdicts about files must not outlive a scenario
+    os.environ["XDG_CACHE_HOME"] = str(output / "cache")  # records of checked files must not outlive a scenario
     os.environ.update(settings.environment)
     os.chdir(cwd)
     if settings.on_start is not None:

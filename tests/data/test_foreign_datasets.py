@@ -123,7 +123,7 @@ def test_names_of_numbers_can_be_given(
     ("option", "message"),
     [
         ("1=cat", "line 3: unknown class '2'; use one of cat, or name the classes with --layout-option classes"),
-        ("1=cat,dog", "some entries have the form VALUE=NAME and some do not"),
+        ("1=cat,dog", "only some entries have the form VALUE=NAME"),
         (" , ", "contains no names"),
         ("1=cat,2=", "a name is empty"),
     ],

@@ -1,4 +1,4 @@
-"""Files that promise more than they contain are rejected at low cost: shards, caches, runs and configurations."""
+"""Files that declare more than they contain are rejected at low cost: shards, caches, runs and configurations."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def test_index_beyond_the_shards_or_classes_is_rejected(shards: Path, column: st
         ShardSet.open(shards).get_split("train")
 
 
-def test_index_whose_header_promises_more_than_its_member_is_rejected_at_low_cost(shards: Path) -> None:
+def test_index_whose_header_declares_more_than_its_member_is_rejected_at_low_cost(shards: Path) -> None:
     path = shards / "train.index.npz"
     content = path.read_bytes()
     num_images = len(np.load(path)["offset"])

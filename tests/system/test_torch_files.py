@@ -26,7 +26,7 @@ MAGIC_PICKLES = (
 
 
 def storage(numel: int) -> bytes:
-    """Return the instructions for a tensor that promises a number of values."""
+    """Return the instructions for a tensor that declares a number of values."""
     number = numel.to_bytes(8, "little")
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
@@ -52,9 +52,9 @@ DAMAGED_PICKLES = {
     "objects": START + b"ccollections\nOrderedDict\nq\x00" + b"h\x00)R" * 1_900_000 + b".",
     "memo": START + b"N" + b"".join(b"r" + n.to_bytes(4, "little") for n in range(1_600_000)) + b".",
     "large": START + b"N" * (MAX_PICKLE_BYTES + 1) + b".",
-    "promised text": named(b"X\xff\xff\xff\x7f"),
-    "promised values": named(storage(10**12)),
-    "promised bytes": named(storage(2**33)),
+    "declared text": named(b"X\xff\xff\xff\x7f"),
+    "declared values": named(storage(10**12)),
+    "declared bytes": named(storage(2**33)),
     "truncated": START + b"}",
     "empty": b"",
     "text": b"<html>not found</html>",
@@ -77,7 +77,7 @@ def write_old_file(path: Path, instructions: bytes) -> None:
     path.write_bytes(b"".join(MAGIC_PICKLES) + instructions + keys + (4).to_bytes(8, "little") + bytes(16))
 
 
-OLD_FORMAT = ("bytearray", "lists", "tensors", "promised values", "text", "not ASCII")
+OLD_FORMAT = ("bytearray", "lists", "tensors", "declared values", "text", "not ASCII")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def check_archive(path: Path, name: str) -> None:
 
 
 def check_member_sizes(path: Path, name: str) -> None:
-    """Raise UserError if the members of the archive promise more than the file has, or too much compressed code."""
+    """Raise UserError if the members declare more bytes than the file has, or contain too much compressed code."""
     try:
         with open_regular_file(path) as file:
             check_directory_size(file)
@@ -61,7 +61,7 @@ def check_member_sizes(path: Path, name: str) -> None:
             compressed_bytes = sum(member.file_size for member in members if member not in stored)
             stored_bytes = sum(member.file_size for member in stored)
             if stored_bytes > os.fstat(file.fileno()).st_size or compressed_bytes > MAX_CODE_BYTES:
-                raise ZipError("its members promise more bytes than the file has")
+                raise ZipError("its members declare more bytes than the file has")
     except (ZipError, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -181,7 +181,7 @@ def apply_classes_option(texts: set[str], option: str | Sequence[str], source: P
     if all(equals for _, equals, _ in pairs):
         return code_by_pairs({value.strip(): name.strip() for value, _, name in pairs})
     if any(equals for _, equals, _ in pairs):
-        raise UserError(f"{OPTION}: some entries have the form VALUE=NAME and some do not; write all of them so")
+        raise UserError(f"{OPTION}: only some entries have the form VALUE=NAME; write all of them in this form")
     return code_by_list(entries, texts)
 
 
