@@ -234,6 +234,8 @@ def test_input_size_of_a_spec_beyond_the_limit_is_one_line(world: World, tmp_pat
     torch.jit.save(torch.jit.script(torch.nn.Flatten()), path)  # type: ignore[no-untyped-call]
     arguments = ("extract", "--shards", world.shards.path, "--blackbox", f"{path}?{option}", "--cache-name", "large")
     completed = subprocess.run(featgan_command(*arguments), capture_output=True, text=True, timeout=300, check=False)
-    assert completed.returncode == 2 and completed.stderr.count("\n") == 1, completed.stderr
-    assert option.partition("=")[0] in completed.stderr and len(completed.stderr) < 1000
+    # A slow machine prints the progress of hashing before the error.
+    lines = [line for line in completed.stderr.splitlines() if "━" not in line]
+    assert completed.returncode == 2 and len(lines) == 1, completed.stderr
+    assert option.partition("=")[0] in lines[0] and len(lines[0]) < 1000
     assert not (world.shards.path / "features" / "large").exists()
