@@ -1,6 +1,7 @@
 """The stress harness detects planted defects, and its scenarios depend on the seed only."""
 
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -24,7 +25,7 @@ from tests.chaos.summary import build_markdown, find_defects
 from tests.conftest import World
 
 ROOT = Path(__file__).parents[2]
-HOG_BYTES = 1_000_000_000
+HOG_BYTES = 400_000_000
 
 
 def run_in_child(function: Callable[[], tuple[str, str]], folder: Path) -> tuple[str, str]:
@@ -76,7 +77,9 @@ def use_processor(path: Path) -> None:
 
 
 def use_memory(path: Path) -> None:
-    content = bytearray(os.urandom(1000)) * (HOG_BYTES // 1000)
+    content = mmap.mmap(-1, HOG_BYTES)  # malloc could use memory that the test process has freed, but not returned
+    for _ in range(HOG_BYTES // mmap.PAGESIZE):
+        content.write(bytes(mmap.PAGESIZE))
     raise UserError(f"{path}: too large: {len(content)} bytes")
 
 
