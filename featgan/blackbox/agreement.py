@@ -19,10 +19,10 @@ MIN_COMPARED_IMAGES = 20
 """With fewer labeled images, the agreement is not reported."""
 
 LOW_AGREEMENT = 0.3
-"""Below this share of the way from chance to perfect agreement, a warning is logged."""
+"""A warning is logged if `Agreement.above_chance` is below this value."""
 
 CLEAR_AGREEMENT = 0.5
-"""From this share on, the order of the classes is considered to be known."""
+"""The labels show the order of the classes if `Agreement.above_chance` has at least this value."""
 
 
 @dataclass(frozen=True)

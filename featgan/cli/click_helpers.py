@@ -63,7 +63,8 @@ num_components_option = click.option(
 trust_callables_option = click.option(
     "--trust-callables",
     is_flag=True,
-    help="Import classifiers of the form package.module:callable also if a file names them, not only if you do.",
+    help="Also import classifiers of the form package.module:callable that only a file names. "
+    "By default, only those that you name are imported.",
 )
 
 evaluator_options = option_group(

@@ -1,4 +1,4 @@
-"""Tensors in memory that forked processes share: workers hand over batches without files and without /dev/shm.
+"""Tensors in memory that forked processes share: workers pass batches on without files and without /dev/shm.
 
 Containers often have a /dev/shm of only 64 MB, where torch places the tensors that a worker process returns. An
 anonymous shared map is not limited by it.

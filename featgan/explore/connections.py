@@ -1,8 +1,8 @@
-"""Connections of the page's server: clients that send nothing, or too slowly, do not keep others out.
+"""Connections of the page's server: clients that send nothing, or send too slowly, do not block others.
 
 A connection is closed if its next request, or the rest of an unread one, takes longer than REQUEST_TIMEOUT_SECONDS, or
-if its client stops reading. At most MAX_CONNECTIONS are open. A further one replaces a connection that waits for its
-client; the address with the most of them loses one.
+if its client stops reading. At most MAX_CONNECTIONS are open. If another one is opened, the
+oldest connection that waits for its client is closed, at the address with the most such connections.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from featgan.system.plain_text import format_one_line
 logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 1000
-"""More classes than this are no classes: the column contains names, ages or measured values."""
+"""A column with more classes than this probably contains names, ages or measured values."""
 
 OPTION = "--layout-option classes"
 
