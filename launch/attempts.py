@@ -172,7 +172,7 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_failure(attempt: dict[str, Any]) -> bool:
-    """Return whether an attempt ran and failed by itself; the code decides for records without an outcome."""
+    """Return whether an attempt ran and failed by itself; without a recorded outcome, the exit code shows it."""
     return bool(attempt.get("outcome", FAILED if attempt["code"] != EXIT_REQUEUE else INTERRUPTED) == FAILED)
 
 
@@ -194,7 +194,7 @@ def find_stop_reason(attempts: list[dict[str, Any]], max_failures: int) -> str |
 
 
 def write_verdict(folder: Path, job_id: str, stop_reason: str) -> str:
-    """Write FOLDER/verdict.txt: the reason, the logs, and the command that continues. Return the text."""
+    """Write FOLDER/verdict.txt: the reason, the logs, and the command that resumes the run. Return the text."""
     job_info = read_job_file(folder)
     logs = job_info.get("log") or f"{folder}/{job_id}_*_log.err"
     text = f"{folder.name}: not restarted: {stop_reason}; logs: {logs}; {describe_remedy(job_info)}"

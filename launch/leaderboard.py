@@ -43,7 +43,7 @@ def collect_rows(runs: Sequence[tuple[Path, Config]]) -> list[LeaderboardRow]:
     for run, config in runs:
         try:
             rows += run_rows(run, config)
-        except Exception as error:  # whatever is wrong with one run, the others are listed
+        except Exception as error:  # an error of one run must not hide the others
             logger.warning(f"{run}: not in the leaderboard: {describe_failure(error)}")
     return rows
 

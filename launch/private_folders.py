@@ -14,7 +14,7 @@ GROUP_AND_OTHERS = 0o077
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create a folder that only this user can access, whatever the umask; missing parents have usual permissions.
+    """Create a folder that only this user can access, with any umask; missing parents have usual permissions.
 
     An existing folder becomes private, with everything in it. Raises UserError if it belongs to another user.
     """

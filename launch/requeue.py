@@ -36,13 +36,13 @@ logger = logging.getLogger("launch.requeue")  # __name__ is "__main__" in a job,
 COMMANDS = ("ended", "rejected", "restart")
 
 Decision = Literal["requeue", "stop", "leave"]
-"""Requeue the job; do not restart it, and say why in the verdict; or leave it alone, because it was canceled."""
+"""requeue: start the job again. stop: do not, and write the verdict. leave: do nothing, as the job was canceled."""
 
 
 def find_job_state(job_text: str) -> str:
     """Return the state in the output of `scontrol show job`: RUNNING, CANCELLED, ...; RUNNING if there is no output.
 
-    A job whose processes are still ending is COMPLETING, whatever ended it. The reason then distinguishes the time
+    A job whose processes are still ending is always COMPLETING. The reason then distinguishes the time
     limit (returned as TIMEOUT) from a cancellation.
     """
     matches = {name: re.search(rf"\b{name}=(\w+)", job_text) for name in ("JobState", "Reason")}

@@ -179,7 +179,7 @@ def find_job_folders(run_dir: Path) -> list[Path]:
 
 
 def print_status(run_dirs: Sequence[Path]) -> None:
-    """Print the jobs of all runs. One run is an error if it cannot be shown; of several, it is skipped with a warning.
+    """Print the jobs of all runs. A run that cannot be shown is an error, or, if there are several runs, a warning.
 
     One query to SLURM answers for all of them.
     """

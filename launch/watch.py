@@ -76,7 +76,7 @@ def poll_once(
 
 @contextmanager
 def skip_after_failure(run_dir: Path) -> Iterator[None]:
-    """Log an error of one run as a warning: whatever is wrong with it, the others are evaluated."""
+    """Log an error of one run as a warning, so that the other runs are evaluated."""
     try:
         yield
     except Exception as error:

@@ -78,7 +78,7 @@ def check_model(spec: BlackBoxSpec) -> dict[str, Any]:
 
 
 def run_network(network: NetworkAdapter, images: Tensor) -> None:
-    """Run the whole network, whatever output the SPEC selects; raises UserError if it cannot run on these images."""
+    """Run the whole network, with any selected output; raises UserError if it cannot run on these images."""
     if isinstance(network, TorchScriptAdapter):
         network.call_function(network.build_function([]), images)
     else:

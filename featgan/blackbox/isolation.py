@@ -112,7 +112,7 @@ def record_approval(record_path: Path, result: dict[str, Any]) -> None:
 
 
 def run_isolated_check(spec: BlackBoxSpec) -> dict[str, Any]:
-    """Run the check in a process of its own and return its result.
+    """Run the check in a separate process and return its result.
 
     Raises UserError if the process cannot start, exceeds a limit or crashes.
     """

@@ -122,7 +122,7 @@ def report_class_agreement(location: str, cache: FeatureCache, shards: ShardSet)
     is_shared = np.isin(labeled.labels, list(matches.values()))
     if is_shared.sum() < MIN_COMPARED_IMAGES:
         return
-    # An output without a class counts as a wrong prediction, in a class of its own.
+    # An output without a class counts as a wrong prediction, in an additional class.
     predicted = class_of_output[labeled.outputs.argmax(1)] % (len(shards.classes) + 1)
     agreement = measure_agreement(predicted[is_shared], labeled.labels[is_shared], len(shards.classes) + 1)
     synonyms = [

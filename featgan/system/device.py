@@ -13,7 +13,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 def limit_torch_threads() -> None:
     """Use at most as many threads as this process has cores. The number is never raised.
 
-    By default, torch uses all cores of the machine in each process, whatever the quota of the container or of the job.
+    By default, torch uses all cores of the machine in each process, even if the container or the job has a quota.
     """
     if not any(os.environ.get(name) for name in THREAD_VARIABLES) and count_cores() < torch.get_num_threads():
         torch.set_num_threads(count_cores())

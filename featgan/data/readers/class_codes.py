@@ -103,7 +103,7 @@ def assign_class_codes(labels: Iterable[str], option: str | Sequence[str] = "", 
 
     `option` is the value of the layout option `classes`: the name of a data set in KNOWN_CODES, names by code,
     `VALUE=NAME` pairs, or a text file below `source` with one of them per line. Without it, known expressions get
-    AffectNet codes if there are no other labels. Otherwise every label is a class of its own, in the order of numbers.
+    AffectNet codes if there are no other labels. Otherwise every label is a separate class, in the order of numbers.
 
     Raises UserError if the option is not valid or if there are too many classes.
     """

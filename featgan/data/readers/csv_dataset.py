@@ -52,7 +52,7 @@ COLUMN_NAMES = {
 """Default column names by role; the first one that exists is used. Only their letters and digits are compared."""
 
 PIXEL_COLUMN = "pixels"
-"""Column that contains the images themselves, in a table without file names, such as fer2013.csv."""
+"""Column that contains the pixels of the images, in a table without file names, such as fer2013.csv."""
 
 ROW_NAMES = re.compile(r"column \d+|unnamed: .*|row name|index")
 """Columns without a name, which contain the numbers of the rows in the tables of pandas and R."""
