@@ -42,8 +42,8 @@ Decision = Literal["requeue", "stop", "leave"]
 def find_job_state(job_text: str) -> str:
     """Return the state in the output of `scontrol show job`: RUNNING, CANCELLED, ...; RUNNING if there is no output.
 
-    A job whose processes are still ending is always COMPLETING. The reason then distinguishes the time
-    limit (returned as TIMEOUT) from a cancellation.
+    A job whose processes are still ending is always COMPLETING. The reason then distinguishes the time limit (returned
+    as TIMEOUT) from a cancellation.
     """
     matches = {name: re.search(rf"\b{name}=(\w+)", job_text) for name in ("JobState", "Reason")}
     state, reason = (match[1] if match else "" for match in matches.values())
