@@ -55,7 +55,7 @@ def init_env_from_slurm() -> Rendezvous | None:
     """Set RANK, WORLD_SIZE and MASTER_* for the tasks of one `srun`, one per GPU and without another launcher.
 
     Variables set by a launcher are kept. An interactive shell opened by `salloc` or `srun --pty` is a single process,
-    even in a job with several tasks. Returns None for a single process, or if the variables or the port are set already.
+    even in a job with several tasks. Returns None for a single process, or if the variables or the port are set.
     """
     getenv = os.environ.get
     if "RANK" in os.environ:
