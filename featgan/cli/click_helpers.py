@@ -199,8 +199,8 @@ def run_command(command: click.Command, name: str, arguments: list[str]) -> None
     Exits with 2 after an error that the user can fix, and with 128 + N after signal N. Any other error is raised.
     """
     is_debug = "--debug" in arguments
-    install_log_handler(is_debug)
     try:
+        install_log_handler(is_debug)
         command.main([word for word in arguments if word != "--debug"], prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:

@@ -22,7 +22,14 @@ from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.run.paths import CHECKPOINT_MANIFEST, checkpoint_steps, step_folder, step_from_folder
 from featgan.system import json_files
-from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.files import (
+    atomic_folder,
+    atomic_write,
+    former_path,
+    remove_folder,
+    sha256_of,
+    user_friendly_write_errors,
+)
 from featgan.system.tensor_files import TensorFileError, read_safetensors
 
 logger = logging.getLogger(__name__)
@@ -41,13 +48,12 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a step (`tensors` by file and name, JSON `documents`) and return its folder.
 
-    Then remove old checkpoints, except the `max_checkpoints` newest ones and those of the `protected` steps. The files
-    are written to a temporary folder that is renamed at the end, so an existing checkpoint folder is complete. Raises
-    UserError if the disk is full.
+    The files are written to a temporary folder that is renamed at the end, so an existing checkpoint folder is
+    complete. Then old checkpoints are removed (see `remove_old_checkpoints`). Raises UserError if the disk is full.
     """
     checkpoint_folder = step_folder(run_dir, step)
     if checkpoint_folder.exists():
-        shutil.rmtree(checkpoint_folder)
+        remove_folder(checkpoint_folder)
     with user_friendly_write_errors(checkpoint_folder, DISK_FULL_REMEDY), atomic_folder(checkpoint_folder) as folder:
         for name, group in tensors.items():
             contiguous = {key: value.detach().cpu().contiguous() for key, value in group.items()}
@@ -56,19 +62,23 @@ def save_checkpoint(
             atomic_write(folder / f"{name}.json", json.dumps(document, indent=1).encode())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
         atomic_write(folder / CHECKPOINT_MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-    all_steps = checkpoint_steps(run_dir)
-    # A later checkpoint is corrupted, or the run would have resumed from it; it is removed if so.
-    old_steps = [old_step for old_step in all_steps if old_step <= step][:-max_checkpoints]
-    for removed_step in [
-        *[old_step for old_step in old_steps if old_step not in protected],
-        *[
-            later_step
-            for later_step in all_steps
-            if later_step > step and find_corruption(step_folder(run_dir, later_step))
-        ],
-    ]:
-        shutil.rmtree(step_folder(run_dir, removed_step))
+    remove_old_checkpoints(run_dir, step, max_checkpoints, protected)
     return checkpoint_folder
+
+
+def remove_old_checkpoints(run_dir: Path, step: int, max_checkpoints: int, protected: Collection[int] = ()) -> None:
+    """Remove old checkpoints of a run at `step`, except the `max_checkpoints` newest and those of `protected` steps.
+
+    Also remove what an interrupted removal has left.
+    """
+    for leftover in (run_dir / "checkpoints").glob(former_path(Path("step-*")).name):
+        shutil.rmtree(leftover, ignore_errors=True)
+    all_steps = checkpoint_steps(run_dir)
+    old_steps = [old_step for old_step in all_steps if old_step <= step][:-max_checkpoints]
+    # A later checkpoint is corrupted, or the run would have resumed from it; it is removed if so.
+    corrupted_steps = [later for later in all_steps if later > step and find_corruption(step_folder(run_dir, later))]
+    for removed_step in [old_step for old_step in old_steps if old_step not in protected] + corrupted_steps:
+        remove_folder(step_folder(run_dir, removed_step))
 
 
 def find_corruption(folder: Path) -> str | None:

@@ -101,7 +101,7 @@ def check_writable(out: Path, remedy: str) -> None:
     Nothing is left behind: only a temporary file is written, to the nearest folder that exists.
     """
     with user_friendly_write_errors(out, remedy):
-        out.with_name(f".{out.name}.former.partial").exists()  # raises an error for a name that is too long
+        former_path(out).exists()  # raises an error for a name that is too long
         folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -121,7 +121,7 @@ def atomic_folder(out: Path, replace: bool = False) -> Iterator[Path]:
         for leftover in partial.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield partial
-        previous = out.with_name(f".{out.name}.former.partial")
+        previous = former_path(out)
         if replace and out.exists():
             shutil.rmtree(previous, ignore_errors=True)
             out.replace(previous)
@@ -133,6 +133,22 @@ def atomic_folder(out: Path, replace: bool = False) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. It gets another name first, so that a killed process leaves no incomplete folder.
+
+    `former_path` names what a killed process leaves.
+    """
+    previous = former_path(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    folder.replace(previous)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def former_path(path: Path) -> Path:
+    """Return the temporary name of a folder that is being replaced or removed."""
+    return path.with_name(f".{path.name}.former.partial")
 
 
 def fsync_folder(folder: Path) -> None:

@@ -17,7 +17,8 @@ from featgan.data.loader import BatchDataset
 from featgan.distributed.context import DistributedContext
 from featgan.errors import TrainingInterrupted, UserError
 from featgan.networks.winograd import Conv3x3
-from featgan.run.checkpoint import newest_checkpoint, require_valid_checkpoint
+from featgan.run.checkpoint import newest_checkpoint, remove_old_checkpoints, require_valid_checkpoint
+from featgan.run.evaluation_schedule import protected_steps
 from featgan.run.paths import TRAINING_LOCK, step_folder
 from featgan.system.file_lease import FileLease, LeaseOwner
 from featgan.system.files import atomic_write
@@ -125,6 +126,10 @@ def resume_or_start(state: TrainState, init_from: Path | None, reset_optimizer: 
         raise UserError(f"{init_from}: is at step {first_step}; set training.steps to a larger number to resume")
     if state.context.is_main:
         atomic_write(run / "config.yaml", to_yaml(state.config).encode())
+        # The process that saved this checkpoint may have been killed before it removed the old ones.
+        if run_checkpoint is not None:
+            protected = protected_steps(run, state.config.evaluation)
+            remove_old_checkpoints(run, first_step, state.config.training.max_checkpoints, protected)
     state.context.barrier()
     if first_step >= steps:
         state.context.log_on_main(f"{run}: training is complete ({steps} steps)")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from featgan.errors import UserError
 from featgan.inference.model import load_model
 from featgan.networks.ema import EMA
 from featgan.run import checkpoint, metrics_log
-from featgan.run.checkpoint import find_corruption, newest_checkpoint, save_checkpoint
+from featgan.run.checkpoint import find_corruption, newest_checkpoint, remove_old_checkpoints, save_checkpoint
 from featgan.run.metrics_log import MetricsLog, append_metrics_line
 from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import sha256_of
@@ -49,6 +50,40 @@ def test_crash_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkey
     assert checkpoint_steps(tmp_path) == [1] and newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
     save_step(tmp_path, 2)
     assert checkpoint_steps(tmp_path) == [1, 2]
+
+
+def kill_during(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Make a function raise KeyboardInterrupt after it has removed one file of the folder."""
+
+    def remove_one_file(folder: Path, ignore_errors: bool = False) -> None:
+        if folder.is_dir():
+            sorted(folder.iterdir())[0].unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, remove_one_file)
+
+
+def test_interrupted_removal_leaves_no_incomplete_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_step(tmp_path, 1, 1)
+    with monkeypatch.context() as patch:
+        kill_during(patch, shutil, "rmtree")
+        with pytest.raises(KeyboardInterrupt):
+            save_step(tmp_path, 2, 1)
+    assert not step_folder(tmp_path, 1).exists()
+    remove_old_checkpoints(tmp_path, 2, 1)
+    assert list((tmp_path / "checkpoints").iterdir()) == [step_folder(tmp_path, 2)]
+
+
+def test_finished_run_removes_the_checkpoints_that_a_killed_process_has_kept(world: World, tmp_path: Path) -> None:
+    config = world.make_config(tmp_path / "run", training={"checkpoint_every": 1, "max_checkpoints": 2})
+    train(config)
+    first_step, last_step = checkpoint_steps(config.run_dir)[0], config.training.steps
+    shutil.copytree(step_folder(config.run_dir, last_step), step_folder(config.run_dir, first_step - 1))
+    shutil.copytree(step_folder(config.run_dir, last_step), tmp_path / "run/checkpoints/.step-00000001.former.partial")
+    train(config)
+    assert sorted((config.run_dir / "checkpoints").iterdir()) == [
+        step_folder(config.run_dir, step) for step in (first_step, last_step)
+    ]
 
 
 @pytest.mark.parametrize("corruption", ["truncate", "flip", "remove", "manifest"])
