@@ -9,7 +9,7 @@ MAX_PATH_LENGTH = 200
 """Number of characters of a path shown in a message; a longer one is cut in the middle."""
 
 TRANSIENT_ERRORS = frozenset(
-    {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN}
+    {errno.ESTALE, errno.EIO, errno.EINTR, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.EHOSTDOWN}
 )
 """Errors of a network file system that are not caused by the user; a job may retry."""
 
@@ -59,15 +59,17 @@ PATH_DESCRIPTIONS = {
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """Return where, what and what to do in one line; None for an error that the user cannot fix."""
+    """Return where, what and what to do in one line; None for an error without a file that the user cannot fix."""
     path = "the file system" if error.filename is None else format_path(visible_path(error.filename))
     if error.errno in TRANSIENT_ERRORS:
         return f"{path}: {(error.strerror or 'error').lower()}; {AGAIN}"
     known = DESCRIPTIONS | PATH_DESCRIPTIONS if error.filename is not None else DESCRIPTIONS
-    if error.errno not in known:
+    if error.errno in known:
+        reason, remedy = known[error.errno]
+        return f"{path}: {reason}; {remedy}"
+    if error.filename is None or error.errno is None:
         return None
-    reason, remedy = known[error.errno]
-    return f"{path}: {reason}; {remedy}"
+    return f"{path}: {(error.strerror or 'error').lower()}; check the file system and {AGAIN}"
 
 
 def adapt_remedy(remedy: str, error: OSError) -> str:

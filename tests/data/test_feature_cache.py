@@ -354,6 +354,17 @@ def test_error_for_a_full_disk_is_one_line_and_written_shards_remain(
     ]
 
 
+def test_written_file_that_cannot_be_read_back_is_a_user_error(shards: ShardSet) -> None:
+    writer = FeatureWriter(shards, "reg", FakeBlackBoxInfo())
+    for pending in writer.list_pending():
+        fill_cache(writer, pending)
+    path = writer.path / "train-00001.features.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match="train-00001.features.npy: cannot be read back .*; check the disk"):
+        writer.commit()
+    assert not (writer.path / MANIFEST_FILE).exists()
+
+
 def test_memory_maps_are_not_pickled(shards: ShardSet) -> None:
     cache = extract_fake_features(shards)
     rows = np.arange(NUM_TRAIN)

@@ -12,7 +12,7 @@ from featgan.system.os_errors import MAX_PATH_LENGTH, describe_os_error, user_er
 
 USER_ERRORS = [
     *("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENOENT", "ENOMEM"),
-    *("ENOSPC", "ENOTDIR", "ENOTEMPTY", "EPERM", "EROFS", "ESTALE", "ETIMEDOUT"),
+    *("ENOSPC", "ENOTDIR", "ENOTEMPTY", "EPERM", "EROFS", "ESTALE", "ETIMEDOUT", "EINTR", "EBADMSG", "EMLINK"),
 ]
 
 

@@ -295,8 +295,15 @@ class FeatureWriter:
         self.provenance = self.provenance.model_copy(update={"class_names": class_names, "blackbox": identity})
 
     def commit(self) -> FeatureCache:
-        """Fit the feature space, write the manifest and return the complete cache; all shards must already exist."""
-        assert not self.list_pending(), "commit before every shard is written"
+        """Fit the feature space, write the manifest and return the complete cache; all shards must already exist.
+
+        Raises UserError if the file of a shard cannot be read back.
+        """
+        if pending := self.list_pending():
+            file = array_path(self.path, pending[0].shard, "features")
+            raise UserError(
+                f"{file}: cannot be read back after it was written; check the disk and run the command again"
+            )
         tensors = {SPACE_FILE: self.fit_space().tensors()}
         if self.head is not None:
             weight, bias = (tensor.detach().cpu().float().contiguous() for tensor in self.head)
