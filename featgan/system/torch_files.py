@@ -67,7 +67,7 @@ def check_torch_file(path: Path) -> None:
             return
     with open_zip_archive(path) as archive:
         for member in archive.infolist():
-            if member.filename.endswith("data.pkl"):
+            if member.filename.lower().endswith("data.pkl"):  # PyTorch ignores case
                 with archive.open(member) as file:
                     check_instructions(read_instructions(LimitedReader(file, MAX_PICKLE_BYTES)))
 

@@ -133,3 +133,24 @@ def test_pipes_are_rejected_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"PK")
     with pytest.raises(TorchFileError):
         check_torch_file(tmp_path / "short")
+
+
+def test_archives_that_python_and_pytorch_read_differently_are_rejected(tmp_path: Path) -> None:
+    """PyTorch ignores case, and reads the list of members at its offset instead of before the last record."""
+    source, upper, twice = tmp_path / "a.pth", tmp_path / "upper.pth", tmp_path / "twice.pth"
+    torch.save({"a.weight": torch.ones(3)}, source)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(upper, "w") as new:
+        for member in old.infolist():
+            is_pickle = member.filename.endswith("data.pkl")
+            name = member.filename.replace("data.pkl", "DATA.PKL")
+            new.writestr(name, DAMAGED_PICKLES["tensors"] if is_pickle else old.read(member))
+    content = source.read_bytes()
+    start = int.from_bytes(content[-6:-2], "little")
+    size = int.from_bytes(content[-10:-6], "little")
+    assert content[start : start + 4] == b"PK\x01\x02"
+    # A second list of members follows the one at the offset.
+    twice.write_bytes(content[: start + size] + content[start : start + size] + content[-22:])
+    assert torch.load(twice)
+    for path in (upper, twice):
+        with pytest.raises(UserError, match="list of"):
+            read_checkpoint(path)

@@ -1,8 +1,6 @@
 """Check a TorchScript file before any of its code runs: the members of the archive, then every operator in its code."""
 
-import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,11 @@ import torch
 
 from featgan.blackbox.adapters.torchscript_operators import ALLOWED_OPERATORS, operator_error
 from featgan.errors import UserError
-from featgan.system.files import open_regular_file
-from featgan.system.zip_files import ZipError, check_directory_size
+from featgan.system.script_tensors import check_script_tensors
+from featgan.system.torch_files import TorchFileError
+from featgan.system.zip_files import ZipError, open_zip_archive
 
-MAX_CODE_BYTES = 128 << 20
+MAX_CODE_BYTES = 32 << 20
 """Size of all compressed members in bytes. Only the code is compressed; that of large networks has less than 5 MB."""
 
 LEGACY_MEMBER = "model.json"
@@ -32,13 +31,14 @@ def check_archive(path: Path, name: str) -> None:
 
     torch's own reader returns the members, so that the checked text is the text that is loaded.
     """
-    check_member_sizes(path, name)
+    try:
+        with open_zip_archive(path, MAX_CODE_BYTES) as archive:
+            check_script_tensors(archive)
+    except (ZipError, TorchFileError, OSError) as error:
+        hint = "save one with torch.jit.trace(...).save(...), or use package.module:callable"
+        raise UserError(f"{name}: not a TorchScript file ({error}); {hint}") from None
     reader = torch._C.PyTorchFileReader(str(path))
-    members = reader.get_all_records()
-    # torch's reader ignores case: `CODE/A.PY` is loaded as `code/a.py`.
-    if len({member.lower() for member in members}) != len(members):
-        raise UserError(f"{name}: contains two members of the same name; save the network again with torch.jit.save")
-    for member in members:
+    for member in reader.get_all_records():
         if member.lower() == LEGACY_MEMBER:
             raise UserError(f"{name}: in the format of torch before 1.2; save the network with a newer version")
         if member.lower().endswith(".py") and LOAD_HOOK in reader.get_record(member):
@@ -48,25 +48,6 @@ def check_archive(path: Path, name: str) -> None:
             )
         if member.lower() in ("data.pkl", "constants.pkl") and NATIVE_CLASS.search(reader.get_record(member)):
             raise operator_error(name, "torch.classes", member)
-
-
-def check_member_sizes(path: Path, name: str) -> None:
-    """Raise UserError if the members declare more bytes than the file has, or contain too much compressed code."""
-    try:
-        with open_regular_file(path) as file:
-            check_directory_size(file)
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-            stored = [member for member in members if member.compress_type == zipfile.ZIP_STORED]
-            compressed_bytes = sum(member.file_size for member in members if member not in stored)
-            stored_bytes = sum(member.file_size for member in stored)
-            if stored_bytes > os.fstat(file.fileno()).st_size or compressed_bytes > MAX_CODE_BYTES:
-                raise ZipError("its members declare more bytes than the file has")
-    except (ZipError, zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        hint = "save one with torch.jit.trace(...).save(...), or use package.module:callable"
-        raise UserError(f"{name}: not a TorchScript file ({error}); {hint}") from None
 
 
 def check_operators(code: Any, name: str) -> None:
