@@ -32,6 +32,11 @@ class TextLoader(SafeLoader):  # type: ignore[misc]
     }  # fmt: skip
 
 
+MAX_DIRECTIVES = 100
+"""Number of directives (%TAG, %YAML); libyaml compares each one with all others."""
+
+DIRECTIVE = re.compile(r"^%", re.MULTILINE)
+
 NUMBER = re.compile(r"[-+.]?[0-9][0-9a-fA-FoxX_:.+-]*")
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -101,6 +106,8 @@ def parse_yaml(content: bytes | str, loader_class: Any = SafeLoader) -> Any:
     """Parse YAML text of plain values. Raises YamlError if it is invalid, or if it exceeds a limit."""
     try:
         text = content if isinstance(content, str) else decode_text(content)
+        if len(DIRECTIVE.findall(text)) > MAX_DIRECTIVES:
+            raise YamlError(f"more than {MAX_DIRECTIVES} lines that start with %")
         check = StructureCheck()
         for event in yaml.parse(text, Loader=SafeLoader):
             check.add_event(event)

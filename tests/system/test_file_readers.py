@@ -124,6 +124,7 @@ INVALID_YAML = {
     "quoted digits": f'!!int "{"1" * 5000}"',
     "values": "- a\n" * 200_000,
     "documents": "---\n" * 200_000,
+    "directives": "".join(f"%TAG !a{number}! x\n" for number in range(60_000)) + "--- 1",
     "date": "2024-99-99",
     "tag": "!!bool 2",
     "timestamp": "!!timestamp x",
