@@ -5,7 +5,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -53,6 +53,12 @@ REMEDIES = {
     "corrupted": "copy it again",
 }
 """What to do, by the reason why a file is rejected."""
+
+CropWindow = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels."""
+
+MAX_BAND_PIXELS = 1 << 20
+"""Pixels of a large image that are converted at a time."""
 
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "icon\r"})
 """Lower-case names of files and folders that operating systems add to folders of images."""
@@ -169,34 +175,69 @@ def check_large_image(image: Image.Image, file: BinaryIO, location: str) -> None
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded image of any mode to RGB; transparent parts become white."""
     if image.mode.startswith(("I", "F")):
-        return convert_deep_image(image)
-    if not image.has_transparency_data:
+        convert_band = make_deep_converter(image)
+    elif image.has_transparency_data:
+        convert_band = place_on_white
+    else:
         return image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    for band in split_into_bands(image.size):
+        result.paste(convert_band(image.crop(band)), band)
+    return result
+
+
+def split_into_bands(size: tuple[int, int]) -> Iterator[CropWindow]:
+    """Yield horizontal bands of an image: the conversion of a whole one would need 30 bytes for each pixel."""
+    width, height = size
+    rows = max(1, MAX_BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def place_on_white(image: Image.Image) -> Image.Image:
+    """Convert an image with transparency to RGB, on white."""
     # Pillow converts gray values with premultiplied transparency in two steps only.
     layers = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
 
 
-def convert_deep_image(image: Image.Image) -> Image.Image:
-    """Convert gray values with 16 or 32 bits to RGB; the transparent value becomes white."""
-    values = np.asarray(image)
+def make_deep_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return a function that converts parts of an image with 16 or 32 bits to RGB; the transparent value is white."""
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    gray = (values.astype(np.int32) >> 8).astype(np.uint8) if is_16_bit else scale_unknown_range(values)
+    low, high = (0.0, 0.0) if is_16_bit else find_range(image)
     transparent_value = image.info.get("transparency")
-    if isinstance(transparent_value, int):
-        gray = np.where(values == transparent_value, np.uint8(255), gray)
-    return Image.fromarray(gray).convert("RGB")
+
+    def convert_band(band: Image.Image) -> Image.Image:
+        values = np.asarray(band)
+        gray = (values.astype(np.int32) >> 8).astype(np.uint8) if is_16_bit else scale_unknown_range(values, low, high)
+        if isinstance(transparent_value, int):
+            gray = np.where(values == transparent_value, np.uint8(255), gray)
+        return Image.fromarray(gray).convert("RGB")
+
+    return convert_band
 
 
-def scale_unknown_range(values: np.ndarray) -> np.ndarray:
+def find_range(image: Image.Image) -> tuple[float, float]:
+    """Return the lowest and highest value of an image; values that are not finite count as 0."""
+    bands = (make_finite(np.asarray(image.crop(band))) for band in split_into_bands(image.size))
+    ranges = [(values.min(), values.max()) for values in bands]
+    return float(min(low for low, _ in ranges)), float(max(high for _, high in ranges))
+
+
+def make_finite(values: np.ndarray) -> np.ndarray:
+    """Convert values to float64; those that are not finite become 0."""
+    return np.where(np.isfinite(values), values, 0).astype(np.float64)
+
+
+def scale_unknown_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Scale 32-bit values to uint8: these files do not contain their range, so it is derived from the values.
 
-    Values in 0 .. 1 (fractions only), 0 .. 255 and 0 .. 65535 are read as such. Otherwise, the lowest value becomes
-    black and the highest one white. Values that are not finite become black.
+    `low` and `high` are the lowest and highest value of the image. Values in 0 .. 1 (fractions only), 0 .. 255 and
+    0 .. 65535 are read as such. Otherwise, the lowest value becomes black and the highest one white. Values that are
+    not finite become black.
     """
     is_fraction = np.issubdtype(values.dtype, np.floating)
-    finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
-    low, high = finite.min(), finite.max()
+    finite = make_finite(values)
     if low < 0 or high > 65535:
         scaled = (finite - low) * (255 / max(high - low, 1e-30))
     elif high > 255:
@@ -241,9 +282,6 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 # -- crops -------------------------------------------------------------------------------------------------------------
-
-CropWindow = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels."""
 
 
 def fit_square(size: tuple[int, int], center_x: float, center_y: float, side: float) -> CropWindow:

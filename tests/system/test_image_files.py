@@ -19,6 +19,7 @@ from featgan.report.edits.sources import read_image_folder
 from featgan.system import image_files
 from featgan.system.image_files import ImageFileError, convert_to_rgb, read_image
 from featgan.system.limits import MAX_IMAGE_BYTES
+from tests.helpers.limits import measure_call
 
 COLOR = (200, 100, 50)
 MODES = (
@@ -242,6 +243,7 @@ MEASURE_MEMORY = """
 import resource, sys, time
 from pathlib import Path
 from featgan.system.limits import MAX_IMAGE_BYTES
+from tests.helpers.limits import measure_call
 from featgan.system.image_files import ImageFileError, read_image
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
@@ -305,3 +307,32 @@ def test_pack_render_and_explore_read_the_same_pixels(tmp_path: Path, monkeypatc
         uploaded = decode_upload((tmp_path / name).read_bytes(), [16])[16]
         assert (image == uploaded).all(), name
         assert (image.permute(1, 2, 0).numpy() == np.asarray(crop)).all(), name
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "RGBA", "LA"])
+def test_the_conversion_of_a_large_image_needs_little_memory(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.tif"
+    Image.new(mode, (3990, 3990)).save(path, compression="tiff_adobe_deflate")
+    setup = "from pathlib import Path; from featgan.system.image_files import read_image"
+    measured = measure_call(setup, f"read_image(Path({str(path)!r}))")
+    assert measured.message is None and measured.is_cheap(), measured
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16", "RGBA", "P"])
+def test_bands_do_not_change_the_pixels(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(30 * 20).reshape(30, 20)
+    arrays: dict[str, np.ndarray] = {
+        "F": (values - 7.5).astype(np.float32),
+        "I": (values * 100).astype(np.int32),
+        "I;16": (values * 100).astype(np.uint16),
+    }
+    if mode in arrays:
+        image = Image.fromarray(arrays[mode])
+    else:
+        channels = np.stack([values // 3, values % 256, values // 2, values % 200], 2).astype(np.uint8)
+        image = Image.fromarray(channels, "RGBA").convert(mode)
+        image.info["transparency"] = 3 if mode == "P" else None
+    complete = convert_to_rgb(image)
+    monkeypatch.setattr(image_files, "MAX_BAND_PIXELS", 7 * 20)
+    assert len(list(image_files.split_into_bands(image.size))) == 5
+    assert convert_to_rgb(image).tobytes() == complete.tobytes()
