@@ -1,8 +1,10 @@
 """The feature space of a classifier: standardization and principal components."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +43,14 @@ class FeatureSpace:
         live = std > 1e-6 * std.max().clamp_min(1e-12)
         std = torch.where(live, std, torch.ones_like(std))
         standardized = ((features - mean) / std) * live
-        covariance = standardized.T @ standardized / len(features)
-        variances, vectors = torch.linalg.eigh(covariance)
+        variances, vectors = compute_principal_axes(standardized[:, live])
         num_varying = int((variances > MIN_RELATIVE_VARIANCE * variances.max()).sum())
         rank = num_varying if num_components is None else min(num_components, num_varying)
-        components = vectors.flip(1)[:, :rank].T
+        components = standardized.new_zeros(rank, len(mean))
+        components[:, live] = vectors[:, :rank].T
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = components * largest.sign()
-        scales = variances.flip(0)[:rank].clamp_min(1e-12).sqrt()
+        scales = variances[:rank].clamp_min(1e-12).sqrt()
         whitened = standardized @ components.T / scales
         levels = torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)
         quantiles = torch.stack([torch.quantile(column, levels) for column in subsample_rows(whitened).unbind(1)])
@@ -141,6 +143,33 @@ class FeatureSpace:
     def to(self, device: torch.device | str) -> "FeatureSpace":
         """Copy the space to a device."""
         return FeatureSpace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+def compute_principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the variances [K], descending, and orthonormal axes [L, K] of centered rows [N, L]; K is min(N, L).
+
+    With fewer rows than columns, the covariance has many equal eigenvalues of 0, for which LAPACK can fail or return
+    infinity. The axes then come from the products of the rows. Axes without variance are 0 in that case.
+    """
+    num_rows, num_columns = rows.shape
+    if num_rows >= num_columns:
+        variances, axes = decompose_symmetric(rows.T @ rows / num_rows)
+        return variances.flip(0), axes.flip(1)
+    variances, weights = decompose_symmetric(rows @ rows.T / num_rows)
+    variances, weights = variances.flip(0), weights.flip(1)
+    axes = rows.T @ weights
+    has_variance = variances > MIN_RELATIVE_VARIANCE * variances.max()
+    return variances, axes / axes.norm(dim=0).clamp_min(1e-300) * has_variance
+
+
+def decompose_symmetric(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues, ascending, and eigenvectors of a symmetric matrix; from NumPy if PyTorch fails."""
+    with suppress(RuntimeError):  # LinAlgError is a subclass
+        values, vectors = torch.linalg.eigh(matrix)
+        if values.isfinite().all() and vectors.isfinite().all():
+            return values, vectors
+    array_values, array_vectors = np.linalg.eigh(matrix.numpy())
+    return torch.from_numpy(array_values), torch.from_numpy(array_vectors)
 
 
 def subsample_rows(rows: Tensor, max_rows: int = 100_000) -> Tensor:
