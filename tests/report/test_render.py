@@ -347,6 +347,14 @@ def test_unusable_files_are_skipped_with_a_warning(tmp_path: Path, caplog: pytes
         read_image_folder(tmp_path / "empty", 4, 10)
 
 
+def test_error_for_a_folder_of_class_folders_names_one_of_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        save_image(tmp_path / name / "1.png", (10, 10))
+    with pytest.raises(UserError, match=r"only in its folders; give one, such as .*/cat$"):
+        read_image_folder(tmp_path, 4, 10)
+
+
 def test_images_are_center_cropped_rotated_upright_and_flattened_on_white(tmp_path: Path) -> None:
     image = Image.new("RGB", (30, 10), "black")
     image.paste("white", (10, 0, 20, 10))

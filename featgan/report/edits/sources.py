@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +78,22 @@ def read_image_folder(folder: Path, image_size: int, max_images: int) -> tuple[T
         except UserError as error:
             logger.warning(f"skipped {error}")
     if not images:
-        problem = f"none of its {len(paths)} image files is readable" if paths else "contains no image files"
-        raise UserError(f"{folder}: {problem}; use {FORMAT_NAMES}")
+        raise no_images_error(folder, len(paths))
     return torch.stack(images), tuple(names)
+
+
+def no_images_error(folder: Path, num_files: int) -> UserError:
+    """Return the error for a folder without readable images; it names a folder inside that has images."""
+    if num_files:
+        return UserError(f"{folder}: none of its {num_files} image files is readable; use {FORMAT_NAMES}")
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        with suppress(OSError, UserError):
+            if list_image_files(inner):
+                name = format_one_line(str(inner))
+                return UserError(
+                    f"{folder}: contains image files only in its folders; give one of them, such as {name}"
+                )
+    return UserError(f"{folder}: contains no image files; use {FORMAT_NAMES}")
 
 
 def list_image_files(folder: Path) -> list[Path]:
