@@ -28,6 +28,7 @@ from featgan.cli.click_helpers import run_command
 from featgan.cli.main import cli
 from featgan.errors import UserError
 from tests.blackbox.small_network import SmallNetwork, save_onnx
+from tests.helpers.limits import measure_call
 
 WRITTEN = "written-by-the-network"
 """Relative path that the hostile networks write; the tests run in an empty folder."""
@@ -495,6 +496,21 @@ def test_large_file_that_is_not_onnx_is_rejected_at_its_first_byte(tmp_path: Pat
     with pytest.raises(UserError, match="not an ONNX file; export"):
         OnnxAdapter(parse_spec(str(path)), torch.device("cpu"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+@pytest.mark.parametrize("field", [b"\x3a\x02\x0a\x00", b"\x3a\x02\x2a\x00", b"\xca\x01\x00"])
+def test_onnx_file_of_many_empty_messages_is_rejected_at_low_cost(field: bytes, tmp_path: Path) -> None:
+    """Nodes, initializers and functions: each needs a few hundred bytes of memory, and 2 to 4 in the file."""
+    path = tmp_path / "network.onnx"
+    save_changed_onnx(path, lambda model, onnx: None)
+    with path.open("ab") as file:
+        file.write(field * 2_000_000)
+    setup = (
+        "import torch\nfrom featgan.blackbox.adapters.onnx import OnnxAdapter, import_onnx\n"
+        f"from featgan.blackbox.spec import parse_spec\nspec = parse_spec({str(path)!r}); import_onnx(spec)"
+    )
+    measured = measure_call(setup, "OnnxAdapter(spec, torch.device('cpu'))")
+    assert measured.message and "more than 400000 parts" in measured.message and measured.is_cheap(), measured
 
 
 def test_onnx_graph_with_a_huge_fixed_batch_is_rejected(tmp_path: Path) -> None:

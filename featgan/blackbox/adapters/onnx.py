@@ -23,6 +23,7 @@ from featgan.blackbox.spec import BlackBoxSpec, suggest_names
 from featgan.errors import UserError
 from featgan.system.files import open_regular_file, sha256_of
 from featgan.system.limits import MAX_BATCH_PIXELS
+from featgan.system.protobuf_files import check_message
 
 MAX_FILE_BYTES = 2 << 30
 """Maximum file size, which is the limit of the ONNX format."""
@@ -65,7 +66,10 @@ class OnnxAdapter:
         with open_regular_file(path) as file:
             if file.read(1)[:1] not in MODEL_FIELDS:  # otherwise the whole file would be read before the first error
                 raise UserError(f"{self.spec.name}: not an ONNX file; export the network again")
-        model = self.onnx.load(path, load_external_data=False)
+            file.seek(0)
+            content = file.read()
+        check_message(memoryview(content), self.onnx.ModelProto.DESCRIPTOR)
+        model = self.onnx.load_model_from_string(content)
         if not model.graph.node or not model.graph.output:
             raise UserError(f"{self.spec.name}: not an ONNX file, or an empty graph; export the network again")
         locations = check_onnx_model(model, path, self.spec.name)
