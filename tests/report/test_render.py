@@ -351,7 +351,7 @@ def test_error_for_a_folder_of_class_folders_names_one_of_them(tmp_path: Path) -
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         save_image(tmp_path / name / "1.png", (10, 10))
-    with pytest.raises(UserError, match=r"only in its folders; give one, such as .*/cat$"):
+    with pytest.raises(UserError, match=r"only in its folders; give one of them, such as .*/cat$"):
         read_image_folder(tmp_path, 4, 10)
 
 
