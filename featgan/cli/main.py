@@ -319,7 +319,16 @@ def train(
         run_dir = train_run(loaded_config, init_from, stop_signal, reset_optimizer, profile)
     if os.environ.get("RANK", "0") == "0":
         print_line(run_dir)
-        logger.info(f"next: featgan evaluate {run_dir}")
+        logger.info(f"next: {suggest_next_command(run_dir, loaded_config.dataset.shards)}")
+
+
+def suggest_next_command(run_dir: Path, shards: Path) -> str:
+    """Return the command that is useful after training; evaluation needs a validation split."""
+    from featgan.data.shards.shard_set import ShardSet
+
+    if ShardSet.open(shards).has_validation:
+        return f"featgan evaluate {run_dir}"
+    return f"featgan render {run_dir} --images DIR"
 
 
 def callables_in_overrides(overrides: tuple[str, ...]) -> list[str]:

@@ -202,6 +202,15 @@ def test_train_warns_before_it_starts(
     assert capsys.readouterr().err.count(warning) == 1
 
 
+def test_train_suggests_a_command_that_works(
+    unvalidated_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*config_overrides(unvalidated_shards), f"run_dir={tmp_path / 'run'}"]
+    result = CliRunner().invoke(cli, ["train", "debug", *overrides], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"next: featgan render {tmp_path / 'run'} --images DIR" in capsys.readouterr().err + result.output
+
+
 def test_evaluate_and_render_say_what_is_missing(unvalidated_run: Path) -> None:
     for arguments in (["evaluate", str(unvalidated_run)], ["render", str(unvalidated_run)]):
         result = CliRunner().invoke(cli, arguments)
