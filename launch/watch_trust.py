@@ -21,8 +21,6 @@ from featgan.system.files import read_regular_file
 from featgan.system.json_files import parse_json
 from featgan.system.limits import MAX_JSON_BYTES
 
-MAX_MODEL_BYTES = 16 << 20
-
 
 def submitted_callables(config_name: str, config: Config) -> list[str]:
     """Return the callables of a configuration that the user submits; none if its file belongs to another user."""

@@ -84,6 +84,20 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
+def user_friendly_read_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Convert a read error to a UserError that ends with `remedy`, except for those that another attempt may not have.
+
+    Those are the errors of network file systems.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in TRANSIENT_ERRORS:
+            raise
+        raise UserError(f"{path}: {describe_read_error(error)}; {remedy}") from None
+
+
+@contextmanager
 def user_friendly_write_errors(path: Path, remedy: str) -> Iterator[None]:
     """Convert a write error (full disk, read-only folder) to a UserError that ends with `remedy`."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
-from featgan.system.files import describe_read_error, open_regular_file, read_regular_file
+from featgan.system.files import describe_read_error, open_regular_file, read_regular_file, user_friendly_read_errors
 from featgan.system.limits import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
@@ -18,7 +18,6 @@ from featgan.system.limits import (
     MAX_LOG_BYTES,
     MAX_NUMBER_DIGITS,
 )
-from featgan.system.os_errors import TRANSIENT_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +80,12 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES, remedy: str = DEFAULT
     Raises UserError, which ends with `remedy`, if the file is missing, is not a regular file, exceeds a limit or is not
     valid JSON. Raises OSError after an error of a network file system, which another attempt may not have.
     """
+    with user_friendly_read_errors(path, remedy):
+        content = read_regular_file(path, max_bytes)
     try:
-        return parse_json(read_regular_file(path, max_bytes))
+        return parse_json(content)
     except JsonError as error:
         raise UserError(f"{path}: {error}; {remedy}") from None
-    except OSError as error:
-        if error.errno in TRANSIENT_ERRORS:
-            raise
-        raise UserError(f"{path}: {describe_read_error(error)}; {remedy}") from None
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES, remedy: str = DEFAULT_REMEDY) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from featgan.errors import UserError
-from featgan.system.files import describe_read_error, read_regular_file
+from featgan.system.files import read_regular_file, user_friendly_read_errors
 from featgan.system.limits import MAX_DEPTH, MAX_NUMBER_DIGITS, MAX_YAML_BYTES, MAX_YAML_VALUES
-from featgan.system.os_errors import TRANSIENT_ERRORS
 
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader for plain values; the C version, which most installations have, is ten times as fast."""
@@ -141,15 +140,13 @@ def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES, loader_class: Any = S
     Raises UserError if the file is missing, is not a regular file, exceeds a limit or is not valid YAML. Raises OSError
     after an error of a network file system, which another attempt may not have.
     """
+    with user_friendly_read_errors(path, "check the path and its permissions"):
+        content = read_regular_file(path, max_bytes)
     try:
-        return parse_yaml(read_regular_file(path, max_bytes), loader_class)
+        return parse_yaml(content, loader_class)
     except YamlError as error:
         location = path if error.line is None else f"{path}:{error.line}"
         raise UserError(f"{location}: {error}") from None
-    except OSError as error:
-        if error.errno in TRANSIENT_ERRORS:
-            raise
-        raise UserError(f"{path}: {describe_read_error(error)}; check the path and its permissions") from None
 
 
 def read_yaml_mapping(path: Path, max_bytes: int = MAX_YAML_BYTES, loader_class: Any = SafeLoader) -> dict[Any, Any]:
