@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,5 +249,9 @@ def format_last_attempt(folder: Path) -> tuple[str, str, str]:
 
 def latest_log(folder: Path) -> str:
     """Return the most recent log of a job: relative to the run folder, or the log file of sbatch; empty if none."""
-    logs = sorted(folder.glob("*_log.err"), key=lambda path: path.stat().st_mtime)
+    times = {}
+    for path in folder.glob("*_log.err"):
+        with suppress(FileNotFoundError):  # removed at this moment
+            times[path] = path.stat().st_mtime
+    logs = sorted(times, key=lambda path: times[path])
     return str(logs[-1].relative_to(folder.parent.parent)) if logs else str(read_job_info(folder).get("log", ""))

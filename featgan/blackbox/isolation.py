@@ -36,6 +36,9 @@ DEFAULT_SECONDS, DEFAULT_GIBIBYTES = 60.0, 4.0
 SECONDS_VARIABLE, GIBIBYTES_VARIABLE = "FEATGAN_CHECK_SECONDS", "FEATGAN_CHECK_GIB"
 """Limits of time and memory for one image, and the environment variables that change them."""
 
+MAX_MODEL_BYTES = {"onnx": 2 << 30, "torchscript": 16 << 30}
+"""Maximum file size, for ONNX that of the format. A file with holes can have any size without taking any space."""
+
 BYTES_PER_SECOND = 20e6
 """Reading and compiling a large file takes longer; this speed adds to the time limit."""
 
@@ -54,7 +57,9 @@ def check_foreign_model(spec: BlackBoxSpec) -> None:
     Raises UserError if the file is rejected, or if the process exceeds a limit or crashes. After an error of the
     network on the test image, this function returns: the network may run with other options or on another device.
     """
-    path = Path(spec.location)
+    path, max_bytes = Path(spec.location), MAX_MODEL_BYTES[spec.kind]
+    if path.stat().st_size > max_bytes:
+        raise UserError(f"{spec.name}: larger than {max_bytes >> 30} GiB; export a smaller network")
     record_path = find_record_path(spec, sha256_of(path))
     if is_approved(record_path, path.parent):
         return

@@ -43,7 +43,7 @@ class FeatureSpace:
         live = std > 1e-6 * std.max().clamp_min(1e-12)
         std = torch.where(live, std, torch.ones_like(std))
         standardized = ((features - mean) / std) * live
-        variances, vectors = compute_principal_axes(standardized[:, live])
+        variances, vectors = compute_principal_axes(standardized if live.all() else standardized[:, live])
         num_varying = int((variances > MIN_RELATIVE_VARIANCE * variances.max()).sum())
         rank = num_varying if num_components is None else min(num_components, num_varying)
         components = standardized.new_zeros(rank, len(mean))

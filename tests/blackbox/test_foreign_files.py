@@ -298,6 +298,18 @@ def test_tensors_that_are_larger_than_their_values_are_rejected(tmp_path: Path) 
             check_archive(damaged, damaged.name)
 
 
+@pytest.mark.parametrize(("name", "gibibytes"), [("network.onnx", 2), ("network.pt", 16)])
+def test_file_with_holes_is_rejected_before_it_is_read(
+    name: str, gibibytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featgan.blackbox.isolation.sha256_of", lambda path: pytest.fail("the file is read"))
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=f"larger than {gibibytes} GiB; export a smaller network"):
+        isolation.check_foreign_model(parse_spec(str(path)))
+
+
 class BaseScript(BaseNetwork):
     def forward(self, images: Tensor) -> Tensor:
         return self.predict(images)

@@ -25,9 +25,6 @@ from featgan.system.files import open_regular_file, sha256_of
 from featgan.system.limits import MAX_BATCH_PIXELS
 from featgan.system.protobuf_files import check_message
 
-MAX_FILE_BYTES = 2 << 30
-"""Maximum file size, which is the limit of the ONNX format."""
-
 MODEL_FIELDS = frozenset(bytes([number << 3 | wire_type]) for number in range(1, 16) for wire_type in (0, 2))
 """First bytes of a serialized model: the tag of one of its fields, which are numbers or messages."""
 
@@ -58,11 +55,6 @@ class OnnxAdapter:
     def load_model(self) -> Any:
         """Read the file; raises UserError if it is not an ONNX file, or contains what is not allowed."""
         path = Path(self.spec.location)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(
-                f"{self.spec.name}: larger than {MAX_FILE_BYTES >> 30} GiB, the limit of the ONNX format; "
-                "export a smaller network"
-            )
         with open_regular_file(path) as file:
             if file.read(1)[:1] not in MODEL_FIELDS:  # otherwise the whole file would be read before the first error
                 raise UserError(f"{self.spec.name}: not an ONNX file; export the network again")
