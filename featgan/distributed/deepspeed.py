@@ -15,7 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from featgan.config.schema import DistributedConfig
-from featgan.distributed.trainable import LossClosure, StepScalars, TrainableNetwork, mean_scalars, set_lr
+from featgan.distributed.trainable import (
+    ADAM_STATE_KEYS,
+    LossClosure,
+    StepScalars,
+    TrainableNetwork,
+    check_optimizer_state,
+    mean_scalars,
+    set_lr,
+)
 from featgan.errors import UserError
 
 
@@ -30,10 +38,6 @@ class AutocastModule(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         with self.autocast():
             return self.module(*inputs)
-
-
-ADAM_STATE_KEYS = ("exp_avg", "exp_avg_sq")
-"""Adam's averages of the gradient and of its square."""
 
 
 class DeepSpeedNetwork(TrainableNetwork):
@@ -119,17 +123,20 @@ class DeepSpeedNetwork(TrainableNetwork):
         sharded_optimizer.refresh_fp32_params()
         if not state:
             return
+        check_optimizer_state(state, self.module.parameters())
+        step_count = next(value for key, value in state.items() if key.endswith(".step"))
         # DeepSpeed creates Adam's state in the first step, but it is needed here to be filled.
         for partition in sharded_optimizer.single_partition_of_fp32_groups:
             self.optimizer.state[partition] = {
-                "step": state["0.step"].to(partition.device if self.is_fused else "cpu", copy=True),
+                "step": step_count.to(partition.device if self.is_fused else "cpu", copy=True),
                 **{name: torch.zeros_like(partition) for name in ADAM_STATE_KEYS},
             }
         sharded_optimizer._lazy_init_hp_params_optimizer_state()
         for index, parameter in enumerate(self.module.parameters()):
             for name in ADAM_STATE_KEYS:
-                value = state[f"{index}.{name}"].to(parameter.device)
-                safe_set_full_optimizer_state(parameter, value, name)
+                value = state.get(f"{index}.{name}")
+                if value is not None:  # a parameter without a gradient has no state
+                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
 
 
 @contextmanager

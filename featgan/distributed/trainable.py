@@ -1,10 +1,13 @@
 """A network with its optimizer, wrapped for distributed training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+STEP_KEY, ADAM_STATE_KEYS = "step", ("exp_avg", "exp_avg_sq")
+"""Names of the values that Adam keeps for a parameter: the number of its updates, and two averages of its shape."""
 
 LossClosure = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 """Computes the loss of one microbatch, and its unweighted terms."""
@@ -76,11 +79,12 @@ class TrainableNetwork:
         return flatten_optimizer_state(self.optimizer)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor] | None) -> None:
-        """Load the optimizer state, unless it is None.
+        """Load the optimizer state, unless it is None. Raises ValueError if it does not fit the parameters.
 
         Call this after the weights of `module` were loaded: DeepSpeed then refreshes its copies.
         """
         if state is not None:
+            check_optimizer_state(state, self.module.parameters())
             unflatten_optimizer_state(self.optimizer, state)
 
 
@@ -96,6 +100,23 @@ def mean_scalars(microbatch_scalars: Sequence[Mapping[str, Tensor]]) -> dict[str
         name: torch.stack([scalars[name].detach() for scalars in microbatch_scalars]).mean()
         for name in microbatch_scalars[0]
     }
+
+
+def check_optimizer_state(state: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError unless the state is that of Adam for all or some of these parameters."""
+    unknown = set(state)
+    for index, parameter in enumerate(parameters):
+        shapes = {f"{index}.{STEP_KEY}": torch.Size(), **{f"{index}.{key}": parameter.shape for key in ADAM_STATE_KEYS}}
+        present = shapes.keys() & state.keys()
+        if present and present != shapes.keys():  # a parameter without a gradient has no state
+            raise ValueError(f"{min(shapes.keys() - present)} is missing")
+        for key in present:
+            if state[key].shape != shapes[key] or not state[key].is_floating_point():
+                found = f"{state[key].dtype} {list(state[key].shape)}"
+                raise ValueError(f"{key} is {found}, but real values {list(shapes[key])} are required")
+        unknown -= present
+    if unknown:
+        raise ValueError(f"{min(unknown)!a} does not belong to a parameter of this network")
 
 
 def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

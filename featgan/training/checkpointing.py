@@ -102,9 +102,12 @@ def restore_train_state(state: TrainState, folder: Path | None, reset_optimizer:
     if state.ema.half_life:
         load_weights(state.ema.module, folder / "generator_ema.safetensors")
     for name, network in (("generator", state.generator), ("discriminator", state.discriminator)):
-        network.load_optimizer_state(
-            None if reset_optimizer else read_tensors(folder / f"optimizer-{name}.safetensors")
-        )
+        path = folder / f"optimizer-{name}.safetensors"
+        tensors = None if reset_optimizer else read_tensors(path)
+        try:
+            network.load_optimizer_state(tensors)
+        except ValueError as error:
+            raise UserError(f"{path}: does not fit the optimizer ({error}); {CORRUPTED_REMEDY}") from None
     return saved_step
 
 

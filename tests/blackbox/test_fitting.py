@@ -1,5 +1,6 @@
 """Tests of training a classifier: it learns, equal seeds give equal weights, OUT is never overwritten."""
 
+import copy
 import csv
 import io
 import json
@@ -99,6 +100,25 @@ def test_equal_settings_are_not_trained_again_and_other_settings_are_rejected(
     with pytest.raises(UserError, match="was trained with seed 0, not 7"):
         fit_blackbox(shards, "expression", out, seed=7, **SMALL_TRAINING)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda scores: scores["confusion"].pop(),
+        lambda scores: scores.pop("count"),
+        lambda scores: scores.update(classes=3),
+        lambda scores: scores.update(confusion=[["a"]]),
+        lambda scores: scores["classes"].update(happy={"count": None}),
+    ],
+)
+def test_damaged_scores_are_a_user_error(
+    fitted_classifier: tuple[Path, dict[str, Any]], damage: Callable[[dict[str, Any]], object]
+) -> None:
+    scores = copy.deepcopy(fitted_classifier[1])
+    damage(scores)
+    with pytest.raises(UserError, match=r"classifier.json: the scores are damaged .*; remove the folder"):
+        build_scores_table(scores)
 
 
 def flip_bit(path: Path) -> None:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from featgan.config.loading import to_yaml
 from featgan.errors import TrainingInterrupted, UserError
 from featgan.networks import winograd
 from featgan.run.paths import TRAINING_LOCK, step_folder
 from featgan.system.file_lease import FileLease, LeaseOwner, serialize_owner
+from featgan.system.files import sha256_of
 from featgan.training.train import train
 from tests.conftest import World, read_checkpoint_tensors
 from tests.distributed.test_distributed import StopSignalAfter
@@ -121,6 +124,32 @@ def test_optimizer_is_reset_once_and_not_at_every_restart(world: World, tmp_path
         for config in (uninterrupted, without_reset)
     ]
     assert step_counts == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("key", "new_key", "message"),
+    [
+        ("1.exp_avg", "x", "1.exp_avg is missing"),
+        ("1.exp_avg", "1.exp_avg.x", "1.exp_avg is missing"),
+        ("", "900.step", "'900.step' does not belong to a parameter"),
+        ("", "1.exp_avg", r"1.exp_avg is torch.float32 \[5\], but real values"),
+    ],
+)
+def test_optimizer_state_that_does_not_fit_is_a_user_error(
+    world: World, tmp_path: Path, key: str, new_key: str, message: str
+) -> None:
+    config = world.make_config(tmp_path / "run")
+    train(config)
+    path = step_folder(config.run_dir, 4) / "optimizer-generator.safetensors"
+    tensors = load_file(path)
+    tensors[new_key] = tensors.pop(key) if key else torch.ones(5)
+    save_file(tensors, path)
+    entry = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = path.with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "files": {**content["files"], path.name: entry}}))
+    with pytest.raises(UserError, match=f"optimizer-generator.safetensors: does not fit the optimizer .{message}"):
+        train(config)
 
 
 def test_resetting_the_optimizer_requires_a_checkpoint(world: World, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Scores of a classifier on held-out images, and the tables that show them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from featgan.system.statistics import concordance_correlation
 
@@ -102,20 +104,37 @@ def round_score(value: float) -> float:
     return round(float(value), 4)
 
 
+@contextmanager
+def user_friendly_score_errors() -> Iterator[None]:
+    """Convert an error about the structure of the scores, which come from a file, to a UserError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"classifier.json: the scores are damaged ({problem}); remove the folder and train the classifier again"
+        ) from error
+
+
 def format_headline_scores(scores: dict[str, Any]) -> str:
-    """Format the overall scores in one line."""
+    """Format the overall scores in one line. Raises UserError if they are damaged."""
     numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
     formatted = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
-    return f"{formatted} on {scores['count']} images of {scores['split']}"
+    with user_friendly_score_errors():
+        return f"{formatted} on {scores['count']} images of {scores['split']}"
 
 
+@user_friendly_score_errors()
 def build_scores_table(scores: dict[str, Any]) -> Table:
-    """Build the table of scores: one row per class with its confusions, or one row per dimension or factor."""
+    """Build the table of scores: one row per class with its confusions, or one row per dimension or factor.
+
+    Raises UserError if the scores are damaged.
+    """
     if "confusion" in scores:
         return build_confusion_table(scores)
     score_groups = scores.get("factors") or {name: group for name, group in scores.items() if isinstance(group, dict)}
     rows = {name: part if isinstance(part, dict) else {"r2": part} for name, part in score_groups.items()}
-    columns = next(iter(rows.values()))
+    columns = next(iter(rows.values()), {})
     table = Table("output", *(column.upper() if len(column) < 5 else column for column in columns))
     table.title = format_headline_scores(scores)
     for name, values in rows.items():
