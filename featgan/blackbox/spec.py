@@ -47,7 +47,7 @@ class BlackBoxSpec:
         """The SPEC with absolute paths, so that it is valid in any working directory."""
         prefix = f"{self.kind}:" if self.kind in ("torchvision", "timm") else ""
         weights = f":{self.weights}" if self.weights else ""
-        options = f"?{urlencode(self.options, safe=',:/')}" if self.options else ""
+        options = f"?{urlencode(self.options, safe=',:/', errors='surrogateescape')}" if self.options else ""
         return f"{prefix}{self.location}{weights}{options}"
 
     @property
@@ -118,7 +118,9 @@ def is_torchscript_file(path: Path) -> bool:
 def parse_options(text: str, query: str) -> dict[str, str]:
     """Parse the options after the question mark of a SPEC."""
     try:
-        return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
+        # A path in an option can have bytes that are not UTF-8.
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="surrogateescape") if query else ()
+        return dict(pairs)
     except ValueError as error:
         raise UserError(f"{text}: write options as ?key=value&key=value") from error
 

@@ -4,8 +4,10 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from featgan.errors import UserError
 from featgan.system.os_errors import SHARED_MEMORY_REMEDY, os_error_reason
@@ -33,14 +35,33 @@ def init_pool_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class SpawnedPool(ProcessPoolExecutor):
+    """A pool of spawned workers; all of them start before the first task.
+
+    Python starts a spawned worker when a task finds no idle one. If another worker ends at this moment, its thread that
+    ends the pool can miss the new worker and wait for it forever, or close pipes that the new worker needs.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__(num_workers, multiprocessing.get_context("spawn"), init_pool_worker)
+        self._safe_to_dynamically_spawn_children = False  # as for forked workers
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        """Submit a task. The workers start without SIGINT, which would print a traceback while they import modules."""
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(function, *arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def open_process_pool(num_workers: int) -> ProcessPoolExecutor:
     """Return a pool of spawned workers; a fork would inherit the threads of this process.
 
     Raises UserError if the system cannot create the semaphores of the pool, which are files in /dev/shm.
     """
-    context = multiprocessing.get_context("spawn")
     try:
-        return ProcessPoolExecutor(num_workers, mp_context=context, initializer=init_pool_worker)
+        return SpawnedPool(num_workers)
     except OSError as error:
         raise UserError(
             f"/dev/shm: cannot be written: {os_error_reason(error)}; {SHARED_MEMORY_REMEDY}; or use one process"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from featgan.blackbox.loading import BlackBox
 from featgan.blackbox.preprocessing import Preprocessing
+from featgan.blackbox.spec import parse_spec
 from tests.blackbox.small_network import (
     FEATURES,
     OUTPUTS,
@@ -228,3 +229,10 @@ def test_no_gradient_and_no_training_mode(monkeypatch: pytest.MonkeyPatch, image
     features, outputs = blackbox(images.requires_grad_())
     assert not features.requires_grad and not outputs.requires_grad
     assert torch.equal(blackbox(images)[0], features)
+
+
+def test_option_with_bytes_that_are_not_utf8_is_kept_in_the_spec(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    path.touch()
+    spec = parse_spec(f"{path}?classes=\udcffa.txt")
+    assert spec.options == {"classes": "\udcffa.txt"} and parse_spec(str(spec)) == spec

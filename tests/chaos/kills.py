@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -216,9 +217,24 @@ def digest_results(folder: Path, task: Task) -> dict[str, str]:
     return digests
 
 
+TRACKER_ERROR = re.compile(
+    r'Traceback \(most recent call last\):\n  File "[^"]*multiprocessing/resource_tracker\.py", line \d+, in main\n'
+    r".*\nKeyError: .*\n"
+)
+
+
+def read_messages(result: CommandResult) -> str:
+    """Return the messages of a command, without those of Python's own process for semaphores.
+
+    A process that has just been forked cannot be told from a worker, so a scenario can kill this one.
+    """
+    text = result.stderr + result.log
+    return TRACKER_ERROR.sub("", text) if "resource_tracker: process died unexpectedly" in text else text
+
+
 def check_interrupted(result: CommandResult) -> tuple[str, str]:
     """Return the outcome of the interrupted command: it must not hang, print a traceback or leave processes behind."""
-    text = result.stderr + result.log
+    text = read_messages(result)
     if result.stopped_because:
         return result.stopped_because, f"after the signal: {text[-TAIL:]}"
     if result.orphans:

@@ -128,3 +128,58 @@ def test_full_shared_memory_is_one_line(tmp_path: Path) -> None:
     result = run_with_mounts(setup, [sys.executable, str(script)])
     assert result.stdout.startswith("/dev/shm: cannot be written") and "--shm-size" in result.stdout, result.stderr
     assert len(result.stdout.splitlines()) == 1
+
+
+def test_worker_that_is_killed_while_the_next_one_starts_is_reported(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from concurrent.futures.process import BrokenProcessPool\n"
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "Process = multiprocessing.get_context('spawn').Process\n"
+        "start, started = Process.start, []\n"
+        "def start_slowly(process):\n"
+        "    start(process)\n"
+        "    started.append(process.pid)\n"
+        "    if len(started) == 1:\n"
+        "        os.kill(process.pid, signal.SIGKILL)\n"
+        "    else:\n"
+        "        time.sleep(1)\n"
+        "if __name__ == '__main__':\n"
+        "    Process.start = start_slowly\n"
+        "    with open_process_pool(2) as pool:\n"
+        "        try:\n"
+        "            for future in [pool.submit(abs, -1), pool.submit(abs, -2)]:\n"
+        "                future.result()\n"
+        "        except BrokenProcessPool:\n"
+        "            print('broken')\n"
+    )
+    command = [sys.executable, str(script)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert result.stdout == "broken\n" and result.returncode == 0, result.stderr
+
+
+def test_workers_ignore_ctrl_c_from_their_start(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "Process = multiprocessing.get_context('spawn').Process\n"
+        "start = Process.start\n"
+        "def start_and_interrupt(process):\n"
+        "    start(process)\n"
+        "    for _ in range(20):\n"
+        "        time.sleep(0.01)\n"
+        "        os.kill(process.pid, signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    Process.start = start_and_interrupt\n"
+        "    with open_process_pool(2) as pool:\n"
+        "        print(pool.submit(abs, -3).result())\n"
+    )
+    command = [sys.executable, str(script)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert (result.stdout, result.stderr, result.returncode) == ("3\n", "", 0)
