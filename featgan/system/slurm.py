@@ -1,6 +1,7 @@
 """Queries to SLURM with its own commands; an unreachable controller is distinguished from an error."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator
@@ -36,6 +37,9 @@ def run_slurm_command(*command: str) -> "subprocess.CompletedProcess[str] | None
     return None if is_unreachable else result
 
 
+JOB_ID = re.compile(r"[0-9]+(?:[_+][0-9]+)?", re.ASCII)
+"""The ID of a job, of a task of a job array (17_3), or of a part of a heterogeneous job (17+1)."""
+
 known_states: dict[str, str | None] = {}
 """States of jobs from the query of the active `queue_snapshot`."""
 
@@ -62,6 +66,8 @@ def job_state(job: str) -> str | None:
     """Return a job's state as in squeue, in lower case; empty if the job has ended, None without a response."""
     if job in known_states:
         return known_states[job]
+    if not JOB_ID.fullmatch(job):  # from a damaged lock file; SLURM has no such job
+        return ""
     result = run_slurm_command(*QUEUE_COMMAND, "--format=%T", "--jobs", job)
     if result is None:
         return None

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """A process with threads cannot be forked safely, so the numerical libraries must not start any."""
 
+MEMORY_VARIABLES = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Use large pages, with which a fork takes a third of the time."""
+
+RESTARTED_VARIABLE = "FEATGAN_CHAOS_RESTARTED"
+
 
 @click.command()
 @click.option("--minutes", type=float, help="Run time; 5 minutes by default, if no number of scenarios is given.")
@@ -51,8 +56,7 @@ def main(
     Exits with 1 if there is a defect: a traceback, a hang, too much memory, a crash, a lost result or a process that is
     left behind.
     """
-    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")
-    start_with_library()
+    restart_with_settings()
     from tests.chaos.harness import run_harness
     from tests.chaos.io_errors import remove_library
 
@@ -98,16 +102,24 @@ def plan_counts(counts: tuple[str, ...], families: str, first: int, has_deadline
     return {name: range(first, first + numbers[name]) if name in numbers else itertools.count(first) for name in names}
 
 
-def start_with_library() -> None:
-    """Start this program again with the library that makes system calls fail, if it can be compiled."""
-    from tests.chaos.io_errors import LIBRARY_VARIABLE, preload_library
+def restart_with_settings() -> None:
+    """Start this program again with settings that apply from the start of a process.
 
-    library = preload_library()
+    They are the settings of memory and threads, and the library that makes system calls fail if it can be compiled.
+    """
+    from tests.chaos.io_errors import LIBRARY_VARIABLE, compile_library
+
+    if os.environ.pop(RESTARTED_VARIABLE, ""):
+        for name in ("LD_PRELOAD", *MEMORY_VARIABLES):
+            os.environ.pop(name, None)  # not in the programs that the commands start
+        return
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1") | MEMORY_VARIABLES | {RESTARTED_VARIABLE: "1"}
+    library = compile_library()
     if library.endswith(".so"):
         os.environ |= {LIBRARY_VARIABLE: library, "LD_PRELOAD": library}
-        os.execv(sys.executable, [sys.executable, "-m", "tests.chaos", *sys.argv[1:]])
     elif library:
         click.echo(f"io: {library}")
+    os.execv(sys.executable, [sys.executable, "-m", "tests.chaos", *sys.argv[1:]])
 
 
 def print_details(outcomes: Sequence["Outcome"], temporary: Path) -> None:

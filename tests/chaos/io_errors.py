@@ -39,14 +39,8 @@ LIGHT_TASKS = tuple(task for task in TASKS if task.name != "watch")
 MAX_CALL_NUMBER = 300
 
 
-def preload_library() -> str:
-    """Compile the library and start this program again with it; return why that is impossible, or nothing.
-
-    In the program that was started again, the library is loaded, and nothing happens.
-    """
-    if os.environ.get(LIBRARY_VARIABLE):
-        os.environ.pop("LD_PRELOAD", None)  # not in the programs that the commands start
-        return ""
+def compile_library() -> str:
+    """Compile the library; return its path, or why that is impossible."""
     compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("g++")
     if compiler is None:
         return "no C compiler"

@@ -56,3 +56,8 @@ def test_tasks_of_arrays_and_jobs_in_hidden_partitions_are_found(squeue: Path, m
 def test_snapshot_of_nothing_makes_no_query(squeue: Path) -> None:
     with queue_snapshot([]):
         assert not squeue.exists()
+
+
+def test_id_that_slurm_never_gives_is_that_of_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featgan.system.slurm.run_slurm_command", lambda *command: pytest.fail("squeue is called"))
+    assert [job_state(job) for job in ("\0", "--help", "17;18", "", "a" * 10**6)] == [""] * 5
