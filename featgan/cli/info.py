@@ -11,7 +11,7 @@ from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import RECIPE_FILE
 from featgan.errors import UserError
-from featgan.run.checkpoint import find_corruption, read_json
+from featgan.run.checkpoint import find_corruption
 from featgan.run.model_metadata import read_model_metadata
 from featgan.run.paths import checkpoint_steps, load_run_config
 from featgan.system.json_files import read_json_object
@@ -101,7 +101,7 @@ def describe_checkpoint(path: Path) -> tuple[str, Facts]:
         "condition": f"{metadata.condition_kind}, {metadata.condition_dim} dimensions ({metadata.encoding})",
         "conditioning": metadata.generator.conditioning,
         "classifier": (metadata.blackbox or {}).get("spec", "none"),
-        "files": ", ".join(sorted(read_json(path / "manifest.json")["files"])),
+        "files": ", ".join(sorted(file.name for file in path.iterdir() if not file.name.startswith("."))),
     }
     return "checkpoint", facts
 

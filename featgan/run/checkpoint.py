@@ -85,9 +85,10 @@ def find_corruption(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint as a short text; None if all files match the manifest."""
     try:
         files = read_json(folder / CHECKPOINT_MANIFEST)["files"]
+        existing = {path.name for path in folder.iterdir() if path.is_file()}
         for name, expected in files.items():
             path = folder / Path(name).name
-            if not path.is_file() or path.stat().st_size != expected["bytes"]:
+            if path.name not in existing or path.stat().st_size != expected["bytes"]:
                 return f"{name} is missing or truncated"
             if sha256_of(path) != expected["sha256"]:
                 return f"{name} has changed"

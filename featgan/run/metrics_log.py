@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from featgan.system.files import check_regular_mode
+from featgan.system.files import check_regular_mode, open_for_append
 from featgan.system.json_files import parse_line, read_lines, report_skipped
 
 logger = logging.getLogger(__name__)
@@ -186,10 +186,10 @@ def append_metrics_line(run_dir: Path, step: int, scalars: Mapping[str, float]) 
     line, path = json.dumps({"step": step, **scalars}) + "\n", run_dir / "metrics.jsonl"
     is_written = False
     while not is_written:
-        with path.open("ab", buffering=0) as file:
-            file.write(line.encode())
+        with open_for_append(path) as descriptor:
+            os.write(descriptor, line.encode())
             # A training that starts may just have renamed this file, and may or may not have read the line.
-            is_written = is_same_file(path, file.fileno())
+            is_written = is_same_file(path, descriptor)
 
 
 def is_same_file(path: Path, descriptor: int) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -42,6 +42,28 @@ def open_regular_file(path: Path) -> BufferedReader:
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
+        raise
+
+
+@contextmanager
+def open_for_append(path: Path) -> Iterator[int]:
+    """Yield the descriptor of a regular file, which is created if it is missing; what is written is appended.
+
+    Does not wait for the reader of a pipe. Raises UserError if the path is a pipe, a socket or a device, and OSError
+    with the path if it cannot be opened or written.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            check_regular_mode(path, path.stat().st_mode)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            check_regular_mode(path, os.fstat(descriptor).st_mode)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from featgan.cli.info import describe_path
 from featgan.config.loading import parse_config, to_yaml
 from featgan.errors import UserError
 from featgan.run.checkpoint import newest_checkpoint, save_checkpoint
 from featgan.run.evaluation_claims import EvaluationClaim
 from featgan.run.evaluation_schedule import best_step, count_failures
-from featgan.run.metrics_log import MetricsLog
+from featgan.run.metrics_log import MetricsLog, append_metrics_line
 from featgan.run.paths import checkpoint_steps, evaluated_steps, evaluation_path, step_folder
+from featgan.system.os_errors import user_error_message
 from featgan.training.train import train
 from launch import watch
 from launch.attempts import read_attempts, read_job_file, read_state
@@ -222,3 +224,31 @@ def test_run_without_files_is_in_the_leaderboard_of_the_others(tmp_path: Path) -
         evaluation_path(run, 100, "quick").parent.mkdir(parents=True)
         evaluation_path(run, 100, "quick").write_text('{"metrics": {"ccc": {"value": 1e400}}}')
     assert [row.run for row in collect_rows([(run, config) for run in runs])] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "the memory of a process", "a link to itself"])
+def test_log_that_is_not_a_regular_file_is_one_line_and_never_waits(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"a device": "/dev/full", "the memory of a process": "/proc/self/mem"}.get(kind, path))
+    with pytest.raises((UserError, OSError)) as caught:
+        append_metrics_line(tmp_path, 1, {"a": 1.0})
+    message = user_error_message(caught.value)
+    assert message is not None and "metrics.jsonl" in message and "; " in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b'{"files": 3}', b'{"files": {"a": 1}}', b"{}", b"\xff", b'{"files": {"%s": 1}}' % (b"a" * 5000)],
+    ids=["list", "number", "entry", "empty", "not UTF-8", "long name"],
+)
+def test_checkpoint_with_a_damaged_manifest_is_described(world: World, tmp_path: Path, content: bytes) -> None:
+    run = tmp_path / "run"
+    train(world.make_config(run))
+    (step_folder(run, 4) / "manifest.json").write_bytes(content)
+    assert describe_path(step_folder(run, 4)).row_count > 5
+    assert newest_checkpoint(run) == step_folder(run, 2)
