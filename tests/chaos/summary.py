@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.markup import escape
 from rich.table import Table
@@ -23,15 +24,19 @@ def list_columns(outcomes: Sequence[Outcome]) -> list[str]:
     return [name for name in OUTCOMES if name in present or name in DEFECTS]
 
 
+ALL_GROUPS = "all"
+"""Group of the rows with the totals of a family."""
+
+
 def build_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Return the cells of all rows, with a last row of totals."""
-    columns, counts = list_columns(outcomes), count_outcomes(outcomes)
-    rows = [
-        [family, group, str(sum(counter.values())), *(str(counter[name] or "") for name in columns)]
-        for (family, group), counter in counts.items()
-    ]
-    total = Counter(outcome.outcome for outcome in outcomes)
-    return [*rows, ["all", "", str(len(outcomes)), *(str(total[name]) for name in columns)]]
+    """Return the cells of all rows; the last row of a family has its totals."""
+    columns, rows = list_columns(outcomes), []
+    for family, groups in groupby(count_outcomes(outcomes).items(), key=lambda item: item[0][0]):
+        counters = {group: counter for (_, group), counter in groups}
+        for group, counter in {**counters, ALL_GROUPS: sum(counters.values(), Counter[str]())}.items():
+            blank = "0" if group == ALL_GROUPS else ""
+            rows.append([family, group, str(counter.total()), *(str(counter[name] or blank) for name in columns)])
+    return rows
 
 
 def build_table(outcomes: Sequence[Outcome]) -> Table:
@@ -42,7 +47,7 @@ def build_table(outcomes: Sequence[Outcome]) -> Table:
     for name in ("runs", *list_columns(outcomes)):
         table.add_column(name, justify="right")
     for row in build_rows(outcomes):
-        table.add_row(*map(escape, row), end_section=row[0] == "all")
+        table.add_row(*map(escape, row), end_section=row[1] == ALL_GROUPS)
     return table
 
 

@@ -214,8 +214,14 @@ def test_summary_counts_defects_by_family_and_group() -> None:
         Outcome("kills", 3, "train", "", "", outcomes.OK),
     ]
     assert find_defects(rows) == [rows[1]]
-    lines = build_markdown(rows).splitlines()
-    assert [line.split(" | ")[:3] for line in lines[2:4]] == [["| inputs", "images", "2"], ["| kills", "train", "1"]]
+    cells = [line.removeprefix("| ").split(" | ")[:6] for line in build_markdown(rows).splitlines()]
+    assert cells[0] == ["family", "group", "runs", "ok", "one line", "traceback"]
+    assert cells[2:] == [
+        ["inputs", "images", "2", "", "1", "1"],
+        ["inputs", "all", "2", "0", "1", "1"],
+        ["kills", "train", "1", "1", "", ""],
+        ["kills", "all", "1", "1", "0", "0"],
+    ]
 
 
 @pytest.mark.slow
