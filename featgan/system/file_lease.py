@@ -132,10 +132,13 @@ class FileLease:
     def acquire(self, owner: LeaseOwner) -> bool:
         """Acquire the lease, replacing a stale one; return False if another owner has it.
 
-        Raises UserError if the path is a folder.
+        Raises UserError if the path is a folder, a pipe, a socket or a device.
         """
-        if self.path.is_dir():
-            raise UserError(f"{self.path}: is a folder, not the lock file of featgan; remove it")
+        with suppress(FileNotFoundError):
+            mode = self.path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+                raise UserError(f"{self.path}: is {kind}, not the lock file of featgan; remove it")
         if self.path.exists() and not self.remove_if_stale():
             return False
         return create_exclusive(self.path, serialize_owner(owner))

@@ -226,7 +226,7 @@ TRACKER_ERROR = re.compile(
 def read_messages(result: CommandResult) -> str:
     """Return the messages of a command, without those of Python's own process for semaphores.
 
-    A process that has just been forked cannot be told from a worker, so a scenario can kill this one.
+    A process that has just been forked looks like a worker, so a scenario can kill this one.
     """
     text = result.stderr + result.log
     return TRACKER_ERROR.sub("", text) if "resource_tracker: process died unexpectedly" in text else text

@@ -183,13 +183,13 @@ def test_damaged_lease_of_the_past_or_future_is_replaced(lease: FileLease, conte
 
 def test_pipe_in_place_of_a_lease_does_not_block(lease: FileLease) -> None:
     os.mkfifo(lease.path)
-    os.utime(lease.path, (1, 1))
-    assert lease.read_owner() is None and lease.acquire(LeaseOwner.current_process())
+    assert lease.read_owner() is None and lease.live_owner() is None
 
 
-def test_folder_in_place_of_a_lease_is_one_line(lease: FileLease) -> None:
-    lease.path.mkdir()
-    with pytest.raises(UserError, match="is a folder, not the lock file of featgan; remove it"):
+@pytest.mark.parametrize("kind", ["a folder", "a pipe, a socket or a device"])
+def test_special_file_in_place_of_a_lease_is_one_line(lease: FileLease, kind: str) -> None:
+    lease.path.mkdir() if kind == "a folder" else os.mkfifo(lease.path)
+    with pytest.raises(UserError, match=f"is {kind}, not the lock file of featgan; remove it"):
         lease.acquire(LeaseOwner.current_process())
 
 
