@@ -58,7 +58,7 @@ class FeatureSpace:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "FeatureSpace":
-        """Return the space that `tensors` contains. Raises ValueError if a name, shape or data type does not fit."""
+        """Return the space that `tensors` contains. Raises ValueError if a name, shape or value does not fit."""
         names = [field.name for field in fields(cls)]
         if set(tensors) != set(names):
             raise ValueError(f"contains {', '.join(sorted(tensors)) or 'nothing'}, not a feature space")
@@ -70,6 +70,8 @@ class FeatureSpace:
             dtype = torch.bool if name == "live" else torch.float32
             if tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype or 0 in shape:
                 raise ValueError(f"{name} is {tensors[name].dtype} {list(tensors[name].shape)} in the feature space")
+        if not (tensors["std"] > 0).all() or not (tensors["scales"] > 0).all():
+            raise ValueError("a standard deviation in the feature space is not positive")
         return cls(**tensors)
 
     @property

@@ -30,7 +30,7 @@ from featgan.system.files import (
     sha256_of,
     user_friendly_write_errors,
 )
-from featgan.system.tensor_files import TensorFileError, read_safetensors
+from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def find_checkpoint(run_dir: Path, step: int | None) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises UserError if it cannot be read."""
     try:
-        return read_safetensors(path)
+        return read_finite_tensors(path)
     except TensorFileError as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); {CORRUPTED_REMEDY}") from None
 

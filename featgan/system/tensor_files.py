@@ -22,6 +22,15 @@ class TensorFileError(ValueError):
     """A safetensors file that is missing, damaged or exceeds a limit; the message is the problem."""
 
 
+def read_finite_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file as `read_safetensors` does; raise TensorFileError if a value is NaN or Inf."""
+    tensors = read_safetensors(path)
+    for name, values in tensors.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise TensorFileError(f"{name!a} contains NaN or Inf")
+    return tensors
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name.
 

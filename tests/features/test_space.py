@@ -58,3 +58,11 @@ def test_the_eigenvalues_come_from_numpy_if_pytorch_fails(monkeypatch: pytest.Mo
     values, vectors = decompose_symmetric(matrix)
     assert values.tolist() == pytest.approx([1, 2, 3])
     assert torch.allclose(vectors.abs(), torch.eye(3, dtype=torch.float64)[[1, 2, 0]].T)
+
+
+@pytest.mark.parametrize("name", ["std", "scales"])
+def test_space_without_variance_is_rejected(name: str) -> None:
+    tensors = FeatureSpace.fit(make_features(20, 6, rank=4)).tensors()
+    tensors[name] = tensors[name] * 0
+    with pytest.raises(ValueError, match="standard deviation"):
+        FeatureSpace.from_tensors(tensors)

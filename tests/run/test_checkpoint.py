@@ -10,13 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from featgan.errors import UserError
 from featgan.inference.model import load_model
 from featgan.networks.ema import EMA
 from featgan.run import checkpoint, metrics_log
-from featgan.run.checkpoint import find_corruption, newest_checkpoint, remove_old_checkpoints, save_checkpoint
+from featgan.run.checkpoint import (
+    find_corruption,
+    newest_checkpoint,
+    read_tensors,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
 from featgan.run.metrics_log import MetricsLog, append_metrics_line
 from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import sha256_of
@@ -100,6 +107,18 @@ def test_corruption_is_detected_and_skipped(tmp_path: Path, corruption: str) -> 
         path.write_bytes(content[:-5])
     assert find_corruption(folder)
     assert newest_checkpoint(tmp_path) == step_folder(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["generator_ema", "space"])
+def test_values_that_are_not_finite_are_a_user_error(world: World, tmp_path: Path, name: str) -> None:
+    train(world.make_config(tmp_path / "run"))
+    path = step_folder(tmp_path / "run", 4) / f"{name}.safetensors"
+    tensors = load_file(path)
+    key = next(key for key, value in tensors.items() if value.is_floating_point())
+    tensors[key][0] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=rf"{name}.safetensors: cannot be read as safetensors .'{key}' contains NaN"):
+        read_tensors(path)
 
 
 def test_full_disk_is_a_user_error_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

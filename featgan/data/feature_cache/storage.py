@@ -18,7 +18,7 @@ from featgan.system.array_files import ArrayError, map_array
 from featgan.system.files import sha256_of
 from featgan.system.json_files import read_json
 from featgan.system.limits import MAX_ARRAY_HEADER_BYTES, MAX_FEATURES
-from featgan.system.tensor_files import TensorFileError, read_safetensors
+from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
 PARTIAL_MANIFEST_FILE = "partial.json"
 """The manifest of an incomplete cache, written first; MANIFEST_FILE is that of a complete one, written last."""
@@ -202,7 +202,7 @@ def read_cache_manifest(path: Path, model: type[AnyProvenance]) -> AnyProvenance
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file. Raises UserError if it cannot be read."""
     try:
-        return read_safetensors(path)
+        return read_finite_tensors(path)
     except TensorFileError as error:
         raise corrupt_cache_error(path, f"cannot be read ({error})") from error
 
