@@ -28,6 +28,9 @@ from featgan.system.protobuf_files import check_message
 MODEL_FIELDS = frozenset(bytes([number << 3 | wire_type]) for number in range(1, 16) for wire_type in (0, 2))
 """First bytes of a serialized model: the tag of one of its fields, which are numbers or messages."""
 
+FATAL = 4
+"""Severity of the messages that onnxruntime prints. Its errors are also raised, and reported in one line."""
+
 CHANNELS_BY_COUNT = {1: "gray", 3: "rgb"}
 
 
@@ -139,7 +142,7 @@ class OnnxAdapter:
         existing_outputs = {value.name for value in model.graph.output}
         model.graph.output.extend(self.onnx.ValueInfoProto(name=name) for name in names if name not in existing_outputs)
         options = self.runtime.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = FATAL
         options.intra_op_num_threads = torch.get_num_threads()
         preferred = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
         providers = [name for name in preferred if name in self.runtime.get_available_providers()]
@@ -223,6 +226,7 @@ def import_onnx(spec: BlackBoxSpec) -> tuple[Any, Any]:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"{spec.name}: {error.name} is not installed; run `pip install 'featgan[onnx]'`") from error
+    onnxruntime.set_default_logger_severity(FATAL)
     return onnx, onnxruntime
 
 
