@@ -4,8 +4,10 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -47,12 +49,29 @@ class SpawnedPool(ProcessPoolExecutor):
         self._safe_to_dynamically_spawn_children = False  # as for forked workers
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
-        """Submit a task. The workers start without SIGINT, which would print a traceback while they import modules."""
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with start_without_signals():
             return super().submit(function, *arguments, **options)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def start_without_signals() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the block, so that a worker that starts in it receives what it waits for.
+
+    Otherwise, the worker prints a traceback. For the same reason, SIGINT is blocked in a worker from its start.
+    """
+    received: list[int] = []
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    is_main_thread = threading.current_thread() is threading.main_thread()  # only this thread can set a handler
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received_number in received[:1]:
+            signal.raise_signal(received_number)
 
 
 def open_process_pool(num_workers: int) -> ProcessPoolExecutor:

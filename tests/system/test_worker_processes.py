@@ -16,6 +16,8 @@ from featgan.training.train import train
 from tests.conftest import World
 from tests.helpers.mounts import featgan_command, run_with_mounts, small_shared_memory
 
+ROOT = Path(__file__).parents[2]
+
 WAIT_SECONDS = 120.0
 """Time limit for what takes a second on an idle machine."""
 
@@ -155,9 +157,7 @@ def test_worker_that_is_killed_while_the_next_one_starts_is_reported(tmp_path: P
         "            print('broken')\n"
     )
     command = [sys.executable, str(script)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2]
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert result.stdout == "broken\n" and result.returncode == 0, result.stderr
 
 
@@ -179,7 +179,31 @@ def test_workers_ignore_ctrl_c_from_their_start(tmp_path: Path) -> None:
         "        print(pool.submit(abs, -3).result())\n"
     )
     command = [sys.executable, str(script)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2]
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert (result.stdout, result.stderr, result.returncode) == ("3\n", "", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_a_worker_starts_gives_no_traceback_of_the_worker(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from multiprocessing import util\n"
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "start = util.spawnv_passfds\n"
+        "def start_and_interrupt(*arguments):\n"
+        "    pid = start(*arguments)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return pid\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        with open_process_pool(2) as pool:\n"
+        "            util.spawnv_passfds = start_and_interrupt\n"
+        "            pool.submit(abs, -3)\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    command = [sys.executable, str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (130 if number is signal.SIGINT else -signal.SIGTERM)
