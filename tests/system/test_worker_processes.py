@@ -132,6 +132,12 @@ def test_full_shared_memory_is_one_line(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
 
 
+def run_script(script: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script that starts a pool of workers."""
+    command = [sys.executable, str(script)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+
+
 def test_worker_that_is_killed_while_the_next_one_starts_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -156,8 +162,7 @@ def test_worker_that_is_killed_while_the_next_one_starts_is_reported(tmp_path: P
         "        except BrokenProcessPool:\n"
         "            print('broken')\n"
     )
-    command = [sys.executable, str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    result = run_script(script)
     assert result.stdout == "broken\n" and result.returncode == 0, result.stderr
 
 
@@ -178,8 +183,7 @@ def test_workers_ignore_ctrl_c_from_their_start(tmp_path: Path) -> None:
         "    with open_process_pool(2) as pool:\n"
         "        print(pool.submit(abs, -3).result())\n"
     )
-    command = [sys.executable, str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    result = run_script(script)
     assert (result.stdout, result.stderr, result.returncode) == ("3\n", "", 0)
 
 
@@ -203,7 +207,6 @@ def test_signal_while_a_worker_starts_gives_no_traceback_of_the_worker(tmp_path:
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )
-    command = [sys.executable, str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    result = run_script(script)
     assert "Traceback" not in result.stderr
     assert result.returncode == (130 if number is signal.SIGINT else -signal.SIGTERM)
