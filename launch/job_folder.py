@@ -10,6 +10,7 @@ from typing import Any
 
 from featgan.errors import UserError
 from featgan.system.file_cache import cache_by_version
+from featgan.system.files import write_text
 from featgan.system.json_files import read_side_file
 from launch.private_folders import make_private_folder
 
@@ -71,12 +72,12 @@ def find_code_files() -> list[Path]:
 def write_requeue_script(folder: Path) -> None:
     """Write the shell part of the job script, which the job script sources."""
     text = resources.files("launch").joinpath(REQUEUE_SCRIPT).read_text()
-    (folder / REQUEUE_SCRIPT).write_text(text)
+    write_text(folder / REQUEUE_SCRIPT, text)
 
 
 def write_job_info(folder: Path, job_info: dict[str, Any]) -> None:
     """Write job.json, which describes what was submitted."""
-    (folder / "job.json").write_text(json.dumps(job_info, indent=1) + "\n")
+    write_text(folder / "job.json", json.dumps(job_info, indent=1) + "\n")
 
 
 def read_job_info(folder: Path) -> dict[str, Any]:

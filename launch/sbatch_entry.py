@@ -15,6 +15,7 @@ from featgan.cli.click_helpers import CONTEXT_SETTINGS, PATH_TYPE, resume_option
 from featgan.config.loading import load_config
 from featgan.errors import UserError
 from featgan.run.paths import check_run_folder
+from featgan.system.files import write_text
 from featgan.system.plain_text import print_line
 from launch.job_folder import DONE_FILE, make_job_folder, read_job_info, write_job_info, write_requeue_script
 from launch.jobs import TrainJob, is_rank_zero
@@ -72,7 +73,7 @@ def find_or_create_job_folder(
     checkpoint = str(init_from.absolute()) if init_from else None
     train_job = TrainJob(config.model_dump(mode="json"), checkpoint, reset_optimizer)
     for file_name, text in train_job.files_to_write().items():
-        (folder / file_name).write_text(text)
+        write_text(folder / file_name, text)
     log_path = Path.cwd() / f"{os.environ.get('SLURM_JOB_NAME', 'featgan-train')}-{job_id}.log"
     job_info = {
         "id": job_id,

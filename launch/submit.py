@@ -15,6 +15,7 @@ import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
 from featgan.errors import UserError
+from featgan.system.files import write_text
 from launch.cluster import ClusterConfig
 from launch.job_folder import (
     CODE_ARCHIVE,
@@ -162,7 +163,7 @@ def submit_job(
         "after_job": after_job,
     }
     for file_name, text in job.files_to_write().items():
-        (folder / file_name).write_text(text)
+        write_text(folder / file_name, text)
     submission = {"cluster": cluster.model_dump(mode="json"), "command": sys.argv, "cwd": str(Path.cwd())}
     write_job_info(folder, job_info | submission)
     make_content_private(folder)

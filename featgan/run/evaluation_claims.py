@@ -14,6 +14,7 @@ from featgan.run.evaluation_document import has_result
 from featgan.run.evaluation_schedule import MAX_ATTEMPTS, count_failures, describe_given_up, read_failures
 from featgan.run.paths import checkpoint_steps, evaluation_path
 from featgan.system.file_lease import FileLease, LeaseOwner
+from featgan.system.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +104,8 @@ class EvaluationClaim:
         previous_failures = read_failures(self.failures_path)
         self.failures_path.parent.mkdir(exist_ok=True)
         temporary_path = self.failures_path.with_suffix(f".{self.token}")
-        temporary_path.write_text(
-            json.dumps({"failures": [*previous_failures, {"time": time.time(), "reason": reason}]}, indent=1)
-        )
+        failures = [*previous_failures, {"time": time.time(), "reason": reason}]
+        write_text(temporary_path, json.dumps({"failures": failures}, indent=1))
         temporary_path.replace(self.failures_path)
         if self.num_failures() >= MAX_ATTEMPTS:
             logger.warning(f"{self.run}: {describe_given_up(self.run, self.step, self.suite)}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from featgan.system.files import check_regular_mode, open_for_append
+from featgan.system.files import check_regular_mode, name_file_in_errors, open_for_append
 from featgan.system.json_files import parse_line, read_lines, report_skipped
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,16 @@ class MetricsLog:
         self.tensorboard_folder = run_dir / "tensorboard"
         self.deferred_errors = ExitStack()
         self.deferred_errors.enter_context(defer_writer_errors())
-        self.summary_writer = SummaryWriter(
-            str(self.tensorboard_folder), purge_step=resume_step + 1 if resume_step else None
-        )
+        with name_file_in_errors(self.tensorboard_folder):
+            self.summary_writer = SummaryWriter(
+                str(self.tensorboard_folder), purge_step=resume_step + 1 if resume_step else None
+            )
+
+    @contextmanager
+    def open_writer(self) -> Iterator[SummaryWriter]:
+        """Yield the TensorBoard writer; errors of its thread, which the next call raises, name the folder."""
+        with name_file_in_errors(self.tensorboard_folder):
+            yield self.summary_writer
 
     def restore_writer(self) -> None:
         """Start a new TensorBoard file if the folder was removed; the open file would be written without a name."""
@@ -87,7 +94,7 @@ class MetricsLog:
             self.path.parent.glob(f"{self.path.stem}.*.former")
         )  # also those left by a process that was killed
         if backups:
-            with self.path.open("ab", buffering=0) as file:
+            with name_file_in_errors(self.path), self.path.open("ab", buffering=0) as file:
                 for lines in join_lines(select_lines(backups, self.path, step)):
                     file.write(lines)
         for former in backups:
@@ -97,17 +104,20 @@ class MetricsLog:
         """Append a line to metrics.jsonl, and add the value of every scalar to TensorBoard."""
         append_metrics_line(self.path.parent, step, scalars)
         self.restore_writer()
-        for name, value in scalars.items():
-            self.summary_writer.add_scalar(name, value, step)
+        with self.open_writer() as writer:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
 
     def add_image(self, step: int, name: str, image: Tensor) -> None:
         """Write a uint8 image [3, H, W] to TensorBoard."""
         self.restore_writer()
-        self.summary_writer.add_image(name, image, step)
+        with self.open_writer() as writer:
+            writer.add_image(name, image, step)
 
     def add_text(self, name: str, text: str) -> None:
         """Write a text to TensorBoard, shown verbatim."""
-        self.summary_writer.add_text(name, f"```\n{text}\n```")
+        with self.open_writer() as writer:
+            writer.add_text(name, f"```\n{text}\n```")
 
     def add_hparams(self, values: Mapping[str, Any], metric_names: Sequence[str]) -> None:
         """Write the run's row of TensorBoard's hyperparameter table, with columns for metrics of later evaluations.
@@ -124,12 +134,14 @@ class MetricsLog:
             column.display_name = column.name.tag
             column.name.tag, column.name.group = f"{EVALUATION_TAG}/{column.name.tag}", EVALUATION_TAG
         content.content = data.SerializeToString()
-        for summary in (experiment, start):
-            self.summary_writer._get_file_writer().add_summary(summary)
+        with self.open_writer() as writer:
+            for summary in (experiment, start):
+                writer._get_file_writer().add_summary(summary)
 
     def close(self) -> None:
         try:
-            self.summary_writer.close()
+            with name_file_in_errors(self.tensorboard_folder):
+                self.summary_writer.close()
         finally:
             self.deferred_errors.close()
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featgan.errors import UserError
-from featgan.system.files import read_regular_file
+from featgan.system.files import name_file_in_errors, read_regular_file
 from featgan.system.json_files import JsonError, parse_json
 from featgan.system.slurm import current_job, has_slurm, job_state
 
@@ -251,7 +251,8 @@ def temporary_sibling(path: Path) -> Path:
 def create_exclusive(path: Path, content: bytes) -> bool:
     """Create a file atomically with its content; return False if it exists already."""
     temporary_path = temporary_sibling(path)
-    temporary_path.write_bytes(content)
+    with name_file_in_errors(path):
+        temporary_path.write_bytes(content)
     try:
         os.link(temporary_path, path)
     except FileExistsError:
@@ -268,7 +269,7 @@ def create_exclusive(path: Path, content: bytes) -> bool:
 def create_exclusive_without_links(path: Path, content: bytes) -> bool:
     """Create a file on a file system without hard links, where readers may see it empty for a moment."""
     try:
-        with path.open("xb", buffering=0) as file:
+        with name_file_in_errors(path), path.open("xb", buffering=0) as file:
             file.write(content)
     except FileExistsError:
         return False

@@ -15,11 +15,21 @@ from featgan.errors import UserError
 from featgan.system.os_errors import TRANSIENT_ERRORS, adapt_remedy, format_path, os_error_reason
 
 
+@contextmanager
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Add the path to errors that name no file: those of `write`, `flush` and `fsync` on an open file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it, so that readers see the old or the new content."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with name_file_in_errors(path), partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -27,6 +37,12 @@ def atomic_write(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file. Every error names the file."""
+    with name_file_in_errors(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def open_regular_file(path: Path) -> BufferedReader:
@@ -52,7 +68,7 @@ def open_for_append(path: Path) -> Iterator[int]:
     Does not wait for the reader of a pipe. Raises UserError if the path is a pipe, a socket or a device, and OSError
     with the path if it cannot be opened or written.
     """
-    try:
+    with name_file_in_errors(path):
         with suppress(FileNotFoundError):
             check_regular_mode(path, path.stat().st_mode)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -62,9 +78,6 @@ def open_for_append(path: Path) -> Iterator[int]:
             yield descriptor
         finally:
             os.close(descriptor)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def check_regular_mode(path: Path, mode: int) -> None:
@@ -191,7 +204,8 @@ def fsync_folder(folder: Path) -> None:
     """Write a folder to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with name_file_in_errors(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from featgan.errors import UserError
-from featgan.system.files import atomic_folder, atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.files import (
+    atomic_folder,
+    atomic_write,
+    open_for_append,
+    sha256_of,
+    user_friendly_write_errors,
+    write_text,
+)
 
 
 def test_file_is_replaced_atomically(tmp_path: Path) -> None:
@@ -30,6 +37,21 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=message), user_friendly_write_errors(path, "buy a disk"):
         atomic_write(path, b"new")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_errors_of_open_files_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError) as of_write:
+        atomic_write(tmp_path / "file", b"")
+    with pytest.raises(OSError) as of_append, open_for_append(tmp_path / "log"):
+        fail()
+    with pytest.raises(OSError) as of_text:
+        write_text(Path("/dev/full"), "text")
+    names = [str(tmp_path / "file"), str(tmp_path / "log"), "/dev/full"]
+    assert [error.value.filename for error in (of_write, of_append, of_text)] == names
 
 
 def test_folder_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training while its files are removed, cannot be written or belong to another process."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from featgan.config.loading import to_yaml
 from featgan.config.schema import Config
@@ -66,6 +68,16 @@ def test_removed_tensorboard_folder_is_written_again(
     assert checkpoint_steps(config.run_dir) == [2, 4] and logged_steps(config) == [1, 2, 3, 4]
     assert any((config.run_dir / "tensorboard").glob("events.*"))
     assert capsys.readouterr().err.count("tensorboard: was removed; writing a new one") == 1
+
+
+def test_error_of_the_tensorboard_writer_names_its_folder(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    with pytest.raises(OSError) as failure:
+        train(config)
+    assert failure.value.filename == str(config.run_dir / "tensorboard")
 
 
 def test_run_that_another_process_has_taken_over_is_left_to_it(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
