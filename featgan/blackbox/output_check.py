@@ -20,7 +20,8 @@ from featgan.blackbox.agreement import (
 )
 from featgan.blackbox.class_names import format_class_names, match_names
 from featgan.data.feature_cache.cache import FeatureCache
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 
 logger = logging.getLogger(__name__)
 

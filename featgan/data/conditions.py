@@ -9,7 +9,8 @@ from torch import Tensor
 
 from featgan.config.schema import ConditionConfig, DatasetConfig
 from featgan.data.feature_cache.cache import FeatureCache
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 

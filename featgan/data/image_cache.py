@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featgan.data.shards.shard_set import Split
+from featgan.data.shards.split import Split
 from featgan.system.resources import share_of_memory
 
 MAX_MEMORY_SHARE = 1 / 4

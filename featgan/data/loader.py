@@ -16,10 +16,8 @@ from torch import Tensor
 from featgan.data.batch_workers import compute_ahead
 from featgan.data.conditions import Condition
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
-from featgan.data.shards.shard_set import Split
-
-ORDER_STREAM, FLIP_STREAM, TARGET_STREAM, PENALTY_STREAM = range(4)
-"""Kinds of independent random streams derived from one seed."""
+from featgan.data.order import FLIP_STREAM, ORDER_STREAM, PENALTY_STREAM, TARGET_STREAM, random_stream
+from featgan.data.shards.split import Split
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ class Batch:
             return self
         moved = {name: value.to(device, non_blocking=True) for name, value in self.named_tensors().items()}
         return Batch(**moved, dataset=self.dataset)
-
-
-def random_stream(seed: int, kind: int, *position: int) -> np.random.Generator:
-    """Return the random generator of one kind of stream at one position."""
-    return np.random.default_rng(np.random.SeedSequence([seed, kind, *position]))
 
 
 def dataset_for_step(step: int, n_critic: int, num_datasets: int) -> int:

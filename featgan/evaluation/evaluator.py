@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from featgan.data.shards.shard_set import Split
+from featgan.data.shards.split import Split
 from featgan.inference.editor import ImageEditor
 from featgan.metrics import baselines
 from featgan.metrics.bootstrap import Booleans, Estimate, Floats, Integers

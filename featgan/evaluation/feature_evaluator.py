@@ -9,7 +9,8 @@ from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
 from featgan.data.feature_cache.cache import FeatureCache
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EditResults, EvaluationPairs, MetricsByColumn
 from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel

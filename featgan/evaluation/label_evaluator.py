@@ -11,7 +11,8 @@ from torch import Tensor
 from featgan.blackbox.class_names import match_names
 from featgan.blackbox.loading import BlackBox
 from featgan.data.conditions import Condition, ConditionLayout
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EvaluationPairs
 from featgan.inference.editor import ImageEditor, predict

@@ -14,7 +14,8 @@ from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, check_stored_spec
 from featgan.data.conditions import ConditionLayout
 from featgan.data.feature_cache.cache import FeatureCache
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.directions import class_means
 from featgan.inference.model import EditingModel, open_cache, open_shards

@@ -29,7 +29,7 @@ from featgan.blackbox.extraction import extract_features
 from featgan.blackbox.loading import load_blackbox
 from featgan.cli.main import cli
 from featgan.config.trusted_callables import ALL_CALLABLES
-from featgan.data.loader import random_stream
+from featgan.data.order import random_stream
 from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
 

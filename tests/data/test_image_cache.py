@@ -12,7 +12,7 @@ from featgan.data import image_cache
 from featgan.data.conditions import build_condition
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits, required_bytes
 from featgan.data.loader import BatchDataset, TrainingSet, open_loader
-from featgan.data.shards.shard_set import Split
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from tests.conftest import World
 

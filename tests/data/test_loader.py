@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from featgan.config.loading import parse_config
-from featgan.data import loader
 from featgan.data.conditions import build_condition
 from featgan.data.loader import BatchDataset, TrainingSet
-from featgan.data.shards.shard_set import Split
+from featgan.data.order import TARGET_STREAM, random_stream
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from tests.conftest import World
 
@@ -43,7 +43,7 @@ def test_batch_equals_the_reference_batch(world: World, seed: int) -> None:
     assert torch.equal(batch.images, decode_with_pil(split, rows, flipped))
     features = read_features_directly(world, rows, flipped)
     assert torch.equal(batch.condition, features)
-    order = loader.random_stream(seed, loader.TARGET_STREAM, step).permutation(len(rows))
+    order = random_stream(seed, TARGET_STREAM, step).permutation(len(rows))
     assert torch.equal(batch.condition_target, features[torch.from_numpy(order)])
 
 

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from featgan.data.packing import pack as pack_module
 from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing, Record
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 
 COUNT = 23
@@ -126,11 +127,11 @@ def test_open_files_are_not_pickled(shards: Path) -> None:
 
 
 def test_number_of_open_files_is_bounded(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featgan.data.shards.shard_set.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("featgan.data.shards.reading.MAX_OPEN_FILES", 2)
     train = ShardSet.open(shards).get_split("train")
     train.decode(range(18))
     assert [*train.reader.files] == [2, 3]
-    monkeypatch.setattr("featgan.data.shards.shard_set.MAX_OPEN_FILES", 5)
+    monkeypatch.setattr("featgan.data.shards.reading.MAX_OPEN_FILES", 5)
     train.decode(range(18))
     assert [*train.reader.files] == [2, 3, 0, 1]
 
@@ -303,7 +304,7 @@ def test_gray_jpegs_become_rgb(shards: Path) -> None:
 
 def test_threads_share_the_open_files(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = ShardSet.open(shards).get_split("train")
-    monkeypatch.setattr("featgan.data.shards.shard_set.MAX_OPEN_FILES", 1)
+    monkeypatch.setattr("featgan.data.shards.reading.MAX_OPEN_FILES", 1)
     rows = np.random.default_rng(0).integers(0, len(train), 300)
     with ThreadPoolExecutor(8) as pool:
         actual = list(pool.map(lambda row: train.read_jpeg(int(row)), rows))

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featgan.blackbox.prefetch import prefetch_map
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.system.progress import progress_bar
 

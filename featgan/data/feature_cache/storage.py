@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from featgan.config.choices import Task
-from featgan.data.shards.shard_set import ShardSet, Split
+from featgan.data.shards.shard_set import ShardSet
+from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.system.array_files import ArrayError, map_array
