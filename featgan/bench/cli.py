@@ -131,20 +131,40 @@ def step(
     type=click.IntRange(0),
     help="Number of steps of the short training run.",
 )
+@click.option(
+    "--peers",
+    is_flag=True,
+    help="Compare with webdataset's WebLoader, wids and torchvision's ImageFolder instead, without a training run.",
+)
+@click.option(
+    "--num-workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="Number of data workers, with --peers.",
+)
 @add_common_options
 def data(
     image_size: int,
     num_images: int,
     batch_size: int,
     training_steps: int,
+    peers: bool,
+    num_workers: int,
     repeats: int,
     out: Path | None,
     markdown: bool,
 ) -> None:
     """Benchmark data loading.
 
-    Compares the loading of float batches from shards with PIL transforms on the same files.
+    Compares the loading of float batches from shards with PIL transforms on the same files, or with other libraries on
+    the same images (--peers).
     """
+    if peers:
+        from featgan.bench.peers import run_benchmark as run_peers
+
+        run_and_report(lambda: run_peers(image_size, num_images, batch_size, num_workers, repeats), out, markdown)
+        return
     from featgan.bench.data_loading import run_benchmark
 
     run_and_report(lambda: run_benchmark(image_size, num_images, batch_size, training_steps, repeats), out, markdown)
