@@ -18,6 +18,7 @@ from featgan.config.loading import parse_config
 from featgan.config.schema import ConditionConfig, Config
 from featgan.data.conditions import Condition, ConditionLayout
 from featgan.data.loader import Batch
+from featgan.data.row_selection import AllRows
 from featgan.distributed.context import DistributedContext
 from featgan.networks.discriminator import Discriminator
 from featgan.networks.ema import EMA
@@ -110,7 +111,7 @@ def build_state(sizes: StepSizes, variant: str) -> TrainState:
     config = sizes.build_config(variant)
     context = DistributedContext(config.training.precision, config.distributed)
     names = tuple(str(index) for index in range(sizes.condition_dim))
-    condition = Condition(ConditionConfig(), names, np.arange(sizes.batch_size), raise_no_values)
+    condition = Condition(ConditionConfig(), names, AllRows(sizes.batch_size), raise_no_values)
     discriminator_config = config.discriminator
     torch.manual_seed(0)
     generator = Generator(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from featgan.config.schema import ConditionConfig, DatasetConfig
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.row_selection import AllRows, RowSelection, select_rows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
@@ -25,7 +26,7 @@ class Condition:
 
     config: ConditionConfig
     names: tuple[str, ...]
-    rows: RowIndices  # rows of the split whose labels are known
+    rows: RowSelection  # rows of the split whose labels are known
     values: ValueLookup
     outputs: ValueLookup | None = None
     output_dim: int = 0
@@ -50,13 +51,25 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class LabelValues:
-    """Label values: one row per image, the same for an image and its horizontal flip."""
+class OneHotValues:
+    """One-hot classes, the same for an image and its horizontal flip; zeros for an image without a class."""
 
-    table: np.ndarray  # float32 [N, C]
+    labels: np.ndarray  # int16 [N], -1 if unknown
+    num_classes: int
 
     def __call__(self, rows: RowIndices, flipped: np.ndarray) -> np.ndarray:
-        return np.asarray(self.table[rows])
+        labels = self.labels[rows]
+        return (labels[:, None] == np.arange(self.num_classes)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ColumnValues:
+    """Label values, one column each; the same for an image and its horizontal flip."""
+
+    columns: tuple[np.ndarray, ...]  # [N] each
+
+    def __call__(self, rows: RowIndices, flipped: np.ndarray) -> np.ndarray:
+        return np.stack([column[rows] for column in self.columns], 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -108,17 +121,16 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
 
 def expression_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
     """Return the one-hot class [C]; images without a class are left out."""
-    table = np.zeros((len(split), len(shards.classes)), np.float32)
-    present = np.flatnonzero(split.expression >= 0)
-    table[present, split.expression[present]] = 1
-    return Condition(dataset.condition, tuple(shards.classes), present, LabelValues(table))
+    labels = split.expression
+    rows = select_rows(len(split), lambda chunk: labels[chunk] >= 0)
+    return Condition(dataset.condition, tuple(shards.classes), rows, OneHotValues(labels, len(shards.classes)))
 
 
 def valence_arousal_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
     """Return valence and arousal, each in [-1, 1]; images that lack one of them are left out."""
-    table = np.stack([split.valence, split.arousal], 1).astype(np.float32)
-    present = np.flatnonzero(np.isfinite(table).all(1))
-    return Condition(dataset.condition, ("valence", "arousal"), present, LabelValues(table))
+    columns = (split.valence, split.arousal)
+    rows = select_rows(len(split), lambda chunk: np.isfinite([column[chunk] for column in columns]).all(0))
+    return Condition(dataset.condition, ("valence", "arousal"), rows, ColumnValues(columns))
 
 
 def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
@@ -131,9 +143,9 @@ def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split)
     if unknown:
         available = ", ".join(shards.attribute_names) or "none"
         raise UserError(f"{shards.path}: no attribute {unknown[0]!r}; set condition.attributes to some of {available}")
-    table = split.attributes[:, [list(shards.attribute_names).index(name) for name in names]]
-    present = np.flatnonzero((table >= 0).all(1))
-    return Condition(dataset.condition, names, present, LabelValues(table.astype(np.float32)))
+    columns = tuple(split.attributes[:, list(shards.attribute_names).index(name)] for name in names)
+    rows = select_rows(len(split), lambda chunk: (np.stack([column[chunk] for column in columns]) >= 0).all(0))
+    return Condition(dataset.condition, names, rows, ColumnValues(columns))
 
 
 def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -> Condition:
@@ -154,7 +166,7 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
     return Condition(
         config,
         tuple(f"{config.encoding} {index + 1}" for index in range(dim)),
-        np.arange(len(split)),
+        AllRows(len(split)),
         FeatureValues(cache, split.name, space, config.encoding),
         OutputValues(cache, split.name) if uses_outputs else None,
         cache.output_dim if uses_outputs else 0,

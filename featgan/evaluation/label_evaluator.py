@@ -11,6 +11,7 @@ from torch import Tensor
 from featgan.blackbox.class_names import match_names
 from featgan.blackbox.loading import BlackBox
 from featgan.data.conditions import Condition, ConditionLayout
+from featgan.data.row_selection import select_rows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
@@ -38,7 +39,7 @@ class LabelEvaluator:
 
     @cached_property
     def pairs(self) -> EvaluationPairs:
-        return EvaluationPairs.sample_rows(self.condition.rows, self.max_pairs)
+        return EvaluationPairs.sample_rows(np.asarray(self.condition.rows), self.max_pairs)
 
     @property
     def task(self) -> str:
@@ -163,7 +164,9 @@ def exclude_untrained_classes(condition: Condition, shards: ShardSet) -> Conditi
     untrained = untrained_classes(shards)
     labels = shards.get_split("validation").expression
     is_trained = ~np.isin(labels, [shards.classes.index(name) for name in untrained])
-    rows = condition.rows[is_trained[condition.rows]]
+    is_known = np.zeros(len(labels), bool)
+    is_known[np.asarray(condition.rows)] = True
+    rows = select_rows(len(labels), lambda chunk: is_known[chunk] & is_trained[chunk])
     if len(rows) < len(condition.rows):
         report_untrained_classes(shards.path, untrained)
     return replace(condition, rows=rows)
