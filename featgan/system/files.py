@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from featgan.errors import UserError
 from featgan.system.os_errors import TRANSIENT_ERRORS, adapt_remedy, format_path, os_error_reason
@@ -27,10 +28,20 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it, so that readers see the old or the new content."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing under a temporary name; at the end of the block, it is renamed to `path`.
+
+    After an exception, the temporary file is removed. Errors of the file system name it.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with name_file_in_errors(path), partial.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

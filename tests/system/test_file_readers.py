@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from featgan.errors import UserError
-from featgan.system.array_files import ArrayError, map_array, read_arrays
+from featgan.system.array_files import ArrayColumn, ArrayError, map_array, map_arrays, read_arrays, write_npz
 from featgan.system.files import open_regular_file, read_regular_file, sha256_of
 from featgan.system.json_files import (
     JsonError,
@@ -226,27 +226,98 @@ def test_arrays_are_read_as_they_were_written(array: np.ndarray, tmp_path: Path)
     np.save(tmp_path / "array.npy", array)
     np.save(tmp_path / "columns.npy", np.asfortranarray(array))
     np.savez(tmp_path / "arrays.npz", a=array, b=np.zeros(3))
-    read = read_arrays(tmp_path / "arrays.npz", ["b", "a"])
-    for loaded in (map_array(tmp_path / "array.npy"), map_array(tmp_path / "columns.npy"), read["a"]):
+    np.savez(tmp_path / "columns.npz", a=np.asfortranarray(array))
+    arrays = [read(tmp_path / "arrays.npz", ["b", "a"])["a"] for read in (read_arrays, map_arrays)]
+    arrays += [map_arrays(tmp_path / "columns.npz", ["a"])["a"]]
+    for loaded in (map_array(tmp_path / "array.npy"), map_array(tmp_path / "columns.npy"), *arrays):
         assert loaded.dtype == array.dtype and np.array_equal(loaded, array)
 
 
-def test_damaged_archives_are_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_arrays, map_arrays])
+def test_damaged_archives_are_rejected(read: Any, tmp_path: Path) -> None:
     path = tmp_path / "arrays.npz"
     with pytest.raises(ArrayError, match="missing"):
-        read_arrays(path, ["a"])
+        read(path, ["a"])
     np.savez_compressed(path, a=np.zeros(1_000_000))
     with pytest.raises(ArrayError, match="compressed"):
-        read_arrays(path, ["a"])
+        read(path, ["a"])
     np.savez(path, a=np.zeros(1000))
     with pytest.raises(ArrayError, match="no array 'b'"):
-        read_arrays(path, ["b"])
+        read(path, ["b"])
     content = bytearray(path.read_bytes())
-    content[1000] ^= 1
+    content[30] ^= 1  # the name in the header before the member
     for damaged in (content, content[:-30], content[:30], b""):
         path.write_bytes(damaged)
         with pytest.raises(ArrayError):
-            read_arrays(path, ["a"])
+            read(path, ["a"])
+
+
+def test_changed_value_of_an_archive_that_is_read_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, a=np.zeros(1000))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArrayError):
+        read_arrays(path, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"(1000,)", b"(9999,)"),
+        (b"(1000,)", b"(-100,)"),
+        (b"(1000,)", b"(0000,)"),
+        (b"'<f8'", b"'|O8'"),
+        (b"'<f8'", b"'<f4'"),
+        (b"PK\x03\x04", b"PK\x03\x05"),
+    ],
+)
+def test_mapped_member_with_another_header_is_rejected(before: bytes, after: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, b=np.zeros(3), a=np.zeros(1000))
+    content = path.read_bytes()
+    start = content.index(before, content.index(b"a.npy") - 30)
+    path.write_bytes(content[:start] + after + content[start + len(before) :])
+    with pytest.raises(ArrayError):
+        map_arrays(path, ["a"])
+
+
+def test_local_header_cannot_move_a_mapped_member_outside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, a=np.zeros(10))
+    content = bytearray(path.read_bytes())
+    content[28:30] = b"\xff\xff"  # the length of the extra fields
+    path.write_bytes(content)
+    with pytest.raises(ArrayError):
+        map_arrays(path, ["a"])
+
+
+def test_arrays_written_in_chunks_are_those_of_numpy(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "keys": np.array([f"image-{number}".encode() for number in range(1000)]),
+        "offset": rng.integers(0, 1 << 40, 1000),
+        "expression": rng.integers(-1, 8, 1000).astype(np.int16),
+        "attributes": rng.integers(-1, 2, (1000, 3)).astype(np.int8),
+        "factors": np.zeros((1000, 0), np.float32),
+    }
+    np.savez(tmp_path / "numpy.npz", **arrays)  # type: ignore[arg-type]
+    columns = {
+        name: ArrayColumn(array.dtype, array.shape, [array[start : start + 300] for start in range(0, 1000, 300)])
+        for name, array in arrays.items()
+    }
+    write_npz(tmp_path / "chunks.npz", columns)
+    assert (tmp_path / "chunks.npz").read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+    mapped = map_arrays(tmp_path / "chunks.npz", list(arrays))
+    assert not any(array.flags.writeable for array in mapped.values())
+    for name, array in arrays.items():
+        assert mapped[name].dtype == array.dtype and np.array_equal(mapped[name], array)
+    with pytest.raises(ValueError, match="the chunks have 300 rows, not 1000"):
+        write_npz(tmp_path / "short.npz", {"a": ArrayColumn(np.dtype("i8"), (1000,), [arrays["offset"][:300]])})
+    with pytest.raises(ValueError, match="is not a part of"):
+        write_npz(tmp_path / "short.npz", {"a": ArrayColumn(np.dtype("i4"), (1000,), [arrays["offset"]])})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks.npz", "numpy.npz"]
 
 
 def test_archive_with_a_huge_list_of_members_is_rejected_at_low_cost(tmp_path: Path) -> None:
