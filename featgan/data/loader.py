@@ -1,13 +1,14 @@
 """The data loader: each batch is a pure function of (seed, step, rank, world size).
 
-The loader keeps no state. The order of an epoch is f(seed, epoch), and the global batch of a step is a fixed range of
-that order. Each process takes its rows of the global batch. A run therefore resumes exactly at any step with any number
-of workers, and the global batches do not depend on the number of processes.
+The loader keeps no state. The order of an epoch is f(seed, epoch), see `order.py`, and the global batch of a step is a
+fixed range of that order. Each process takes its rows of the global batch. A run therefore resumes exactly at any step
+with any number of workers, and the global batches do not depend on the number of processes.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from featgan.data.batch_workers import compute_ahead
 from featgan.data.conditions import Condition
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
-from featgan.data.order import FLIP_STREAM, ORDER_STREAM, PENALTY_STREAM, TARGET_STREAM, random_stream
+from featgan.data.order import FLIP_STREAM, PENALTY_STREAM, TARGET_STREAM, EpochOrder, random_stream
 from featgan.data.shards.split import Split
 
 
@@ -65,14 +66,21 @@ def dataset_for_step(step: int, n_critic: int, num_datasets: int) -> int:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The images of one split of a data set, and their condition."""
+    """The images of one split of a data set, and their condition; 0 is the window of the whole epoch."""
 
     split: Split
     condition: Condition
     horizontal_flip: bool
+    shuffle_window: int = 0
 
     def __len__(self) -> int:
         return len(self.condition.rows)
+
+    @cached_property
+    def selected_counts(self) -> np.ndarray:
+        """The number of images in each shard whose condition is known, int64 [S]."""
+        shard_starts = np.concatenate([[0], np.cumsum(self.split.shard_counts, dtype=np.int64)])
+        return self.condition.rows.counts_per_shard(shard_starts)
 
 
 class BatchDataset:
@@ -93,7 +101,7 @@ class BatchDataset:
         self.n_critic = n_critic
         self.seed = seed
         self.local_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-        self.epoch_orders: dict[tuple[int, int], np.ndarray] = {}
+        self.epoch_orders: dict[tuple[int, int], EpochOrder] = {}
         self.images: list[Split | DecodedImageCache] = [training_set.split for training_set in training_sets]
 
     def cache_decoded_images(self, num_steps: int) -> None:
@@ -104,9 +112,7 @@ class BatchDataset:
     def __getitem__(self, step: int) -> Batch:
         dataset = dataset_for_step(step, self.n_critic, len(self.training_sets))
         training_set = self.training_sets[dataset]
-        rows, flipped = self.global_rows(
-            dataset, step // len(self.training_sets) if len(self.training_sets) > 1 else step
-        )
+        rows, flipped = self.global_rows(dataset, self.batch_index(step))
         condition = training_set.condition.values(rows, flipped)
         outputs = (
             training_set.condition.outputs(rows, flipped)
@@ -126,6 +132,10 @@ class BatchDataset:
             dataset,
         )
 
+    def batch_index(self, step: int) -> int:
+        """Return the number of batches of its data set before a step: each takes its turn in as many steps."""
+        return step // len(self.training_sets)
+
     def max_batch_bytes(self) -> int:
         """Return the size in bytes of the tensors of the largest batch of this process."""
         num_rows = self.local_slice.stop - self.local_slice.start
@@ -138,25 +148,26 @@ class BatchDataset:
         """
         training_set = self.training_sets[dataset]
         position = batch_index * self.batch_size
-        row_chunks = []
+        index_chunks = []
         while position < (batch_index + 1) * self.batch_size:
             epoch, start = divmod(position, len(training_set))
             indices = self.epoch_order(dataset, epoch)[start : start + (batch_index + 1) * self.batch_size - position]
-            row_chunks.append(training_set.condition.rows[indices])
+            index_chunks.append(indices)
             position += len(indices)
-        rows = np.concatenate(row_chunks)
+        rows = training_set.condition.rows[np.concatenate(index_chunks)]
         flipped = random_stream(self.seed, FLIP_STREAM, dataset, batch_index).random(len(rows)) < 0.5
         return rows, flipped & training_set.horizontal_flip
 
-    def epoch_order(self, dataset: int, epoch: int) -> np.ndarray:
-        """Return the permutation of an epoch; the two newest are cached, because a batch can span two epochs."""
+    def epoch_order(self, dataset: int, epoch: int) -> EpochOrder:
+        """Return the order of an epoch; the two newest are cached, because a batch can span two epochs."""
         key = (dataset, epoch)
         if key not in self.epoch_orders:
             self.epoch_orders = {
                 known_key: order for known_key, order in self.epoch_orders.items() if known_key[1] >= epoch - 1
             }
-            self.epoch_orders[key] = random_stream(self.seed, ORDER_STREAM, dataset, epoch).permutation(
-                len(self.training_sets[dataset])
+            training_set = self.training_sets[dataset]
+            self.epoch_orders[key] = EpochOrder(
+                self.seed, dataset, epoch, training_set.selected_counts, training_set.shuffle_window
             )
         return self.epoch_orders[key]
 

@@ -1,6 +1,7 @@
 """Tests of the batch of a step against a reference that reads one image after the other."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from featgan.config.loading import parse_config
 from featgan.data.conditions import build_condition
 from featgan.data.loader import BatchDataset, TrainingSet
-from featgan.data.order import TARGET_STREAM, random_stream
+from featgan.data.order import TARGET_STREAM, EpochOrder, random_stream
+from featgan.data.packing.pack import pack_shards
+from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from tests.conftest import World
@@ -71,3 +74,73 @@ def test_error_names_the_corrupted_image_of_a_batch(world: World, monkeypatch: p
     monkeypatch.setattr(split, "read_bytes", read_corrupted)
     with pytest.raises(UserError, match=f"{split.keys[5]}.jpg: the JPEG is corrupted"):
         split.decode(np.arange(12))
+
+
+@pytest.fixture(scope="module")
+def training_set(world: World, tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    """Pack the images in shards of 5; the classes of some images are unknown, among them all of one shard."""
+    path = tmp_path_factory.mktemp("small") / "shards"
+    pack_shards("affectnet", world.source, path, image_size=16, images_per_shard=5, workers=1)
+    shards = ShardSet.open(path)
+    split = shards.get_split("train")
+    split.expression[3:7], split.expression[10:15] = -1, -1
+    tree = {"shards": str(path), "condition": {"kind": "expression"}}
+    condition = build_condition(parse_config({"dataset": tree}, "test").dataset, shards, "train")
+    return TrainingSet(split, condition, True)
+
+
+def test_selected_images_are_counted_per_shard(training_set: TrainingSet) -> None:
+    split = training_set.split
+    expected = np.bincount(split.shard_of_row[training_set.condition.rows], minlength=len(split.shard_counts))
+    assert training_set.selected_counts.tolist() == expected.tolist()
+    assert expected[:4].tolist() == [3, 3, 0, 5] and expected.sum() == len(training_set)
+
+
+def epoch_by_epoch(training_set: TrainingSet, dataset: int, seed: int, num_batches: int, batch_size: int) -> np.ndarray:
+    """Return the rows of the first global batches [num_batches, B] from whole epochs, as a reference."""
+    epochs = []
+    for epoch in range(num_batches * batch_size // len(training_set) + 1):
+        order = EpochOrder(seed, dataset, epoch, training_set.selected_counts, training_set.shuffle_window)
+        epochs.append(training_set.condition.rows[order[:]])
+    return np.concatenate(epochs)[: num_batches * batch_size].reshape(num_batches, batch_size)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_batches_follow_the_order_of_the_epochs(training_set: TrainingSet, window: int, world_size: int) -> None:
+    windowed = replace(training_set, shuffle_window=window)
+    num_batches, batch_size = 20, 8
+    expected = epoch_by_epoch(windowed, 0, 3, num_batches, batch_size)
+    assert len(windowed) % batch_size and num_batches * batch_size > 2 * len(windowed)  # some batches span two epochs
+    for rank in range(world_size):
+        batches = BatchDataset([windowed], batch_size, 1, 3, rank, world_size)
+        for step in range(num_batches):
+            rows, flipped = batches.global_rows(0, step)
+            assert rows.tolist() == expected[step].tolist()
+            local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+            images = training_set.split.decode(rows[local], flipped[local])
+            assert torch.equal(batches[step].images, images)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_batches_of_two_data_sets_follow_their_own_orders(training_set: TrainingSet, window: int) -> None:
+    sets = [replace(training_set, shuffle_window=window), replace(training_set, shuffle_window=1)]
+    expected = [epoch_by_epoch(windowed, dataset, 5, 12, 8) for dataset, windowed in enumerate(sets)]
+    for n_critic in (1, 2):
+        batches = BatchDataset(sets, 8, n_critic, 5)
+        for step in range(24):
+            dataset = batches[step].dataset
+            rows = batches.global_rows(dataset, batches.batch_index(step))[0]
+            assert rows.tolist() == expected[dataset][step // 2].tolist()
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_batch_does_not_depend_on_the_step_at_which_training_resumed(training_set: TrainingSet, window: int) -> None:
+    windowed = replace(training_set, shuffle_window=window)
+    whole = BatchDataset([windowed], 8, 1, 0)
+    expected = [whole[step] for step in range(12)]
+    for first_step in range(12):
+        resumed = BatchDataset([windowed], 8, 1, 0)
+        for step in range(first_step, 12):
+            for name, tensor in resumed[step].named_tensors().items():
+                assert torch.equal(tensor, expected[step].named_tensors()[name])
