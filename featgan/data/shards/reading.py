@@ -6,20 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from featgan.errors import UserError
+from featgan.system.open_file import OpenFile
 
 MAX_OPEN_FILES = 256
 """Maximum number of shards that one process keeps open."""
-
-
-class OpenFile:
-    """A file open for reading; it is closed when the last reference is deleted."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
 
 
 class ShardReader:
