@@ -160,7 +160,8 @@ def build_image_stage_rows(samples: Mapping[str, CostSamples], num_images: int) 
 def build_stream(config: Config, shards: ShardSet) -> BatchDataset:
     """Return the batches as training reads them."""
     condition = build_condition(config.dataset, shards, "train")
-    training_set = TrainingSet(shards.get_split("train"), condition, config.dataset.horizontal_flip)
+    dataset = config.dataset
+    training_set = TrainingSet(shards.get_split("train"), condition, dataset.horizontal_flip, dataset.shuffle_window)
     return BatchDataset([training_set], config.training.batch_size, 1, config.training.seed)
 
 

@@ -68,6 +68,11 @@ class DatasetConfig(ConfigModel):
     horizontal_flip: bool = fixed(True)
     """Flip each image horizontally with probability 0.5. A flipped image is paired with the features of the flipped
     image."""
+    shuffle_window: NonNegativeInt = fixed(0)
+    """Number of shards whose images are mixed at a time. 0: all images of an epoch are mixed. Otherwise the shards are
+    permuted in each epoch, each `shuffle_window` consecutive shards form a window, and the images are permuted inside
+    each window. So an epoch reads the shards one window after the other, for data that are larger than the memory or
+    the local disk."""
     condition: ConditionConfig = ConditionConfig()
     """The condition of this data set."""
 

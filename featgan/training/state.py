@@ -67,7 +67,8 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
     training_sets = []
     for dataset, shard_set in zip(datasets, shard_sets, strict=True):
         condition = build_condition(dataset, shard_set, "train")
-        training_sets.append(TrainingSet(shard_set.get_split("train"), condition, dataset.horizontal_flip))
+        split, flip, window = shard_set.get_split("train"), dataset.horizontal_flip, dataset.shuffle_window
+        training_sets.append(TrainingSet(split, condition, flip, window))
     return shard_sets, training_sets
 
 

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from featgan.data.packing.pack import pack_shards
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
+from featgan.training.state import open_data
 from tests.conftest import World
 
 
@@ -94,6 +96,14 @@ def test_selected_images_are_counted_per_shard(training_set: TrainingSet) -> Non
     expected = np.bincount(split.shard_of_row[training_set.condition.rows], minlength=len(split.shard_counts))
     assert training_set.selected_counts.tolist() == expected.tolist()
     assert expected[:4].tolist() == [3, 3, 0, 5] and expected.sum() == len(training_set)
+
+
+def test_training_uses_the_window_of_the_configuration(world: World, tmp_path: Path) -> None:
+    config = world.make_config(tmp_path, dataset={"shuffle_window": 1})
+    (windowed,) = open_data(config)[1]
+    assert windowed.shuffle_window == 1
+    rows = BatchDataset([windowed], 4, 1, 0).global_rows(0, 0)[0]
+    assert len(set(windowed.split.shard_of_row[rows])) == 1
 
 
 def epoch_by_epoch(training_set: TrainingSet, dataset: int, seed: int, num_batches: int, batch_size: int) -> np.ndarray:
