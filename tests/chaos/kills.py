@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.fixture import digest_tree
-from tests.chaos.outcomes import LOST, OK, ORPHAN, TRACEBACK, TRACEBACK_MARKS, Outcome
+from tests.chaos.outcomes import LOST, OK, ORPHAN, STACK_CHARACTERS, TRACEBACK, TRACEBACK_MARKS, Outcome
 from tests.chaos.processes import CommandResult, CommandSettings, describe_process, kill_session, list_session
 from tests.chaos.scenarios import Family, Workplace
 
@@ -217,26 +217,27 @@ def digest_results(folder: Path, task: Task) -> dict[str, str]:
     return digests
 
 
-TRACKER_ERROR = re.compile(
-    r'Traceback \(most recent call last\):\n  File "[^"]*multiprocessing/resource_tracker\.py", line \d+, in main\n'
-    r".*\nKeyError: .*\n"
-)
+TRACKER_FRAME = re.compile(r'  File "[^"]*multiprocessing/resource_tracker\.py", line \d+, in main\n')
 
 
 def read_messages(result: CommandResult) -> str:
     """Return the messages of a command, without those of Python's own process for semaphores.
 
-    A process that has just been forked looks like a worker, so a scenario can kill this one.
+    A process that has just been forked looks like a worker, so a scenario can kill this one. Its messages can be mixed
+    with those of other processes.
     """
     text = result.stderr + result.log
-    return TRACKER_ERROR.sub("", text) if "resource_tracker: process died unexpectedly" in text else text
+    if "resource_tracker: process died unexpectedly" not in text:
+        return text
+    text, num_frames = TRACKER_FRAME.subn("", text)
+    return text.replace("Traceback (most recent call last):\n", "", num_frames)
 
 
 def check_interrupted(result: CommandResult) -> tuple[str, str]:
     """Return the outcome of the interrupted command: it must not hang, print a traceback or leave processes behind."""
     text = read_messages(result)
     if result.stopped_because:
-        return result.stopped_because, f"after the signal: {text[-TAIL:]}"
+        return result.stopped_because, f"after the signal: {text[-STACK_CHARACTERS:]}"
     if result.orphans:
         return ORPHAN, "; ".join(result.orphans)
     if any(mark in text for mark in TRACEBACK_MARKS):
@@ -250,7 +251,7 @@ def check_rerun(workplace: Workplace, task: Task, expected: dict[str, str]) -> t
         result = workplace.run(task.command.split(), CommandSettings(allows_background=task.allows_background))
         text = result.stderr + result.log
         if result.stopped_because:
-            return result.stopped_because, f"when run again: {text[-TAIL:]}"
+            return result.stopped_because, f"when run again: {text[-STACK_CHARACTERS:]}"
         if any(mark in text for mark in TRACEBACK_MARKS):
             return TRACEBACK, f"when run again: {text[-TAIL:]}"
         if result.exit_code == 0:

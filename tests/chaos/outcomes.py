@@ -33,6 +33,7 @@ TRACEBACK_MARKS = ("Traceback (most recent call last)", "Exception ignored in", 
 PROGRESS_LINE = re.compile(r"\u2501|\d+/\d+ .* left ")
 """A progress bar, which is not a part of an error."""
 TAIL_CHARACTERS = 1500
+STACK_CHARACTERS = 12_000
 
 USER_ERROR_EXIT = 2
 
@@ -64,11 +65,11 @@ def classify_result(result: CommandResult, baseline_bytes: int) -> tuple[str, st
     tail = (result.stderr or result.log)[-TAIL_CHARACTERS:]
     growth = result.peak_bytes - baseline_bytes
     if result.stopped_because:
-        return result.stopped_because, f"ended by the harness after {result.seconds:.0f} s; {tail}"
-    if any(mark in text or mark in result.stdout for mark in TRACEBACK_MARKS):
-        return TRACEBACK, text[-TAIL_CHARACTERS:]
+        return result.stopped_because, f"ended by the harness after {result.seconds:.0f} s; {text[-STACK_CHARACTERS:]}"
     if result.exit_code < 0:
         return KILLED, f"signal {-result.exit_code}; {tail}"
+    if any(mark in text or mark in result.stdout for mark in TRACEBACK_MARKS):
+        return TRACEBACK, text[-TAIL_CHARACTERS:]
     if result.exit_code and growth > MEMORY_LIMIT:
         return MEMORY, f"{growth / 1e6:.0f} MB more than with the valid input; {tail}"
     if result.orphans:

@@ -7,11 +7,13 @@ fork is a session of its own. A process that survives its command is therefore f
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import io
 import os
 import pkgutil
+import re
 import resource
 import signal
 import sys
@@ -30,6 +32,8 @@ HANG_SECONDS = 20.0
 STALL_SECONDS = 10.0
 """Without CPU time over this period, a command that runs for more than HANG_SECONDS counts as hanging."""
 MAX_WALL_SECONDS = 180.0
+STACK_SECONDS = 1.0
+"""Time in which a process that hangs prints the stacks of its threads."""
 MAX_RESIDENT_BYTES = 1_500_000_000
 """Growth of the resident memory at which a command is ended."""
 MAX_ADDRESS_SPACE = 12 << 30
@@ -38,6 +42,8 @@ MAX_FILE_BYTES = 2 << 30
 ORPHAN_GRACE_SECONDS = 5.0
 """Time that the remaining processes of a command have to exit."""
 MAX_OUTPUT_BYTES = 1 << 20
+EXTENSION_LIST = re.compile(r"^Extension modules: .*\n", re.MULTILINE)
+"""The last line of the stacks of a process, longer than all others."""
 IGNORED_MODULES = ("__main__", "deepspeed", "claimed_evaluation", "sbatch_entry")
 """Parts of the names of modules that are not imported in advance."""
 
@@ -123,7 +129,7 @@ def read_output(path: Path) -> str:
     """Return the text of an output file; its middle is left out if it is very long."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         content = file.read(MAX_OUTPUT_BYTES)
-        return content.decode(errors="backslashreplace")
+        return EXTENSION_LIST.sub("", content.decode(errors="backslashreplace"))
     return ""
 
 
@@ -137,7 +143,9 @@ def wait_for_command(pid: int, start: float, settings: CommandSettings) -> tuple
         now = time.monotonic() - start
         if settings.on_poll is not None:
             settings.on_poll(pid, now)
-        stopped_because = stopped_because or monitor.find_problem()
+        if not stopped_because and (stopped_because := monitor.find_problem()) == "hang":
+            kill_session(pid, signal.SIGABRT)  # the processes print where each thread is
+            time.sleep(STACK_SECONDS)
         if stopped_because:
             kill_session(pid)
         time.sleep(0.002 if now < 0.5 else 0.02)
@@ -277,11 +285,13 @@ def prepare_fork(cwd: Path, output: Path, settings: CommandSettings) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     gc.callbacks.clear()  # hypothesis, which only the harness imports, has one, and Ctrl-C can interrupt it
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    os.environ["PYTHONFAULTHANDLER"] = "1"  # in workers that are spawned
     address_space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (address_space + MAX_ADDRESS_SPACE,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     redirect_output(output)
+    faulthandler.enable(sys.stderr)
     os.environ["XDG_CACHE_HOME"] = str(output / "cache")  # records of checked files must not outlive a scenario
     os.environ.update(settings.environment)
     os.chdir(cwd)

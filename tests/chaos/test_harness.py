@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.chaos import outcomes, processes
 from tests.chaos.binaries import damage_array, damage_image, damage_npz, damage_safetensors, damage_tar
 from tests.chaos.documents import damage_bytes, damage_json, damage_json_lines, damage_table, damage_yaml
 from tests.chaos.inputs import find_lost_results
+from tests.chaos.kills import check_interrupted
 from tests.chaos.outcomes import Outcome, classify_result, has_one_error_line
 from tests.chaos.processes import CommandResult, CommandSettings, run_command
 from tests.chaos.special_files import SPECIAL_FILES
@@ -111,6 +113,20 @@ def end_process(path: Path) -> None:
 def test_planted_defect_is_detected(function: Callable[[Path], object], expected: str, tmp_path: Path) -> None:
     outcome, detail = classify_planted(lambda: replace_description(function), tmp_path, expected == outcomes.HANG)
     assert outcome == expected, detail
+    if expected == outcomes.HANG:
+        assert function.__name__ in detail, "the stacks of a command that hangs are printed"
+
+
+def test_messages_of_the_process_for_semaphores_are_left_out() -> None:
+    messages = (
+        "resource_tracker.py:123: UserWarning: resource_tracker: process died unexpectedly, relaunching.\n"
+        'Traceback (most recent call last):\n  File "/lib/multiprocessing/resource_tracker.py", line 239, in main\n'
+        "    cache[rtype].remove(name)\npacking  48/48 images\nKeyError: '/loky-1-a'\n"
+    )
+    result = CommandResult(0, 1.0, 0, "", messages, "")
+    assert check_interrupted(result)[0] == outcomes.OK
+    own = 'Traceback (most recent call last):\n  File "/featgan/pack.py", line 1, in main\nKeyError: 1\n'
+    assert check_interrupted(replace(result, stderr=messages + own))[0] == outcomes.TRACEBACK
 
 
 def test_orphans_are_ended(tmp_path: Path) -> None:
