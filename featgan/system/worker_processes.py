@@ -2,9 +2,11 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -38,10 +40,14 @@ def init_pool_worker() -> None:
 
 
 class SpawnedPool(ProcessPoolExecutor):
-    """A pool of spawned workers; all of them start before the first task.
+    """A pool of spawned workers; a worker that is killed at any time breaks the pool, and never blocks it.
 
-    Python starts a spawned worker when a task finds no idle one. If another worker ends at this moment, its thread that
-    ends the pool can miss the new worker and wait for it forever, or close pipes that the new worker needs.
+    Python's own pool can wait forever in three cases:
+
+    - A worker ends while another one starts. Here, all workers start before the first task.
+    - A worker is killed while it holds the lock of the tasks and the pool ends, so that the others wait for the lock.
+      Here, the others are killed.
+    - A worker is killed while it sends a result, so that the pool waits for the rest. Here, only workers can send.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -50,7 +56,30 @@ class SpawnedPool(ProcessPoolExecutor):
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
         with start_without_signals():
-            return super().submit(function, *arguments, **options)
+            is_first = not self._processes
+            future = super().submit(function, *arguments, **options)
+            if is_first:
+                self._result_queue._writer.close()  # type: ignore[attr-defined]
+                workers = list(self._processes.values())
+                threading.Thread(target=kill_all_after_one, args=(workers,), daemon=True).start()
+            return future
+
+
+def kill_all_after_one(workers: list[BaseProcess]) -> None:
+    """Wait for the end of all workers; kill the others as soon as one of them does not end in the regular way."""
+    running = {worker.sentinel: worker for worker in workers}
+    while running:
+        for sentinel in multiprocessing.connection.wait(list(running)):
+            if read_exit_code(running.pop(sentinel)) != 0:  # type: ignore[arg-type]
+                for worker in running.values():
+                    worker.kill()
+
+
+def read_exit_code(process: BaseProcess) -> int:
+    """Return the exit code of a process that has ended, which another thread may have collected a moment ago."""
+    while (exit_code := process.exitcode) is None:
+        time.sleep(0.001)
+    return exit_code
 
 
 @contextmanager

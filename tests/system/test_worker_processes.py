@@ -210,3 +210,65 @@ def test_signal_while_a_worker_starts_gives_no_traceback_of_the_worker(tmp_path:
     result = run_script(script)
     assert "Traceback" not in result.stderr
     assert result.returncode == (130 if number is signal.SIGINT else -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_worker_that_is_killed_while_the_pool_ends_does_not_block_it(tmp_path: Path, victim: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, threading, time\n"
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = open_process_pool(2)\n"
+        "    assert pool.submit(abs, -3).result() == 3\n"
+        "    workers = list(pool._processes)\n"
+        "    for _ in range(1000):  # until one waits for a task inside the lock, and one for the lock\n"
+        "        states = [open(f'/proc/{pid}/wchan').read() for pid in workers]\n"
+        "        if any('pipe' in state for state in states) and any('futex' in state for state in states):\n"
+        "            break\n"
+        "        time.sleep(0.01)\n"
+        "    for pid in workers:\n"
+        "        os.kill(pid, signal.SIGSTOP)\n"
+        "    end = threading.Thread(target=pool.shutdown)\n"
+        "    end.start()\n"
+        "    time.sleep(0.5)  # now the pool has sent its last message to both\n"
+        f"    os.kill(workers.pop({victim}), signal.SIGKILL)\n"
+        "    os.kill(workers.pop(), signal.SIGCONT)\n"
+        "    end.join(20)\n"
+        "    print('blocked' if end.is_alive() else 'ended', flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    result = run_script(script)
+    assert result.stdout == "ended\n", result.stderr
+
+
+def test_worker_that_is_killed_while_it_sends_a_result_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(
+        "import gc, os, signal, struct\n"
+        "from multiprocessing.queues import SimpleQueue\n"
+        "def send_part_of_a_result():\n"
+        "    queue = next(item for item in gc.get_objects() if isinstance(item, SimpleQueue))\n"
+        "    os.write(queue._writer.fileno(), struct.pack('!i', 1000) + b'part')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from concurrent.futures.process import BrokenProcessPool\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from featgan.system.worker_processes import open_process_pool\n"
+        "from work import send_part_of_a_result\n"
+        "if __name__ == '__main__':\n"
+        "    pool = open_process_pool(2)\n"
+        "    future = pool.submit(send_part_of_a_result)\n"
+        "    try:\n"
+        "        future.result(timeout=20)\n"
+        "    except TimeoutError:\n"
+        "        print('blocked', flush=True)\n"
+        "        os._exit(0)\n"
+        "    except BrokenProcessPool:\n"
+        "        pool.shutdown()\n"
+        "        print('broken')\n"
+    )
+    result = run_script(script)
+    assert result.stdout == "broken\n", result.stderr
