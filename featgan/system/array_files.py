@@ -15,8 +15,9 @@ from typing import IO, Literal
 
 import numpy as np
 
-from featgan.system.files import atomic_file, describe_read_error, open_regular_file
+from featgan.system.files import atomic_file, describe_read_error
 from featgan.system.limits import MAX_ARRAY_HEADER_BYTES
+from featgan.system.open_file import OpenFile
 from featgan.system.zip_files import ZipError, open_zip_archive
 
 HEADER_ERRORS = (ValueError, TypeError, KeyError, SyntaxError, EOFError, RecursionError, MemoryError, TokenError)
@@ -75,12 +76,24 @@ def map_array(path: Path) -> np.ndarray:
     Raises ArrayError if the file is missing or damaged, and UserError if it is not a regular file.
     """
     try:
-        with open_regular_file(path) as file:
-            header = read_array_header(file, os.fstat(file.fileno()).st_size)
+        return map_open_array(OpenFile(path))
+    except OSError as error:
+        raise ArrayError(describe_read_error(error)) from None
+
+
+def map_open_array(file: OpenFile) -> np.ndarray:
+    """Return the array of an open .npy file, memory-mapped, which does not need the descriptor any more.
+
+    Raises ArrayError if the file is damaged.
+    """
+    try:
+        with os.fdopen(os.dup(file.descriptor), "rb") as stream:
+            stream.seek(0)
+            header = read_array_header(stream, file.size)
             if not math.prod(header.shape):
                 return np.empty(header.shape, header.dtype)
             order = "F" if header.fortran_order else "C"
-            return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)  # type: ignore[call-overload]
+            return np.memmap(stream, header.dtype, "r", header.offset, header.shape, order)  # type: ignore[call-overload]
     except OSError as error:
         raise ArrayError(describe_read_error(error)) from None
 

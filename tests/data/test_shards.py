@@ -267,7 +267,7 @@ def test_missing_split_is_an_error(shards: Path) -> None:
 def overwrite_image(split: Split, row: int, content: bytes) -> None:
     """Overwrite an image in its shard; the size of the shard does not change."""
     assert len(content) <= split.index.size[row]
-    path = split.reader.paths[split.shard_of_row[row]]
+    path = Path(split.reader.location(split.shard_of_row[row]))
     with path.open("r+b") as file:
         file.seek(int(split.index.offset[row]))
         file.write(content + bytes(int(split.index.size[row]) - len(content)))

@@ -1,7 +1,7 @@
 """The files of a feature cache: the manifest and one memory-mapped array per shard."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,14 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from featgan.config.choices import Task
+from featgan.data.remote.shard_files import LocalFiles, ShardFiles
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
-from featgan.system.array_files import ArrayError, map_array
-from featgan.system.files import sha256_of
+from featgan.system.array_files import ArrayError, map_array, map_open_array
+from featgan.system.files import describe_read_error, sha256_of
 from featgan.system.json_files import read_json
 from featgan.system.limits import MAX_ARRAY_HEADER_BYTES, MAX_FEATURES
+from featgan.system.open_file import OpenFile
 from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
 PARTIAL_MANIFEST_FILE = "partial.json"
@@ -94,12 +96,13 @@ class ShardArrays:
     own.
     """
 
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], width: int) -> None:
-        self.paths = list(paths)
+    def __init__(self, shard_files: ShardFiles, counts: Sequence[int], width: int) -> None:
+        self.shard_files = shard_files
         self.counts = list(counts)
         self.width = width
         self.starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
-        self.maps: dict[int, np.ndarray] = {}
+        self.maps: dict[int, tuple[np.ndarray, OpenFile | None]] = {}
+        """The maps by shard, and the open file if it is in the cache of the node, which may remove it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "maps": {}}
@@ -108,17 +111,23 @@ class ShardArrays:
         return int(self.starts[-1])
 
     def check_sizes(self) -> None:
-        """Raise UserError if the header of the first file or the size of a file does not fit the manifest."""
-        for path, count in zip(self.paths, self.counts, strict=True):
+        """Raise UserError if the header of the first file or the size of a file does not fit the manifest.
+
+        Files behind a URL are not read.
+        """
+        for shard, count in enumerate(self.counts):
             value_bytes = count * 2 * self.width * FLOAT_BYTES
-            if not path.is_file():
-                raise corrupt_cache_error(path, "missing")
-            if not value_bytes < path.stat().st_size <= value_bytes + MAX_ARRAY_HEADER_BYTES:
+            location = self.shard_files.location(shard)
+            try:
+                num_bytes = self.shard_files.size(shard)
+            except FileNotFoundError:
+                raise corrupt_cache_error(location, "missing") from None
+            if not value_bytes < num_bytes <= value_bytes + MAX_ARRAY_HEADER_BYTES:
                 raise mismatched_cache_error(
-                    path, f"{path.stat().st_size} bytes are not {count} images with {self.width} values each"
+                    location, f"{num_bytes} bytes are not {count} images with {self.width} values each"
                 )
-        if self.paths:
-            open_array(self.paths[0], (self.counts[0], 2, self.width))
+        if self.counts and not self.shard_files.items():
+            self.map_shard(0)
 
     def gather_rows(self, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray) -> np.ndarray:
         """Return float32 [n, width] for rows [n] of the split, of the flipped images where `flipped` is true.
@@ -137,44 +146,75 @@ class ShardArrays:
             shard, positions = int(sorted_shards[first]), order[first:end]
             found = self.get_array(shard)[rows[positions] - self.starts[shard], flip_index[positions]]
             if not np.isfinite(found).all():
-                raise corrupt_cache_error(self.paths[shard], "contains values that are not finite")
+                raise corrupt_cache_error(self.shard_files.location(shard), "contains values that are not finite")
             values[positions] = found
         return values
 
     def get_array(self, shard: int) -> np.ndarray:
-        """Return the memory-mapped array of a shard."""
-        if shard not in self.maps:
-            self.maps[shard] = open_array(self.paths[shard], (self.counts[shard], 2, self.width))
-        return self.maps[shard]
+        """Return the memory-mapped array of a shard.
+
+        Maps of files that were removed from the cache of the node are dropped, so that their space becomes free.
+        """
+        mapped = self.maps.get(shard)
+        if mapped is None:
+            for other, (_, file) in list(self.maps.items()):
+                if file is not None and file.is_removed:
+                    self.maps.pop(other, None)
+            mapped = self.maps[shard] = self.map_shard(shard)
+        return mapped[0]
+
+    def retain(self, shards: Collection[int]) -> None:
+        """Drop the maps of all other shards if they are in the cache of the node, so that it can remove the files."""
+        if self.shard_files.items():
+            for shard in set(self.maps) - set(shards):
+                self.maps.pop(shard, None)
+
+    def map_shard(self, shard: int) -> tuple[np.ndarray, OpenFile | None]:
+        """Map the array of a shard, and return its file too if it is in the cache of the node."""
+        location, shape = self.shard_files.location(shard), (self.counts[shard], 2, self.width)
+        try:
+            file = self.shard_files.open(shard)
+            array = check_array(location, map_open_array(file), shape)
+        except OSError as error:
+            raise corrupt_cache_error(location, describe_read_error(error)) from None
+        except ArrayError as error:
+            raise corrupt_cache_error(location, str(error)) from error
+        return array, file if self.shard_files.items() else None
 
 
 def open_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Open a memory-mapped float32 array. Raises UserError if the file is missing, corrupted or of another shape."""
     try:
-        # A plain array over the map: indexing np.memmap takes longer than copying a row.
-        array = np.asarray(map_array(path))
+        return check_array(path, map_array(path), shape)
     except ArrayError as error:
         raise corrupt_cache_error(path, str(error)) from error
+
+
+def check_array(location: Path | str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array if it is float32 of this shape; raises UserError otherwise."""
     if array.dtype != np.float32 or array.shape != shape:
         raise mismatched_cache_error(
-            path, f"contains {array.dtype} {list(array.shape)}, but float32 {list(shape)} is required"
+            location, f"contains {array.dtype} {list(array.shape)}, but float32 {list(shape)} is required"
         )
-    return array
+    # A plain array over the map: indexing np.memmap takes longer than copying a row.
+    return np.asarray(array)
 
 
-def corrupt_cache_error(path: Path, problem: str) -> UserError:
+def corrupt_cache_error(path: Path | str, problem: str) -> UserError:
     """Return the error for a file of the cache that is missing or corrupted."""
     return UserError(f"{path}: {problem}; run `featgan extract` again to repair it")
 
 
-def mismatched_cache_error(path: Path, problem: str) -> UserError:
+def mismatched_cache_error(path: Path | str, problem: str) -> UserError:
     """Return the error for a file that does not fit the manifest, although its content is as it was written."""
-    return UserError(f"{path}: {problem}; remove {path.parent} and run `featgan extract` again")
+    folder = str(path).rpartition("/")[0]
+    return UserError(f"{path}: {problem}; remove {folder} and run `featgan extract` again")
 
 
 def open_split_arrays(folder: Path, split: Split, kind: str, width: int) -> ShardArrays:
     """Open the arrays of a split; `kind` is "features" or "outputs"."""
-    return ShardArrays([array_path(folder, name, kind) for name in split.shard_names], split.shard_counts, width)
+    paths = [array_path(folder, name, kind) for name in split.shard_names]
+    return ShardArrays(LocalFiles(paths), split.shard_counts, width)
 
 
 def array_path(folder: Path, shard: str, kind: str) -> Path:

@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from featgan.errors import UserError
@@ -65,8 +65,9 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[bool]:
     descriptor = open_lock_file(path)
     try:
         yield lock_descriptor(path, descriptor, wait)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
+        with suppress(OSError):  # a forked process may have inherited the descriptor, and the lock with it
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.data.remote.shard_files import LocalFiles, ShardFiles
 from featgan.data.shards.decoding import decode_jpegs, is_decodable, read_jpeg_size
 from featgan.data.shards.index import SplitIndex
 from featgan.data.shards.manifest import SplitManifest
@@ -23,7 +24,13 @@ class Split:
     """N images of one split; rows are in the order of the shards, and labels are arrays over rows."""
 
     def __init__(
-        self, name: str, folder: Path, image_size: int, split_manifest: SplitManifest, index: SplitIndex
+        self,
+        name: str,
+        folder: Path,
+        image_size: int,
+        split_manifest: SplitManifest,
+        index: SplitIndex,
+        files: ShardFiles | None = None,
     ) -> None:
         self.name = name
         self.image_size = image_size
@@ -33,7 +40,7 @@ class Split:
         self.shard_counts = [shard.count for shard in split_manifest.shards]
         self.shard_of_row = np.repeat(np.arange(len(split_manifest.shards)), self.shard_counts)
         """The shard number of every row [N]."""
-        self.reader = ShardReader([folder / shard.name for shard in split_manifest.shards])
+        self.reader = ShardReader(files or LocalFiles([folder / shard.name for shard in split_manifest.shards]))
         self.expression = index.expression
         self.valence = index.valence
         self.arousal = index.arousal
@@ -97,5 +104,5 @@ class Split:
 
     def corrupt_image_error(self, row: int, problem: str) -> UserError:
         """Return the error for an image that cannot be decoded."""
-        shard = self.reader.paths[int(self.shard_of_row[row])]
+        shard = self.reader.location(int(self.shard_of_row[row]))
         return UserError(f"{shard}: {self.index.keys[row].decode()}.jpg: {problem}; pack the images again")
