@@ -35,11 +35,17 @@ def trust_pipeline(config_name: str, config: Config, given: TrustedCallables) ->
     Raises UntrustedCallableError if the feature cache names other code.
     """
     names = submitted_callables(config_name, config)
-    trusted = given.extend([*names, *approved_callables(config.dataset.shards)])
-    path = config.dataset.shards / "features" / str(config.dataset.feature_cache) / "manifest.json"
-    if config.dataset.condition.kind == "features":
+    trusted = given.extend([*names, *callables_of_shards(config)])
+    if config.dataset.condition.kind == "features" and not config.dataset.shards.is_remote:
+        path = config.dataset.shards.path / "features" / str(config.dataset.feature_cache) / "manifest.json"
         check_json_callable(path, trusted)
     return trusted
+
+
+def callables_of_shards(config: Config) -> frozenset[str]:
+    """Return the callables that the user named for the shards; nobody names any for shards behind a URL."""
+    shards = config.dataset.shards
+    return frozenset() if shards.is_remote else approved_callables(shards.path)
 
 
 def trust_own_run(run: Path, step: int, config: Config, trusts_all: bool) -> TrustedCallables:
@@ -50,7 +56,7 @@ def trust_own_run(run: Path, step: int, config: Config, trusts_all: bool) -> Tru
     files = (run, run / "config.yaml", step_folder(run, step), step_folder(run, step) / "model.json")
     if any(path.exists() and path.stat().st_uid != os.geteuid() for path in files):
         return NO_CALLABLES
-    return TrustedCallables(approved_callables(run) | approved_callables(config.dataset.shards), trusts_all)
+    return TrustedCallables(approved_callables(run) | callables_of_shards(config), trusts_all)
 
 
 def find_untrusted(run: Path, step: int, trusted: TrustedCallables) -> str | None:

@@ -21,6 +21,7 @@ from featgan.data.conditions import build_condition
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.loader import BatchDataset, TrainingSet
 from featgan.data.shards.shard_set import ShardSet
+from featgan.system.locations import Location
 
 IMAGE_SIZE = 16
 """Size of the images: small, since the start reads only one batch of them."""
@@ -116,7 +117,8 @@ def read_lines(path: Path) -> Iterator[str]:
 def start_fast(folder: str) -> list[float]:
     """Start as training: open and verify shards and cache, build the condition; return the first condition."""
     shards = ShardSet.open(folder)
-    condition = build_condition(DatasetConfig(shards=Path(folder), feature_cache=FIXTURE_CACHE_NAME), shards, "train")
+    config = DatasetConfig(shards=Location("path", folder), feature_cache=FIXTURE_CACHE_NAME)
+    condition = build_condition(config, shards, "train")
     shards.verify()
     if condition.cache is not None:
         condition.cache.verify()

@@ -36,7 +36,9 @@ def run_demo(run_dir: Path) -> None:
     from featgan.training.train import train
 
     log_step(4, "extract the classifier's features of every image and of its horizontal flip")
-    extract_features(config.dataset.shards, str(blackbox), config.dataset.feature_cache, num_components=NUM_COMPONENTS)
+    extract_features(
+        config.dataset.shards.path, str(blackbox), config.dataset.feature_cache, num_components=NUM_COMPONENTS
+    )
     log_step(5, "train the generator to edit images toward target features")
     with StopSignal() as stop_signal:
         train(config, stop_signal=stop_signal)

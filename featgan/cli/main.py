@@ -27,6 +27,7 @@ from featgan.config.choices import FITTED_TASKS
 from featgan.config.trusted_callables import callable_names, trust_given_specs
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.locations import Location
 from featgan.system.plain_text import print_line
 
 logger = logging.getLogger(__name__)
@@ -322,7 +323,7 @@ def train(
         logger.info(f"next: {suggest_next_command(run_dir, loaded_config.dataset.shards)}")
 
 
-def suggest_next_command(run_dir: Path, shards: Path) -> str:
+def suggest_next_command(run_dir: Path, shards: Location) -> str:
     """Return the command that is useful after training; evaluation needs a validation split."""
     from featgan.data.shards.shard_set import ShardSet
 

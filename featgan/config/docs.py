@@ -38,6 +38,7 @@ TYPE_NAMES = {
     "bool": "`true`, `false`",
     "str": "text",
     "Path": "path",
+    "Location": "path or URL",
     "NoneType": "`null`",
 }
 

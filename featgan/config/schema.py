@@ -9,18 +9,45 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, field_validator, model_validator
 
 from featgan.config.base import ConfigModel, PositiveInt, fixed, resumable, resumable_without_lr_decay
 from featgan.config.choices import Suite
 from featgan.config.metric_specs import DEFAULT_SELECTION_METRICS, SECOND_DATASET_PREFIX, SELECTION_METRICS
 from featgan.errors import UserError
 from featgan.system.limits import MAX_COUNT
+from featgan.system.locations import Location
 from featgan.system.user_paths import expand_path
 
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UserPath = Annotated[Path, AfterValidator(expand_path)]
+
+
+def parse_shards_location(value: object) -> Location:
+    """Return the folder that a path or URL names; a URL may also be that of the manifest.json in the folder."""
+    if isinstance(value, Location):
+        return value
+    if isinstance(value, Path):
+        return Location.from_path(expand_path(value))
+    if not isinstance(value, str):
+        raise ValueError("not a path or URL")
+    location = Location.parse(value)
+    if location.has_secret:
+        raise ValueError(
+            f"{location}: contains a password or a query, which would be stored with the run; use ~/.netrc or the "
+            "variables of the environment instead"
+        )
+    if not location.is_remote:
+        return Location.from_path(expand_path(value if location.scheme == "path" else location.path))
+    folder = location.parent if location.name == "manifest.json" else location
+    return Location(folder.scheme, folder.raw.rstrip("/"))
+
+
+ShardsLocation = Annotated[
+    Location, PlainValidator(parse_shards_location), PlainSerializer(lambda location: location.raw, return_type=str)
+]
+
 MAX_STEPS = 99_999_999
 """The names of checkpoints have eight digits."""
 
@@ -61,8 +88,9 @@ class ConditionConfig(ConfigModel):
 class DatasetConfig(ConfigModel):
     """Packed shards, the feature cache that is stored with them, and the condition."""
 
-    shards: UserPath = fixed(Path("shards"))
-    """Folder written by `featgan pack`."""
+    shards: ShardsLocation = fixed(Location("path", "shards"))
+    """Folder written by `featgan pack` or `featgan index`: a path, or the URL of the folder or of its manifest.json
+    (`https://`, `s3://`, `gs://`, `hf://datasets/...`)."""
     feature_cache: str = fixed("blackbox")
     """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
     horizontal_flip: bool = fixed(True)
@@ -73,6 +101,15 @@ class DatasetConfig(ConfigModel):
     permuted in each epoch, each `shuffle_window` consecutive shards form a window, and the images are permuted inside
     each window. So an epoch reads the shards one window after the other, for data that are larger than the memory or
     the local disk."""
+    cache_dir: UserPath | None = resumable(None)
+    """Folder on the local disk of each node for shards that are downloaded or staged. Jobs of one user may share it.
+    The default is a folder in `$SLURM_TMPDIR`, `$TMPDIR` or `/tmp`."""
+    cache_gb: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = resumable(None)
+    """Maximum size of this folder in gigabytes (1e9 bytes). The default is 80 % of the free space."""
+    stage: bool = resumable(False)
+    """Also copy the shards of a shared file system to `cache_dir` before they are read."""
+    retry_seconds: Annotated[float, Field(ge=0, le=MAX_COUNT)] = resumable(900.0)
+    """Seconds to wait for a server that cannot be reached, before the run ends with an error."""
     condition: ConditionConfig = ConditionConfig()
     """The condition of this data set."""
 

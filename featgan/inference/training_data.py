@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.directions import class_means
 from featgan.inference.model import EditingModel, open_cache, open_shards
+from featgan.system.locations import Location
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def untrained_classes(shards: ShardSet) -> tuple[str, ...]:
     return tuple(name for label, name in enumerate(shards.classes) if label not in present) if len(present) else ()
 
 
-def find_untrained_in(shards_path: Path) -> tuple[str, ...]:
+def find_untrained_in(shards_path: Location) -> tuple[str, ...]:
     """Return the classes without training images of a second data set; empty if its shards cannot be opened."""
     try:
         return untrained_classes(ShardSet.open(shards_path))

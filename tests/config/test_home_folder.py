@@ -46,9 +46,9 @@ def test_other_paths_are_not_changed(home: Path, text: str) -> None:
 def test_configuration_file_and_overrides(home: Path) -> None:
     (home / "tilde.yaml").write_text("run_dir: ~/runs/first\ndataset: {shards: ~/shards/drawn}\n")
     config = load_config("~/tilde.yaml")
-    assert (config.run_dir, config.dataset.shards) == (home / "runs/first", home / "shards/drawn")
+    assert (config.run_dir, config.dataset.shards.path) == (home / "runs/first", home / "shards/drawn")
     config = load_config("debug", ["run_dir=~/runs/second", "dataset.shards=$SCRATCH/shards"])
-    assert (config.run_dir, config.dataset.shards) == (home / "runs/second", home / "scratch/shards")
+    assert (config.run_dir, config.dataset.shards.path) == (home / "runs/second", home / "scratch/shards")
 
 
 def test_path_options(home: Path) -> None:

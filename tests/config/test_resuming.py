@@ -10,8 +10,12 @@ from featgan.config.base import list_keys, nested_config_model, resumable_keys
 from featgan.config.loading import config_diff, flatten_mapping, parse_config
 from featgan.config.schema import Config
 
+RESUMABLE_DATASET_FIELDS = ("cache_dir", "cache_gb", "stage", "retry_seconds")
+
 RESUMABLE_KEYS = (
     "run_dir",
+    *(f"dataset.{name}" for name in RESUMABLE_DATASET_FIELDS),
+    *(f"second_dataset.{name}" for name in RESUMABLE_DATASET_FIELDS),
     "training.num_workers",
     "training.log_every",
     "training.sample_every",
@@ -119,14 +123,15 @@ def test_change_of_the_second_dataset_is_reported(key: str) -> None:
     if key.endswith(".attributes"):
         labels |= {"second_dataset.condition.kind": "attributes", key: ["Smiling"]}
     old, new = make_config(labels), make_config({**labels, key: value})
-    assert changed_keys(old, new) == changed_keys(new, old) == [key]
+    assert changed_keys(old, new) == changed_keys(new, old) == ([] if key in RESUMABLE_KEYS else [key])
 
 
 def test_adding_or_removing_a_second_dataset_is_reported() -> None:
     labels = {"dataset.condition.kind": "expression"}
     one, two = make_config(labels), make_config({**labels, "second_dataset.condition.kind": "expression"})
     assert set(changed_keys(one, two)) == set(changed_keys(two, one))
-    assert set(changed_keys(one, two)) == {key for key in FIELD_KEYS if key.startswith("second_dataset.")}
+    fields = {key for key in FIELD_KEYS if key.startswith("second_dataset.")}
+    assert set(changed_keys(one, two)) == fields - set(RESUMABLE_KEYS)
 
 
 def test_number_of_steps_may_change_only_without_decay() -> None:

@@ -12,6 +12,7 @@ from featgan.data.shards.reading import changed_shard_error
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.system.files import atomic_write, sha256_of
+from featgan.system.locations import Location
 from featgan.system.progress import track_progress
 from featgan.system.verified_hashes import first_modified_file
 
@@ -35,12 +36,12 @@ class ShardSet:
         self.splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> "ShardSet":
+    def open(cls, path: Path | str | Location) -> "ShardSet":
         """Open a shard folder: read its manifest and check the size of every shard; `verify` also checks the content.
 
         Raises UserError if the folder is not a shard folder, or if a shard is missing or has the wrong size.
         """
-        folder = Path(path)
+        folder = path.path if isinstance(path, Location) else Path(path)
         manifest = load_shard_manifest(folder)
         for split in manifest.splits.values():
             for shard in split.shards:
