@@ -24,6 +24,7 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.device import limit_torch_threads
 from featgan.system.images import to_float
+from featgan.system.locations import Location
 from featgan.system.memory import keep_freed_memory
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.resources import count_threads
@@ -41,7 +42,7 @@ MAX_DECODER_THREADS = 8
 
 
 def extract_features(
-    shards: Path | str,
+    shards: Path | str | Location,
     spec: str,
     cache_name: str,
     layer: str | None = None,

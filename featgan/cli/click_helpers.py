@@ -12,13 +12,14 @@ from featgan.cli.log_handler import install_log_handler
 from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
 from featgan.system.os_errors import user_error_message
-from featgan.system.path_option import UserPath
+from featgan.system.path_option import UserLocation, UserPath
 from featgan.system.plain_text import print_line
 
 STANDARD_OUTPUT = 1
 """File descriptor of the standard output."""
 
 PATH_TYPE = UserPath(path_type=Path)
+LOCATION_TYPE = UserLocation()
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

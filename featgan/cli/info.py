@@ -15,6 +15,7 @@ from featgan.run.checkpoint import find_corruption
 from featgan.run.model_metadata import read_model_metadata
 from featgan.run.paths import checkpoint_steps, load_run_config
 from featgan.system.json_files import read_json_object
+from featgan.system.locations import Location
 
 Facts = dict[str, object]
 
@@ -22,8 +23,8 @@ INTACT = "all checksums match the manifest"
 """Result of a successful integrity check."""
 
 
-def describe_shards(path: Path) -> tuple[str, Facts]:
-    shards = ShardSet.open(path)
+def describe_shards(location: Path | Location) -> tuple[str, Facts]:
+    shards = ShardSet.open(location)
     facts: Facts = {"image size": f"{shards.image_size} px", "classes": ", ".join(shards.classes)}
     for name in shards.split_names:
         split = shards.get_split(name)
@@ -33,7 +34,7 @@ def describe_shards(path: Path) -> tuple[str, Facts]:
     if shards.factor_names:
         facts["true factors"] = ", ".join(shards.factor_names)
     shards.verify()
-    facts["integrity"] = INTACT
+    facts["integrity"] = "each shard is checked when it is downloaded" if shards.location.is_remote else INTACT
     return "shards", facts
 
 
@@ -117,20 +118,31 @@ PATH_KINDS: list[tuple[Callable[[Path], bool], Callable[[Path], tuple[str, Facts
 """Test and description of each kind of folder; the first test that succeeds decides."""
 
 
+def describe_location(location: Location) -> Table:
+    """Return a table that describes a folder, or shards behind a URL. Raises UserError if featgan did not write it."""
+    if location.is_remote:
+        return build_table(location, *describe_shards(location))
+    return describe_path(location.path)
+
+
 def describe_path(path: Path) -> Table:
     """Return a table that describes the path. Raises UserError if it is not a folder of featgan."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path")
     for is_kind, describe_kind in PATH_KINDS:
         if is_kind(path):
-            title, facts = describe_kind(path)
-            table = Table(title=f"{path}: {title}", title_justify="left", show_header=False)
-            table.add_column(no_wrap=True)
-            table.add_column(overflow="fold")  # by default, the end of a long path would be cut off
-            for name, value in facts.items():
-                table.add_row(name, str(value))
-            return table
+            return build_table(path, *describe_kind(path))
     raise UserError(
         f"{path}: not a shard folder, feature cache, classifier, run or checkpoint of featgan; "
         "give the path of one of these folders"
     )
+
+
+def build_table(location: object, title: str, facts: Facts) -> Table:
+    """Return a table with one fact per row."""
+    table = Table(title=f"{location}: {title}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # by default, the end of a long path would be cut off
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table

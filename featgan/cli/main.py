@@ -11,6 +11,7 @@ from featgan import __version__
 from featgan.bench.cli import bench
 from featgan.cli.click_helpers import (
     CONTEXT_SETTINGS,
+    LOCATION_TYPE,
     PATH_TYPE,
     OrderedGroup,
     evaluator_options,
@@ -37,7 +38,7 @@ LAYOUT_NAMES = ("affectnet-lists", "affectnet-csv", "affectnet", "affectnet-plus
 step_option = click.option(
     "--step", default="latest", show_default=True, help="Training step of the checkpoint to use, or `latest`."
 )
-shards_help = "Folder written by `featgan pack`."
+shards_help = "Path or URL of a folder written by `featgan pack`."
 image_size_help = "Width and height of the images in pixels."
 
 
@@ -177,7 +178,7 @@ def blackbox() -> None:
 
 
 @blackbox.command("fit")
-@click.option("--shards", required=True, type=PATH_TYPE, help=shards_help)
+@click.option("--shards", required=True, type=LOCATION_TYPE, help=shards_help)
 @click.option(
     "--task",
     default="expression",
@@ -210,7 +211,7 @@ def blackbox() -> None:
     help="Random seed for the initial weights and the data order.",
 )
 def fit(
-    shards: Path, task: str, out: Path, network: str, weights: Path | None, epochs: int, width: float, seed: int
+    shards: Location, task: str, out: Path, network: str, weights: Path | None, epochs: int, width: float, seed: int
 ) -> None:
     """Train a classifier on packed images.
 
@@ -226,7 +227,7 @@ def fit(
 
 
 @cli.command()
-@click.option("--shards", type=PATH_TYPE, help=shards_help)
+@click.option("--shards", type=LOCATION_TYPE, help=shards_help)
 @click.option(
     "--blackbox",
     "spec",
@@ -237,7 +238,7 @@ def fit(
 @extract_options
 @click.option("--list-layers", is_flag=True, help="List the available layers and exit.")
 def extract(
-    shards: Path | None,
+    shards: Location | None,
     spec: str,
     layer: str | None,
     cache_name: str,
@@ -261,7 +262,8 @@ def extract(
     from featgan.blackbox.extraction import extract_features
     from featgan.run.approved_callables import record_callables
 
-    record_callables(shards, callable_names([spec]))
+    if not shards.is_remote:
+        record_callables(shards.path, callable_names([spec]))
     cache = extract_features(
         shards,
         spec,
@@ -485,16 +487,16 @@ def explore(
 
 
 @cli.command()
-@click.argument("path", type=PATH_TYPE)
-def info(path: Path) -> None:
+@click.argument("path", type=LOCATION_TYPE)
+def info(path: Location) -> None:
     """Describe the contents of a folder.
 
-    PATH is a shard folder, feature cache, classifier, run or checkpoint.
+    PATH is a shard folder, feature cache, classifier, run or checkpoint. It may be the URL of a shard folder.
     """
-    from featgan.cli.info import describe_path
+    from featgan.cli.info import describe_location
     from featgan.system.console import PlainConsole
 
-    PlainConsole().print(describe_path(path))
+    PlainConsole().print(describe_location(path))
 
 
 @cli.command()

@@ -113,7 +113,7 @@ def build_condition(dataset: DatasetConfig, shards: ShardSet, split_name: str) -
     if not len(condition.rows):
         kind = dataset.condition.kind
         raise UserError(
-            f"{shards.path}: no image of split {split_name!r} has the labels that condition.kind {kind!r} "
+            f"{shards.location}: no image of split {split_name!r} has the labels that condition.kind {kind!r} "
             "requires; choose another kind, or pack images with labels"
         )
     return condition
@@ -142,7 +142,9 @@ def attributes_condition(dataset: DatasetConfig, shards: ShardSet, split: Split)
     unknown = [name for name in names if name not in shards.attribute_names]
     if unknown:
         available = ", ".join(shards.attribute_names) or "none"
-        raise UserError(f"{shards.path}: no attribute {unknown[0]!r}; set condition.attributes to some of {available}")
+        raise UserError(
+            f"{shards.location}: no attribute {unknown[0]!r}; set condition.attributes to some of {available}"
+        )
     columns = tuple(split.attributes[:, list(shards.attribute_names).index(name)] for name in names)
     rows = select_rows(len(split), lambda chunk: (np.stack([column[chunk] for column in columns]) >= 0).all(0))
     return Condition(dataset.condition, names, rows, ColumnValues(columns))
@@ -157,7 +159,7 @@ def features_condition(dataset: DatasetConfig, shards: ShardSet, split: Split) -
     cache = FeatureCache.open(shards, dataset.feature_cache)
     if config.encoding == "components" and cache.num_components is None:
         raise UserError(
-            f"{cache.path}: condition.encoding 'components' requires principal components; "
+            f"{cache.location}: condition.encoding 'components' requires principal components; "
             "run `featgan extract --num-components K`"
         )
     space = cache.space

@@ -59,7 +59,7 @@ from featgan.evaluation.sweeps import (
 )
 from featgan.evaluation.true_factors import SharedFactors, factor_response, find_shared_factors, measure_factors
 from featgan.inference.editor import ImageEditor
-from featgan.inference.model import EditingModel, load_model, open_cache, open_shards
+from featgan.inference.model import EditingModel, load_model, open_cache, open_dataset, open_shards
 from featgan.inference.training_data import check_stored_blackbox, open_blackbox
 from featgan.run.evaluation_document import EvaluationDocument, read_evaluation, write_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
@@ -268,7 +268,7 @@ def evaluate_label_model(
     whose targets have any.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
-    all_shards = [shards, *(ShardSet.open(dataset.shards) for dataset in datasets[1:])]
+    all_shards = [shards, *(open_dataset(dataset) for dataset in datasets[1:])]
     for other_shards in all_shards[1:]:
         other_shards.verify()
     conditions = [

@@ -168,5 +168,5 @@ def exclude_untrained_classes(condition: Condition, shards: ShardSet) -> Conditi
     is_known[np.asarray(condition.rows)] = True
     rows = select_rows(len(labels), lambda chunk: is_known[chunk] & is_trained[chunk])
     if len(rows) < len(condition.rows):
-        report_untrained_classes(shards.path, untrained)
+        report_untrained_classes(shards.location, untrained)
     return replace(condition, rows=rows)

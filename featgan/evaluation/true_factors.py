@@ -29,7 +29,7 @@ def find_shared_factors(shards: ShardSet, factor_probe: BlackBox) -> SharedFacto
     nuisance = [name for name in NUISANCE_FACTORS if name in shard_names and name in probe_names]
     if not expression or not nuisance:
         raise UserError(
-            f"--factor-probe {factor_probe.spec}: predicts none of the true factors in {shards.path}; "
+            f"--factor-probe {factor_probe.spec}: predicts none of the true factors in {shards.location}; "
             "train a probe on shards of synthetic faces with `featgan blackbox fit --task factors`"
         )
     names = FactorNames(expression, nuisance)

@@ -65,6 +65,6 @@ def load_label_spaces(run_dir: Path, model: EditingModel, shards: ShardSet | Non
         second_dataset = load_run_config(run_dir).second_dataset
         if second_dataset is not None:
             kind = second_dataset.condition.kind
-            untrained = find_untrained_in(second_dataset.shards) if kind == "expression" else ()
+            untrained = find_untrained_in(second_dataset) if kind == "expression" else ()
             spaces.append(LabelSpace(kind, model.metadata.names[first_dim:], 1, layout, untrained))
     return tuple(spaces)

@@ -1,14 +1,17 @@
 """The exported generator of a run: everything that is needed to edit an image."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from featgan.config.schema import DatasetConfig
 from featgan.data.conditions import build_condition_input, condition_input_dim
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.remote.access import DEFAULT_ACCESS, DataAccess
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
@@ -16,6 +19,7 @@ from featgan.networks.generator import Generator
 from featgan.networks.parameter_count import describe_shapes
 from featgan.run.checkpoint import CORRUPTED_REMEDY, find_checkpoint, read_space, read_tensors
 from featgan.run.model_metadata import ModelMetadata, read_model_metadata
+from featgan.run.paths import load_run_config
 from featgan.system.device import limit_torch_threads
 from featgan.system.memory import choose_batch_size, keep_freed_memory
 
@@ -30,6 +34,8 @@ class EditingModel:
     generator: Generator
     space: FeatureSpace | None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    access: DataAccess = DEFAULT_ACCESS
+    """How the data of the run are read."""
 
     def encode(self, features: Tensor) -> Tensor:
         """Convert features of the black box [..., F] to the condition [..., C]."""
@@ -51,13 +57,31 @@ class EditingModel:
         return torch.cat(batches)
 
 
+def open_dataset(dataset: DatasetConfig) -> ShardSet:
+    """Open the shards of a data set of a run that was trained, maybe on another machine."""
+    return ShardSet.open(dataset.shards, replace(DataAccess.from_config(dataset), may_use_other_folder=True))
+
+
+def read_access(run_dir: Path) -> DataAccess:
+    """Return how the run reads its data; the default if its configuration is missing or of another user.
+
+    Someone else could choose any folder of this user as the cache.
+    """
+    try:
+        if (run_dir / "config.yaml").stat().st_uid not in (os.geteuid(), 0):
+            return DEFAULT_ACCESS
+        return replace(DataAccess.from_config(load_run_config(run_dir).dataset), may_use_other_folder=True)
+    except (UserError, OSError):
+        return DEFAULT_ACCESS
+
+
 def open_shards(model: EditingModel) -> ShardSet:
     """Open the shards that the model was trained on; raises UserError if they differ or are corrupted."""
-    shards = ShardSet.open(str(model.metadata.dataset["shards"]))
+    shards = ShardSet.open(str(model.metadata.dataset["shards"]), model.access)
     fingerprint = model.metadata.dataset.get("fingerprint")
     if shards.image_size != model.metadata.image_size or (fingerprint and fingerprint != shards.fingerprint):
         raise UserError(
-            f"{shards.path}: not the shards that the run was trained on ({shards.image_size} px now, "
+            f"{shards.location}: not the shards that the run was trained on ({shards.image_size} px now, "
             f"{model.metadata.image_size} px in training); pack the original shards again or train again"
         )
     shards.verify()
@@ -70,7 +94,7 @@ def open_cache(model: EditingModel, shards: ShardSet) -> FeatureCache:
     identity = model.metadata.blackbox or {}
     if any(cache.blackbox[key] != identity.get(key) for key in ("sha256", "layer")):
         raise UserError(
-            f"{cache.path}: not the classifier or layer that the run was trained on; "
+            f"{cache.location}: not the classifier or layer that the run was trained on; "
             "extract the original features again or train again"
         )
     cache.verify()
@@ -101,7 +125,7 @@ def load_model(run_dir: Path, step: int | None = None, device: torch.device | st
     generator = build_generator()
     generator.load_state_dict(tensors)
     generator.eval().requires_grad_(False).to(device)
-    return EditingModel(metadata, generator, load_space(folder, metadata), torch.device(device))
+    return EditingModel(metadata, generator, load_space(folder, metadata), torch.device(device), read_access(run_dir))
 
 
 def load_space(folder: Path, metadata: ModelMetadata) -> FeatureSpace | None:

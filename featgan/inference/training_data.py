@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featgan.blackbox.class_names import match_names
 from featgan.blackbox.loading import BlackBox, load_blackbox
+from featgan.config.schema import DatasetConfig
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, check_stored_spec
 from featgan.data.conditions import ConditionLayout
 from featgan.data.feature_cache.cache import FeatureCache
@@ -17,8 +18,7 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.directions import class_means
-from featgan.inference.model import EditingModel, open_cache, open_shards
-from featgan.system.locations import Location
+from featgan.inference.model import EditingModel, open_cache, open_dataset, open_shards
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def untrained_classes(shards: ShardSet) -> tuple[str, ...]:
     return tuple(name for label, name in enumerate(shards.classes) if label not in present) if len(present) else ()
 
 
-def find_untrained_in(shards_path: Location) -> tuple[str, ...]:
+def find_untrained_in(dataset: DatasetConfig) -> tuple[str, ...]:
     """Return the classes without training images of a second data set; empty if its shards cannot be opened."""
     try:
-        return untrained_classes(ShardSet.open(shards_path))
+        return untrained_classes(open_dataset(dataset))
     except UserError as error:
         logger.warning(f"{error}; edits toward classes without training images are not excluded")
         return ()
@@ -142,7 +142,7 @@ def attribute_columns(model: EditingModel, shards: ShardSet) -> list[int]:
     missing = [name for name in model.metadata.attribute_names if name not in shards.attribute_names]
     if missing:
         raise UserError(
-            f"{shards.path}: no attribute {missing[0]!r}, which the run was trained on; pack the shards again"
+            f"{shards.location}: no attribute {missing[0]!r}, which the run was trained on; pack the shards again"
         )
     return [shards.attribute_names.index(name) for name in model.metadata.attribute_names]
 

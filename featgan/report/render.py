@@ -247,7 +247,9 @@ def choose_sources(inputs: RenderInputs) -> SourceImages:
     )
     rows = sample_rows(split.expression, usable_indices, options.num_images, options.seed, correct_indices)
     if not len(rows):
-        raise UserError(f"{training_data.shards.path}: no validation image has the labels of this run; use --images")
+        raise UserError(
+            f"{training_data.shards.location}: no validation image has the labels of this run; use --images"
+        )
     labels = label_names(split.expression, rows, training_data.shards.classes)
     names = tuple(
         f"{split.keys[row]} ({label})" if label else str(split.keys[row])
@@ -326,9 +328,7 @@ def build_second_dataset_sweeps(options: RenderOptions, model: EditingModel, sou
         images=sources.images,
         encode=lambda target, source: layout.embed(target, 1),
         class_names=model.metadata.names[layout.dims[0] :],
-        untrained=frozenset(
-            find_untrained_in(second_dataset.shards) if second_dataset.condition.kind == "expression" else ()
-        ),
+        untrained=frozenset(find_untrained_in(second_dataset) if second_dataset.condition.kind == "expression" else ()),
     )
     return build_sweeps(sweep_inputs, prefix="second-")
 

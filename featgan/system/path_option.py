@@ -1,9 +1,10 @@
-"""The type of path options and arguments on the command line."""
+"""The types of paths and URLs in options and arguments of the command line."""
 
 from typing import Any
 
 import click
 
+from featgan.system.locations import Location
 from featgan.system.user_paths import expand_path
 
 
@@ -12,3 +13,15 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(expand_path(value), param, ctx)
+
+
+class UserLocation(click.ParamType[Location]):
+    """A path, in which `~` and variables are replaced, or a URL."""
+
+    name = "path or URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        if isinstance(value, Location):
+            return value
+        location = Location.parse(value)
+        return location if location.is_remote else Location.from_path(expand_path(location.path))

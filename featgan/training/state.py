@@ -17,6 +17,7 @@ from featgan.data.conditions import (
     condition_input_dim,
 )
 from featgan.data.loader import TrainingSet
+from featgan.data.remote.access import DataAccess
 from featgan.data.shards.shard_set import NO_VALIDATION_PROBLEM, NO_VALIDATION_REMEDY, ShardSet
 from featgan.distributed.context import DistributedContext
 from featgan.distributed.trainable import TrainableNetwork
@@ -59,7 +60,8 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
     Raises UserError if one is missing, or if the two have different image sizes.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
-    shard_sets = [ShardSet.open(dataset.shards) for dataset in datasets]
+    hang_timeout = config.distributed.hang_timeout
+    shard_sets = [ShardSet.open(dataset.shards, DataAccess.from_config(dataset, hang_timeout)) for dataset in datasets]
     image_sizes = {shard_set.image_size for shard_set in shard_sets}
     if len(image_sizes) > 1:
         sizes = " and ".join(f"{size} px" for size in sorted(image_sizes))
@@ -76,7 +78,7 @@ def warn_without_validation(shard_sets: Sequence[ShardSet]) -> None:
     """Log one warning for each data set without a validation split, before a long training."""
     for shard_set in shard_sets:
         if not shard_set.has_validation:
-            logger.warning(f"{shard_set.path}: {NO_VALIDATION_PROBLEM}; {NO_VALIDATION_REMEDY}")
+            logger.warning(f"{shard_set.location}: {NO_VALIDATION_PROBLEM}; {NO_VALIDATION_REMEDY}")
 
 
 def verify_data(
@@ -99,7 +101,7 @@ def verify_data(
             main_error = error
     if context.any_rank(main_error is not None):
         raise main_error or UserError(
-            f"{shard_sets[0].path}: the data have changed; see the message of the main process"
+            f"{shard_sets[0].location}: the data have changed; see the message of the main process"
         )
 
 

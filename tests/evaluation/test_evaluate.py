@@ -427,7 +427,7 @@ def test_shards_that_differ_from_training_are_rejected(
         pack_shards("affectnet", world.source, tmp_path / name, image_size=size, max_images=limit, workers=1)
         others[name] = ShardSet.open(tmp_path / name)
     for other in others.values():
-        monkeypatch.setattr(ShardSet, "open", lambda path, other=other: other)
+        monkeypatch.setattr(ShardSet, "open", lambda *arguments, other=other: other)
         with pytest.raises(UserError, match="not the shards that the run was trained on"):
             evaluate_run(trained_run, suite="quick")
 
@@ -495,7 +495,7 @@ def test_perfect_label_conditioned_generator_reaches_the_upper_bound(
         "edit_images",
         lambda self, images, condition: torch.stack([image_by_class[int(row.argmax())] for row in condition]),
     )
-    monkeypatch.setattr(ShardSet, "open", lambda path: world.shards)
+    monkeypatch.setattr(ShardSet, "open", lambda *arguments: world.shards)
     document = evaluate_run(run, suite="quick", classifiers=["linear"])
     table = document.tables[0]
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}

@@ -28,7 +28,7 @@ def test_factors_are_matched_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         -1,
     )
     evaluator = SimpleNamespace(
-        shards=SimpleNamespace(get_split=splits.__getitem__, factor_names=shard_names, path="shards"),
+        shards=SimpleNamespace(get_split=splits.__getitem__, factor_names=shard_names, location="shards"),
         split=splits["validation"],
         cache=SimpleNamespace(features=lambda split, rows: np.zeros((len(rows), 2))),
         editor=SimpleNamespace(show_progress=lambda description, total: nullcontext()),

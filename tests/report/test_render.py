@@ -92,8 +92,8 @@ class RenderFixture:
         self.space = FeatureSpace.fit(torch.from_numpy(splits["train"].features))
         self.model = FakeColorShiftModel(kind, self.space, condition_dim)
         shards = SimpleNamespace(
-            path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32, attribute_names=("Smiling", "Young"),
-            has_validation=True,
+            location="shards", path=Path("shards"), classes=CLASSES, fingerprint="cd" * 32,
+            attribute_names=("Smiling", "Young"), has_validation=True,
             get_split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(

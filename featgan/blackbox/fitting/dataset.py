@@ -74,7 +74,7 @@ def target_output_names(shards: ShardSet, task: str) -> tuple[str, ...]:
     if task not in names:
         raise UserError(f"--task {task}: unknown task; use one of {', '.join(names)}")
     if not names[task]:
-        raise UserError(f"{shards.path}: the shards have no labels for the task {task}; choose another --task")
+        raise UserError(f"{shards.location}: the shards have no labels for the task {task}; choose another --task")
     return names[task]
 
 
@@ -97,13 +97,13 @@ def load_classifier_dataset(shards: ShardSet, split_name: str, task: str, image_
     rows = np.flatnonzero(usable)
     if len(rows) < 2:
         raise UserError(
-            f"{shards.path}: only {len(rows)} images of split {split_name} have labels for the task {task}, "
+            f"{shards.location}: only {len(rows)} images of split {split_name} have labels for the task {task}, "
             "but 2 are needed; choose another --task"
         )
     if task == "expression" and split_name == "train" and len(np.unique(values[rows])) == 1:
         only_class = shards.classes[int(values[rows[0]])]
         raise UserError(
-            f"{shards.path}: all images of split {split_name} belong to class {only_class!r}, "
+            f"{shards.location}: all images of split {split_name} belong to class {only_class!r}, "
             "but 2 classes are needed; choose another --task"
         )
     return ClassifierDataset(split, rows, torch.from_numpy(values[rows]), image_size)

@@ -28,6 +28,7 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.device import limit_torch_threads
 from featgan.system.files import check_writable, sha256_of
+from featgan.system.locations import Location
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class FitSettings(BaseModel):
 
 
 def fit_blackbox(
-    shards: Path | str,
+    shards: Path | str | Location,
     task: str,
     out: Path | str,
     network: str = "vgg",
@@ -203,6 +204,6 @@ def load_splits(shards: ShardSet, settings: FitSettings) -> tuple[ClassifierData
     """Return the dataset to train on, and the dataset to score."""
     train = load_classifier_dataset(shards, "train", settings.task, settings.image_size)
     if "validation" not in shards.split_names:
-        logger.warning(f"{shards.path}: no validation split; the scores are computed on the training images")
+        logger.warning(f"{shards.location}: no validation split; the scores are computed on the training images")
         return train, train
     return train, load_classifier_dataset(shards, "validation", settings.task, settings.image_size)

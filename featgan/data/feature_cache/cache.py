@@ -19,8 +19,10 @@ from featgan.data.feature_cache.storage import (
     CacheFile,
     CacheManifest,
     CacheProvenance,
+    ShardArrays,
     array_path,
     cache_folder,
+    cache_location,
     check_file_size,
     corrupt_cache_error,
     is_intact,
@@ -29,13 +31,16 @@ from featgan.data.feature_cache.storage import (
     mismatched_cache_error,
     open_array,
     open_split_arrays,
+    parse_cache_manifest,
     read_cache_manifest,
 )
+from featgan.data.remote.remote_folder import RemoteFolder
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.system.files import atomic_write, sha256_of, user_friendly_write_errors
+from featgan.system.locations import Location
 from featgan.system.verified_hashes import first_modified_file
 
 SPACE_FILE, HEAD_FILE = "space.safetensors", "head.safetensors"
@@ -76,9 +81,11 @@ class BlackBoxInfo(Protocol):
 class FeatureCache:
     """Features [N, F] and outputs [N, O] of one black box for every image of a shard set and its horizontal flip."""
 
-    def __init__(self, shards: ShardSet, path: Path, manifest: CacheManifest) -> None:
-        self.name = path.name
+    def __init__(self, shards: ShardSet, path: Path, manifest: CacheManifest, location: Location) -> None:
+        self.name = location.name
+        self.location = location
         self.path = path
+        """The folder with the manifest and the feature space; for a URL, a copy in the node cache."""
         self.manifest = manifest
         self.feature_dim = manifest.feature_dim
         self.output_dim = manifest.output_dim
@@ -88,7 +95,7 @@ class FeatureCache:
         self.blackbox = manifest.blackbox.model_dump()
         widths = {"features": self.feature_dim, "outputs": self.output_dim}
         self.arrays = {
-            (name, kind): open_split_arrays(path, shards.get_split(name), kind, width)
+            (name, kind): open_cached_arrays(shards, name, kind, width, manifest, location)
             for name in shards.split_names
             for kind, width in widths.items()
         }
@@ -100,24 +107,24 @@ class FeatureCache:
         Raises UserError if the cache does not exist, is not complete or belongs to different shards, or if a file is
         missing or truncated.
         """
-        path = cache_folder(shards, name)
-        command = f"featgan extract --shards {shards.path} --blackbox SPEC --cache-name {name}"
-        if not (path / MANIFEST_FILE).is_file():
-            problem = (
-                "the feature cache is not complete"
-                if (path / PARTIAL_MANIFEST_FILE).is_file()
-                else "no such feature cache"
-            )
-            raise UserError(f"{path}: {problem}; run `{command}`" + list_existing_caches(path))
-        manifest = read_cache_manifest(path / MANIFEST_FILE, CacheManifest)
+        location = cache_location(shards, name)
+        command = f"featgan extract --shards {shards.location} --blackbox SPEC --cache-name {name}"
+        if location.is_remote:
+            folder = RemoteFolder.open(location, MANIFEST_FILE, shards.access)
+            path, manifest = folder.path, parse_cache_manifest(folder.manifest, CacheManifest, location)
+        else:
+            path, manifest = location.path, read_complete_manifest(location.path, command)
         if manifest.shards != shards.fingerprint:
             raise UserError(
-                f"{path}: the features were extracted from different shards than {shards.path}; "
+                f"{location}: the features were extracted from different shards than {shards.location}; "
                 f"remove it and run `{command}`"
             )
         for file, entry in manifest.files.items():
-            check_file_size(path / Path(file).name, entry)
-        cache = cls(shards, path, manifest)
+            if not location.is_remote:
+                check_file_size(path / Path(file).name, entry)
+            elif file in (SPACE_FILE, HEAD_FILE):
+                folder.copy_file(file, entry.sha256, entry.bytes)
+        cache = cls(shards, path, manifest, location)
         for arrays in cache.arrays.values():
             arrays.check_sizes()
         return cache
@@ -147,11 +154,41 @@ class FeatureCache:
         return self.arrays[split, "outputs"].gather_rows(rows, flipped)
 
     def verify(self) -> None:
-        """Check the sha256 of every file that was not verified before. Raises UserError for the first mismatch."""
-        hashes = {Path(file).name: entry.sha256 for file, entry in self.manifest.files.items()}
+        """Check the sha256 of every file that was not verified before. Raises UserError for the first mismatch.
+
+        Files that are read through the node cache are left out: it checks each one when it arrives.
+        """
+        cached = {item.sha256 for arrays in self.arrays.values() for item in arrays.shard_files.items()}
+        files = {Path(file).name: entry.sha256 for file, entry in self.manifest.files.items()}
+        hashes = {name: sha256 for name, sha256 in files.items() if sha256 not in cached}
         path = first_modified_file(self.path, hashes, "files")
         if path is not None:
             raise corrupt_cache_error(path, "its checksum does not match")
+
+
+def read_complete_manifest(path: Path, command: str) -> CacheManifest:
+    """Read the manifest of a cache in a local folder. Raises UserError if it is missing, incomplete or corrupted."""
+    if not (path / MANIFEST_FILE).is_file():
+        is_partial = (path / PARTIAL_MANIFEST_FILE).is_file()
+        problem = "the feature cache is not complete" if is_partial else "no such feature cache"
+        raise UserError(f"{path}: {problem}; run `{command}`" + list_existing_caches(path))
+    return read_cache_manifest(path / MANIFEST_FILE, CacheManifest)
+
+
+def open_cached_arrays(
+    shards: ShardSet, split_name: str, kind: str, width: int, manifest: CacheManifest, location: Location
+) -> ShardArrays:
+    """Open the arrays of a split. Raises UserError if the manifest does not contain a file that must be downloaded."""
+    split = shards.get_split(split_name)
+    if not location.is_remote and not shards.access.stage:
+        return open_split_arrays(location.path, split, kind, width)
+    names = [array_path(Path(), shard, kind).name for shard in split.shard_names]
+    entries = {Path(file).name: entry for file, entry in manifest.files.items()}
+    missing = [name for name in names if name not in entries]
+    if missing:
+        raise corrupt_cache_error(location.join(MANIFEST_FILE).redacted, f"does not contain {missing[0]}")
+    files = [(location.join(name), entries[name].bytes, entries[name].sha256) for name in names]
+    return ShardArrays(shards.access.open_files(files), split.shard_counts, width)
 
 
 def list_existing_caches(path: Path) -> str:

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from featgan.config.choices import Task
 from featgan.data.remote.shard_files import LocalFiles, ShardFiles
+from featgan.data.shards.manifest import Count, Sha256
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
 from featgan.features.space import FeatureSpace
 from featgan.system.array_files import ArrayError, map_array, map_open_array
 from featgan.system.files import describe_read_error, sha256_of
-from featgan.system.json_files import read_json
+from featgan.system.json_files import JsonError, parse_json, read_json
 from featgan.system.limits import MAX_ARRAY_HEADER_BYTES, MAX_FEATURES
+from featgan.system.locations import Location
 from featgan.system.open_file import OpenFile
 from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
@@ -28,8 +30,6 @@ PARTIAL_MANIFEST_FILE = "partial.json"
 
 FLOAT_BYTES = 4
 """Size of a float32 value in bytes."""
-
-NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class CacheManifestModel(BaseModel):
@@ -74,8 +74,8 @@ class CacheProvenance(CacheManifestModel):
 class CacheFile(CacheManifestModel):
     """Size and sha256 of one file of the cache."""
 
-    bytes: NonNegativeInt
-    sha256: str
+    bytes: Count
+    sha256: Sha256
 
 
 class CacheManifest(CacheProvenance):
@@ -223,21 +223,46 @@ def array_path(folder: Path, shard: str, kind: str) -> Path:
 
 
 def cache_folder(shards: ShardSet, name: str) -> Path:
-    """Return SHARDS/features/NAME. Raises UserError if the name is not a simple folder name."""
+    """Return the folder SHARDS/features/NAME for writing.
+
+    Raises UserError if the name is not a simple folder name, or if the shards are behind a URL.
+    """
+    location = cache_location(shards, name)
+    if location.is_remote:
+        raise UserError(f"{shards.location}: the features cannot be written to a URL; choose a local folder with --out")
+    return location.path
+
+
+def cache_location(shards: ShardSet, name: str) -> Location:
+    """Return the location of SHARDS/features/NAME. Raises UserError if the name is not a simple folder name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UserError(f"feature cache name {name!r}: use letters, digits, '.', '_' and '-'")
-    return shards.path / "features" / name
+    return shards.location.join("features").join(name)
 
 
 def read_cache_manifest(path: Path, model: type[AnyProvenance]) -> AnyProvenance:
     """Read a manifest. Raises UserError if it is corrupted."""
     remedy = f"remove {path.parent} and run `featgan extract` again"
+    return check_cache_manifest(read_json(path, remedy=remedy), model, path, remedy)
+
+
+def parse_cache_manifest(content: bytes, model: type[AnyProvenance], location: object) -> AnyProvenance:
+    """Parse a manifest that was downloaded from `location`. Raises UserError if it is corrupted."""
+    remedy = "run `featgan extract` again"
     try:
-        return model.model_validate(read_json(path, remedy=remedy))
+        return check_cache_manifest(parse_json(content), model, location, remedy)
+    except JsonError as error:
+        raise UserError(f"{location}: {error}; {remedy}") from None
+
+
+def check_cache_manifest(value: Any, model: type[AnyProvenance], location: object, remedy: str) -> AnyProvenance:
+    """Return the manifest that a JSON value describes. Raises UserError if it is corrupted."""
+    try:
+        return model.model_validate(value)
     except ValidationError as error:
         first_error = error.errors(include_url=False)[0]
-        location = ".".join(str(part) for part in first_error["loc"]) or "the file"
-        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); {remedy}") from error
+        field = ".".join(str(part) for part in first_error["loc"]) or "the file"
+        raise UserError(f"{location}: corrupted ({field}: {first_error['msg']}); {remedy}") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -164,10 +164,7 @@ class NodeCache:
                 self.num_downloads += 1
                 if (fetched.sha256, fetched.size) == (item.sha256, item.bytes):
                     return self.add_object(item, partial)
-        raise UserError(
-            f"{item.source.redacted}: has changed since it was indexed (sha256 {fetched.sha256[:8]}, not "
-            f"{item.sha256[:8]}); restore it or run `featgan index` again"
-        )
+        raise changed_file_error(item.source, fetched.sha256, item.sha256)
 
     def add_object(self, item: CacheItem, partial: BinaryIO) -> OpenFile:
         """Give a complete partial file its final name, and return it open for reading."""
@@ -318,6 +315,14 @@ class NodeCache:
                 else:
                     plans.append(read_plan(self.plan_path(path.name)))
         return plans
+
+
+def changed_file_error(source: FileSource, found_sha256: str, expected_sha256: str) -> UserError:
+    """Return the error for a file that does not have the hash in its manifest."""
+    return UserError(
+        f"{source.redacted}: has changed since it was indexed (sha256 {found_sha256[:8]}, not {expected_sha256[:8]}); "
+        "restore it or run `featgan index` again"
+    )
 
 
 def list_file_status(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

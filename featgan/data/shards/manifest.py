@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featgan.errors import UserError
-from featgan.system.json_files import read_json
+from featgan.system.json_files import JsonError, parse_json, read_json
 from featgan.system.limits import MAX_IMAGE_SIZE, MIN_IMAGE_BYTES
+from featgan.system.locations import Location
 
 MANIFEST_FILE = "manifest.json"
 """Name of the manifest of a shard folder and of a feature cache."""
+
+PACK_REMEDY = "pack the images again"
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -39,6 +42,10 @@ class ShardFile(ManifestModel):
     def stem(self) -> str:
         """Name of the shard in the feature caches."""
         return self.name.removesuffix(".tar")
+
+    def locate(self, folder: Location) -> Location:
+        """Return where the file is; `folder` contains the manifest."""
+        return folder.resolve(self.name)
 
 
 class SplitManifest(ManifestModel):
@@ -113,10 +120,23 @@ def load_shard_manifest(folder: Path) -> ShardManifest:
         has_tar_files = any(folder.glob("*.tar"))
         problem = "tar files without a manifest.json" if has_tar_files else "not a shard folder (no manifest.json)"
         raise UserError(f"{folder}: {problem}; create shards with `featgan pack LAYOUT SOURCE --out OUT`")
-    remedy = "pack the images again"
+    return check_shard_manifest(read_json(path, remedy=PACK_REMEDY), path)
+
+
+def parse_shard_manifest(content: bytes, location: object) -> ShardManifest:
+    """Parse a manifest that was downloaded from `location`. Raises UserError if it is corrupted."""
     try:
-        return ShardManifest.model_validate(read_json(path, remedy=remedy))
+        value = parse_json(content)
+    except JsonError as error:
+        raise UserError(f"{location}: {error}; {PACK_REMEDY}") from None
+    return check_shard_manifest(value, location)
+
+
+def check_shard_manifest(value: Any, location: object) -> ShardManifest:
+    """Return the manifest that a JSON value describes. Raises UserError if it is corrupted."""
+    try:
+        return ShardManifest.model_validate(value)
     except ValidationError as error:
         first_error = error.errors(include_url=False)[0]
-        location = ".".join(str(part) for part in first_error["loc"]) or "the file"
-        raise UserError(f"{path}: corrupted ({location}: {first_error['msg']}); {remedy}") from error
+        field = ".".join(str(part) for part in first_error["loc"]) or "the file"
+        raise UserError(f"{location}: corrupted ({field}: {first_error['msg']}); {PACK_REMEDY}") from error

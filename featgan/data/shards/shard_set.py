@@ -5,9 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
+from featgan.data.remote.access import DEFAULT_ACCESS, DataAccess
+from featgan.data.remote.remote_folder import RemoteFolder, folder_of
+from featgan.data.remote.shard_files import ShardFiles
 from featgan.data.shards.index import ShardEntry, SplitIndex, build_index, load_index, scan_shard, serialize_index
 from featgan.data.shards.index_checks import has_valid_labels, is_within_shards
-from featgan.data.shards.manifest import ShardFile, ShardManifest, SplitManifest, load_shard_manifest
+from featgan.data.shards.manifest import (
+    MANIFEST_FILE,
+    ShardFile,
+    ShardManifest,
+    SplitManifest,
+    load_shard_manifest,
+    parse_shard_manifest,
+)
 from featgan.data.shards.reading import changed_shard_error
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
@@ -16,6 +26,9 @@ from featgan.system.locations import Location
 from featgan.system.progress import track_progress
 from featgan.system.verified_hashes import first_modified_file
 
+MAX_INDEX_ROW_BYTES, MAX_INDEX_HEADER_BYTES = 9 << 10, 1 << 20
+"""Bytes of an image in an index, and of everything else."""
+
 logger = logging.getLogger(__name__)
 
 NO_VALIDATION_PROBLEM = "no validation split, which `featgan evaluate` needs, and `featgan render` without --images"
@@ -23,10 +36,20 @@ NO_VALIDATION_REMEDY = "pack the images again to another folder; packing creates
 
 
 class ShardSet:
-    """A folder written by `featgan pack`."""
+    """A folder written by `featgan pack`, on this machine or behind a URL."""
 
-    def __init__(self, path: Path, manifest: ShardManifest) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: ShardManifest,
+        access: DataAccess = DEFAULT_ACCESS,
+        remote_folder: RemoteFolder | None = None,
+    ) -> None:
         self.path = path
+        """The folder with the manifest and the indexes; for a URL, a copy in the node cache."""
+        self.access = access
+        self.remote_folder = remote_folder
+        self.location = remote_folder.location if remote_folder else Location.from_path(path)
         self.image_size = manifest.image_size
         self.classes = manifest.classes
         self.attribute_names = manifest.attribute_names
@@ -36,17 +59,31 @@ class ShardSet:
         self.splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, path: Path | str | Location) -> "ShardSet":
+    def open(cls, location: Path | str | Location, access: DataAccess = DEFAULT_ACCESS) -> "ShardSet":
         """Open a shard folder: read its manifest and check the size of every shard; `verify` also checks the content.
 
+        The location is the path or URL of the folder or its manifest. Shards behind a URL are checked when they arrive.
         Raises UserError if the folder is not a shard folder, or if a shard is missing or has the wrong size.
         """
-        folder = path.path if isinstance(path, Location) else Path(path)
-        manifest = load_shard_manifest(folder)
+        folder = folder_of(parse_location(location), MANIFEST_FILE)
+        if folder.is_remote:
+            return cls.open_remote(folder, access)
+        manifest = load_shard_manifest(folder.path)
         for split in manifest.splits.values():
             for shard in split.shards:
-                check_shard_size(folder / shard.name, shard)
-        return cls(folder, manifest)
+                if not (shard_location := shard.locate(folder)).is_remote:
+                    check_shard_size(shard_location.path, shard)
+        return cls(folder.path, manifest, access)
+
+    @classmethod
+    def open_remote(cls, location: Location, access: DataAccess) -> "ShardSet":
+        """Open a shard folder behind a URL. Raises UserError if its manifest is missing, corrupted or not allowed."""
+        folder = RemoteFolder.open(location, MANIFEST_FILE, access)
+        manifest = parse_shard_manifest(folder.manifest, location.join(MANIFEST_FILE))
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                shard.locate(location)
+        return cls(folder.path, manifest, access, folder)
 
     @property
     def has_validation(self) -> bool:
@@ -66,17 +103,34 @@ class ShardSet:
                 raise UserError(f"{self.path}: {NO_VALIDATION_PROBLEM}; {NO_VALIDATION_REMEDY}")
             if split_manifest is None:
                 raise UserError(f"{self.path}: no split {name!r}; the shards contain {', '.join(self.split_names)}")
-            self.splits[name] = Split(
-                name, self.path, self.image_size, split_manifest, open_split_index(self, name, split_manifest)
-            )
+            index = open_split_index(self, name, split_manifest)
+            files = self.open_files(split_manifest)
+            self.splits[name] = Split(name, self.path, self.image_size, split_manifest, index, files)
         return self.splits[name]
 
+    def open_files(self, split_manifest: SplitManifest) -> ShardFiles:
+        """Return the shards of a split for reading."""
+        return self.access.open_files(
+            [(shard.locate(self.location), shard.bytes, shard.sha256) for shard in split_manifest.shards]
+        )
+
     def verify(self) -> None:
-        """Check the sha256 of every shard that was not verified before. Raises UserError for the first mismatch."""
-        hashes = {shard.name: shard.sha256 for split in self.manifest.splits.values() for shard in split.shards}
+        """Check the sha256 of every shard that was not verified before. Raises UserError for the first mismatch.
+
+        Shards that are read through the node cache are left out: it checks each one when it arrives.
+        """
+        splits = [split for split in self.manifest.splits.values() if not self.open_files(split).items()]
+        hashes = {shard.name: shard.sha256 for split in splits for shard in split.shards}
         path = first_modified_file(self.path, hashes, "shards")
         if path is not None:
             raise changed_shard_error(path, "its checksum does not match")
+
+
+def parse_location(location: Path | str | Location) -> Location:
+    """Return the location that a path or the text of a path or URL names."""
+    if isinstance(location, Location):
+        return location
+    return Location.from_path(location) if isinstance(location, Path) else Location.parse(location)
 
 
 def check_shard_size(path: Path, shard: ShardFile) -> None:
@@ -94,6 +148,8 @@ def check_shard_size(path: Path, shard: ShardFile) -> None:
 def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest) -> SplitIndex:
     """Return the index of a split; it is rebuilt from the tar files if it is missing or does not match the manifest."""
     path = shards.path / f"{name}.index.npz"
+    if shards.remote_folder:
+        shards.remote_folder.copy_file(path.name, split_manifest.index_sha256, max_index_bytes(split_manifest))
     current = path.is_file() and sha256_of(path) == split_manifest.index_sha256
     index = load_index(path) if current else rebuild_index(shards, split_manifest, path)
     limits = np.repeat(
@@ -102,6 +158,11 @@ def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest)
     if not has_valid_labels(index, shards.manifest) or not is_within_shards(index, limits, shards.image_size):
         raise changed_shard_error(path, "the index does not match the shards")
     return index
+
+
+def max_index_bytes(split_manifest: SplitManifest) -> int:
+    """Return the size that the index of a split cannot exceed."""
+    return split_manifest.count * MAX_INDEX_ROW_BYTES + MAX_INDEX_HEADER_BYTES
 
 
 def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -> SplitIndex:

@@ -1,0 +1,87 @@
+"""Shards and feature caches behind a URL, and staged ones: equal to local ones, checked, and safe to open."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.remote.access import DataAccess, open_node_cache
+from featgan.data.shards.manifest import MANIFEST_FILE
+from featgan.data.shards.shard_set import ShardSet
+from featgan.errors import UserError
+from tests.conftest import World
+
+
+@pytest.fixture
+def copy(world: World, tmp_path: Path) -> Path:
+    """Copy the shards and their feature caches."""
+    shutil.copytree(world.shards.path, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Iterator[DataAccess]:
+    yield DataAccess(cache_dir=tmp_path / "cache", cache_gb=0.01, retry_seconds=0.0)
+    open_node_cache.cache_clear()
+
+
+def edit_manifest(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def assert_equal_data(shards: ShardSet, cache: FeatureCache, expected: World) -> None:
+    """Assert that images, labels and features are those of the tiny data set."""
+    assert shards.fingerprint == expected.shards.fingerprint
+    for name in expected.shards.split_names:
+        split, expected_split = shards.get_split(name), expected.shards.get_split(name)
+        rows = np.arange(len(expected_split))[::-1]
+        assert torch.equal(split.decode(rows), expected_split.decode(rows))
+        assert np.array_equal(split.expression, expected_split.expression)
+        for flipped in (False, True):
+            assert np.array_equal(cache.features(name, rows, flipped), expected.cache.features(name, rows, flipped))
+            assert np.array_equal(cache.outputs(name, rows, flipped), expected.cache.outputs(name, rows, flipped))
+    assert torch.equal(cache.space.components, expected.cache.space.components)
+    assert cache.head is not None
+    shards.verify()
+    cache.verify()
+
+
+def test_staged_shards_equal_those_in_place(world: World, copy: Path, access: DataAccess, tmp_path: Path) -> None:
+    staged = replace(access, stage=True)
+    shards = ShardSet.open(copy, staged)
+    cache = FeatureCache.open(shards, "linear")
+    assert_equal_data(shards, cache, world)
+    objects = {path.name for path in (tmp_path / "cache" / "objects").iterdir()}
+    split_files = [shard.sha256 for split in shards.manifest.splits.values() for shard in split.shards]
+    arrays = [entry.sha256 for name, entry in cache.manifest.files.items() if name.endswith(".npy")]
+    assert objects == {*split_files, *arrays}
+
+
+def test_local_shards_use_no_cache(copy: Path, access: DataAccess, tmp_path: Path) -> None:
+    FeatureCache.open(ShardSet.open(copy, access), "linear").features("train", [0])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_changed_staged_shard_is_one_line(copy: Path, access: DataAccess) -> None:
+    path = copy / "train-00000.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    shards = ShardSet.open(copy, replace(access, stage=True))
+    with pytest.raises(UserError, match=re.escape(f"{path}: has changed since it was indexed")):
+        shards.get_split("train").decode([0])
+
+
+def test_path_of_the_manifest_is_that_of_the_shards(copy: Path) -> None:
+    assert ShardSet.open(copy / MANIFEST_FILE).path == copy
+
+
+def test_url_is_one_line(access: DataAccess) -> None:
+    with pytest.raises(UserError, match="http://127.0.0.1:1/shards/manifest.json: "):
+        ShardSet.open("http://127.0.0.1:1/shards", access)
