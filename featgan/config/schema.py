@@ -88,9 +88,10 @@ class ConditionConfig(ConfigModel):
 class DatasetConfig(ConfigModel):
     """Packed shards, the feature cache that is stored with them, and the condition."""
 
-    shards: ShardsLocation = fixed(Location("path", "shards"))
+    shards: ShardsLocation = resumable(Location("path", "shards"))
     """Folder written by `featgan pack` or `featgan index`: a path, or the URL of the folder or of its manifest.json
-    (`https://`, `s3://`, `gs://`, `hf://datasets/...`)."""
+    (`https://`, `s3://`, `gs://`, `hf://datasets/...`). A run resumes only with the same images, but they may be in
+    another place."""
     feature_cache: str = fixed("blackbox")
     """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
     horizontal_flip: bool = fixed(True)

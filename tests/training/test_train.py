@@ -22,6 +22,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from featgan.config.loading import parse_config, to_yaml
 from featgan.data.loader import BatchDataset
+from featgan.data.packing.pack import pack_shards
 from featgan.errors import UserError
 from featgan.inference.model import load_model
 from featgan.run import checkpoint
@@ -250,6 +251,19 @@ def test_run_can_restart_after_a_full_disk(world: World, tmp_path: Path, monkeyp
     assert [point.step for point in events.Scalars("discriminator/loss")] == [1, 2, 3, 4]
     start = HParamsPluginData.FromString(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
     assert start.session_start_info.hparams["losses.cycle_weight"].number_value == 3
+
+
+def test_run_resumes_with_the_same_images_in_another_place(world: World, tmp_path: Path) -> None:
+    dataset = {"condition": {"kind": "expression"}}
+    run, moved, other = (tmp_path / name for name in ("run", "moved", "other"))
+    train(world.make_config(run, dataset=dataset))
+    shutil.copytree(world.shards.path, moved)
+    pack_shards("affectnet", world.source, other, image_size=16, quality=80, workers=1)
+    with pytest.raises(UserError, match="the set of shards has changed since this checkpoint was saved"):
+        train(world.make_config(run, dataset=dataset | {"shards": str(other)}, training={"steps": 6}))
+    train(world.make_config(run, dataset=dataset | {"shards": str(moved)}, training={"steps": 6}))
+    assert checkpoint_steps(run)[-1] == 6
+    assert load_model(run, 6).metadata.dataset["shards"] == str(moved)
 
 
 def test_run_can_restart_after_an_invalid_image(world: World, tmp_path: Path) -> None:
