@@ -156,6 +156,11 @@ def test_only_the_distributed_context_imports_accelerate() -> None:
     assert files_that_import("accelerate") == ["distributed/context.py"]
 
 
+def test_only_the_module_for_downloads_imports_fsspec() -> None:
+    for package in ("fsspec", "aiohttp"):
+        assert files_that_import(package) == ["data/remote/fetching.py"]
+
+
 def test_configuration_and_command_line_import_no_torch() -> None:
     modules = "featgan.cli.main, featgan.config.loading, featgan.run.evaluation_schedule"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"

@@ -3,9 +3,12 @@
 import faulthandler
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from featgan.errors import TrainingInterrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, `kill`, the time limit of a job, and the warning before it (sbatch --signal)."""
@@ -39,6 +42,32 @@ class StopSignal:
 
     def mark_ready(self) -> None:
         """Note that every process of the run handles signals from now on; a job records it."""
+
+
+@contextmanager
+def interrupt_waiting(message: str) -> Iterator[None]:
+    """Raise TrainingInterrupted with a message as soon as a stop signal arrives in the block.
+
+    This matters only in the main thread of a process with a StopSignal, which stores a signal until a step is complete.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    stop_signal = getattr(handler, "__self__", None)
+    if not isinstance(stop_signal, StopSignal) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signal_number: int, frame: FrameType | None) -> None:
+        stop_signal.handle_signal(signal_number, frame)
+        raise TrainingInterrupted(message, signal_number)
+
+    if stop_signal.received_signal is not None:
+        raise TrainingInterrupted(message, stop_signal.received_signal)
+    previous_handlers = {signal_number: signal.signal(signal_number, interrupt) for signal_number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for signal_number, previous_handler in previous_handlers.items():
+            signal.signal(signal_number, previous_handler)
 
 
 class Watchdog:
