@@ -10,9 +10,9 @@ from typing import Self
 
 from featgan.config.schema import DatasetConfig
 from featgan.data.remote.cache_folder import GIGABYTE, default_cache_folder
+from featgan.data.remote.fetching import fetch_file
 from featgan.data.remote.node_cache import CacheItem, NodeCache
 from featgan.data.remote.shard_files import CachedFiles, LocalFiles, ShardFiles
-from featgan.data.remote.sources import fetch_file
 from featgan.errors import UserError
 from featgan.system.locations import Location
 

@@ -12,8 +12,8 @@ from typing import Self
 
 from featgan.data.remote.access import DataAccess
 from featgan.data.remote.cache_folder import CACHE_REMEDY, exclusive_lock
+from featgan.data.remote.fetching import fetch_file, read_small
 from featgan.data.remote.node_cache import NodeCache, changed_file_error
-from featgan.data.remote.sources import fetch_file, read_small
 from featgan.system.files import atomic_file, atomic_write, user_friendly_write_errors
 from featgan.system.limits import MAX_JSON_BYTES
 from featgan.system.locations import Location

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.storage import cache_folder
 from featgan.data.remote.access import DataAccess, open_node_cache
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from tests.conftest import World
+from tests.helpers.servers import FaultyServer, serve_folder
 
 
 @pytest.fixture
@@ -25,6 +27,17 @@ def copy(world: World, tmp_path: Path) -> Path:
     """Copy the shards and their feature caches."""
     shutil.copytree(world.shards.path, tmp_path / "shards")
     return tmp_path / "shards"
+
+
+@pytest.fixture
+def server(copy: Path) -> Iterator[FaultyServer]:
+    with serve_folder(copy) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: FaultyServer) -> str:
+    return server.url
 
 
 @pytest.fixture
@@ -54,6 +67,67 @@ def assert_equal_data(shards: ShardSet, cache: FeatureCache, expected: World) ->
     cache.verify()
 
 
+@pytest.mark.parametrize("suffix", ["", "/", "/manifest.json"])
+def test_shards_behind_a_url_equal_local_ones(world: World, url: str, access: DataAccess, suffix: str) -> None:
+    shards = ShardSet.open(url + suffix, access)
+    cache = FeatureCache.open(shards, "linear")
+    assert (cache.name, str(shards.location)) == ("linear", url + suffix.removesuffix("/manifest.json"))
+    assert_equal_data(shards, cache, world)
+
+
+def test_second_start_downloads_only_the_manifests(world: World, server: FaultyServer, access: DataAccess) -> None:
+    assert_equal_data(shards := ShardSet.open(server.url, access), FeatureCache.open(shards, "linear"), world)
+    requests = sorted(server.requests)
+    # manifests, tars, indexes, arrays, space and head
+    assert len(requests) == len(set(requests)) == 2 + 4 + 2 + 8 + 2
+    server.requests.clear()
+    assert_equal_data(shards := ShardSet.open(server.url, access), FeatureCache.open(shards, "linear"), world)
+    assert server.requests == ["/manifest.json", "/features/linear/manifest.json"]
+
+
+@pytest.mark.parametrize("file", ["train-00000.tar", "train.index.npz", "features/linear/train-00000.features.npy"])
+def test_changed_file_is_one_line(url: str, copy: Path, access: DataAccess, file: str) -> None:
+    path = copy / file
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=re.escape(f"{url}/{file}: has changed since it was indexed")):
+        shards = ShardSet.open(url, access)
+        shards.get_split("train").decode([0])
+        FeatureCache.open(shards, "linear").features("train", [0])
+
+
+def test_missing_or_damaged_manifest_is_one_line(url: str, copy: Path, access: DataAccess) -> None:
+    (copy / MANIFEST_FILE).write_text("{")
+    with pytest.raises(UserError, match=re.escape(f"{url}/manifest.json: not valid JSON")):
+        ShardSet.open(url, access)
+    edit_manifest(copy / "features" / "linear" / MANIFEST_FILE, version=7)
+    shutil.copy(copy / "features" / "linear" / MANIFEST_FILE, copy / MANIFEST_FILE)
+    with pytest.raises(UserError, match=re.escape(f"{url}/manifest.json: corrupted (format:")):
+        ShardSet.open(url, access)
+    (copy / MANIFEST_FILE).unlink()
+    with pytest.raises(UserError, match=re.escape(f"{url}/manifest.json")):
+        ShardSet.open(url, access)
+
+
+def test_feature_manifest_cannot_name_files_outside_the_cache(url: str, copy: Path, access: DataAccess) -> None:
+    path = copy / "features" / "linear" / MANIFEST_FILE
+    files = json.loads(path.read_text())["files"]
+    files["train-00000.features.npy"]["sha256"] = "../../secret"
+    edit_manifest(path, files=files)
+    with pytest.raises(UserError, match=r"corrupted \(files\.train-00000\.features\.npy\.sha256"):
+        FeatureCache.open(ShardSet.open(url, access), "linear")
+
+
+def test_features_are_not_written_to_a_url(url: str, access: DataAccess) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{url}: the features cannot be written to a URL; choose a local")):
+        cache_folder(ShardSet.open(url, access), "new")
+
+
+def test_cache_folder_that_cannot_be_written_is_one_line(url: str, access: DataAccess, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "cache"))):
+        ShardSet.open(url, access)
+
+
 def test_staged_shards_equal_those_in_place(world: World, copy: Path, access: DataAccess, tmp_path: Path) -> None:
     staged = replace(access, stage=True)
     shards = ShardSet.open(copy, staged)
@@ -80,8 +154,3 @@ def test_changed_staged_shard_is_one_line(copy: Path, access: DataAccess) -> Non
 
 def test_path_of_the_manifest_is_that_of_the_shards(copy: Path) -> None:
     assert ShardSet.open(copy / MANIFEST_FILE).path == copy
-
-
-def test_url_is_one_line(access: DataAccess) -> None:
-    with pytest.raises(UserError, match="http://127.0.0.1:1/shards/manifest.json: "):
-        ShardSet.open("http://127.0.0.1:1/shards", access)
