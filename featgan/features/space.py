@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featgan.features.feature_sums import FeatureSums
+
 QUANTILE_LEVELS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Levels of the training quantiles that are stored for each component."""
 
@@ -40,14 +42,43 @@ class FeatureSpace:
         """
         features = features.double()
         mean, std = features.mean(0), features.std(0, correction=0)
-        live = std > 1e-6 * std.max().clamp_min(1e-12)
+        live = find_live_features(std)
         std = torch.where(live, std, torch.ones_like(std))
         standardized = ((features - mean) / std) * live
-        variances, vectors = compute_principal_axes(standardized if live.all() else standardized[:, live])
+        variances, axes = compute_principal_axes(standardized if live.all() else standardized[:, live])
+        return cls.from_axes(mean, std, live, variances, axes, standardized, num_components)
+
+    @classmethod
+    def from_sums(cls, sums: FeatureSums, sample: Tensor, num_components: int | None = None) -> "FeatureSpace":
+        """Fit the space to the sums over more training features than fit into memory, as `fit` does.
+
+        There must be at least as many rows as features. The quantiles are those of `sample` [n, F].
+        """
+        covariance = sums.covariance()
+        mean, std = sums.mean, covariance.diagonal().clamp_min(0).sqrt()
+        live = find_live_features(std)
+        std = torch.where(live, std, torch.ones_like(std))
+        correlation = covariance if live.all() else covariance[live][:, live]
+        variances, axes = decompose_symmetric(correlation.div_(std[live]).div_(std[live][:, None]))
+        standardized = ((sample.double() - mean) / std) * live
+        return cls.from_axes(mean, std, live, variances.flip(0), axes.flip(1), standardized, num_components)
+
+    @classmethod
+    def from_axes(
+        cls,
+        mean: Tensor,
+        std: Tensor,
+        live: Tensor,
+        variances: Tensor,
+        axes: Tensor,
+        standardized: Tensor,
+        num_components: int | None,
+    ) -> "FeatureSpace":
+        """Build the space from principal axes [L, K], with the quantiles of standardized rows [n, F]."""
         num_varying = int((variances > MIN_RELATIVE_VARIANCE * variances.max()).sum())
         rank = num_varying if num_components is None else min(num_components, num_varying)
         components = standardized.new_zeros(rank, len(mean))
-        components[:, live] = vectors[:, :rank].T
+        components[:, live] = axes[:, :rank].T
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = components * largest.sign()
         scales = variances[:rank].clamp_min(1e-12).sqrt()
@@ -145,6 +176,11 @@ class FeatureSpace:
     def to(self, device: torch.device | str) -> "FeatureSpace":
         """Copy the space to a device."""
         return FeatureSpace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+def find_live_features(std: Tensor) -> Tensor:
+    """Return which features [F] are not constant, except for rounding, from their standard deviations."""
+    return std > 1e-6 * std.max().clamp_min(1e-12)
 
 
 def compute_principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featgan.data.feature_cache import cache as features_module
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
 from featgan.data.packing import pack as pack_module
 from featgan.data.packing.pack import pack_shards
@@ -134,13 +133,6 @@ def test_space_is_fitted_on_the_training_images_and_their_flips(shards: ShardSet
     for name, tensor in expected.items():
         assert torch.allclose(actual[name].float(), tensor.float(), atol=1e-5), name
     assert actual["live"].tolist() == [True, True, True, False]
-
-
-def test_space_is_fitted_on_a_bounded_sample(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "MAX_SPACE_ROWS", 12)
-    rows = np.arange(0, NUM_TRAIN, 3)
-    both = np.concatenate([fake_features("train", rows, False), fake_features("train", rows, True)])
-    assert torch.allclose(extract_fake_features(shards).space.mean, torch.from_numpy(both.mean(0)), atol=1e-5)
 
 
 def test_manifest_of_release_0_1_must_be_extracted_again(shards: ShardSet) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from featgan import __version__
+from featgan.data.feature_cache.space_fitting import SpaceFitting
 from featgan.data.feature_cache.storage import (
     PARTIAL_MANIFEST_FILE,
     BlackBoxIdentity,
@@ -44,8 +45,6 @@ from featgan.system.locations import Location
 from featgan.system.verified_hashes import first_modified_file
 
 SPACE_FILE, HEAD_FILE = "space.safetensors", "head.safetensors"
-MAX_SPACE_ROWS, MAX_SPACE_VALUES = 200_000, 1 << 26
-"""Maximum number of feature vectors, and of values in them, used to fit the feature space."""
 
 DISK_FULL_REMEDY = "free some space and run the command again: it resumes where it stopped"
 
@@ -355,22 +354,28 @@ class FeatureWriter:
         return FeatureCache.open(self.shards, self.path.name)
 
     def fit_space(self) -> FeatureSpace:
-        """Fit the feature space on an even sample of the training images and their horizontal flips.
+        """Fit the feature space to all training images and their horizontal flips.
 
         Raises UserError if all images have the same features.
         """
-        train = self.shards.get_split("train")
-        arrays = open_split_arrays(self.path, train, "features", self.provenance.feature_dim)
-        max_rows = min(MAX_SPACE_ROWS, MAX_SPACE_VALUES // self.provenance.feature_dim) // 2
-        rows = np.arange(0, len(train), -(-len(train) // max(1, max_rows)))
-        features = np.concatenate([arrays.gather_rows(rows, False), arrays.gather_rows(rows, True)])
-        if np.ptp(features, axis=0).max() == 0:
+        space = self.space_fitting.fit(self.num_components)
+        if space is None:
             blackbox = self.provenance.blackbox
             raise UserError(
                 f"{blackbox.spec}: layer {blackbox.layer} outputs the same features for all images; "
                 "choose another --layer"
             )
-        return FeatureSpace.fit(torch.from_numpy(features), self.num_components)
+        return space
+
+    def save_sums(self, rank: int, world_size: int) -> None:
+        """Save the part of one process of the sums that `commit` needs; all shards must already exist."""
+        with user_friendly_write_errors(self.path, DISK_FULL_REMEDY):
+            self.space_fitting.save_groups(rank, world_size)
+
+    @property
+    def space_fitting(self) -> SpaceFitting:
+        """The fit of the feature space to the written features."""
+        return SpaceFitting(self.path, self.shards.get_split("train"), self.provenance.feature_dim)
 
     def write_manifest(self, names: Sequence[str]) -> None:
         """Write the manifest with the size and hash of every file, then remove the partial manifest."""
@@ -384,3 +389,4 @@ class FeatureWriter:
         atomic_write(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
         for leftover in (self.path / PARTIAL_MANIFEST_FILE, *self.path.glob(".*.partial")):
             leftover.unlink(missing_ok=True)
+        self.space_fitting.remove_saved_groups()
