@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -30,6 +32,9 @@ from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.system.locations import Location
 from featgan.system.plain_text import print_line
+
+if TYPE_CHECKING:
+    from featgan.config.schema import DatasetConfig
 
 logger = logging.getLogger(__name__)
 
@@ -322,16 +327,20 @@ def train(
         run_dir = train_run(loaded_config, init_from, stop_signal, reset_optimizer, profile)
     if os.environ.get("RANK", "0") == "0":
         print_line(run_dir)
-        logger.info(f"next: {suggest_next_command(run_dir, loaded_config.dataset.shards)}")
+        logger.info(f"next: {suggest_next_command(run_dir, loaded_config.dataset)}")
 
 
-def suggest_next_command(run_dir: Path, shards: Location) -> str:
+def suggest_next_command(run_dir: Path, dataset: "DatasetConfig") -> str:
     """Return the command that is useful after training; evaluation needs a validation split."""
+    from featgan.data.remote.access import DataAccess
     from featgan.data.shards.shard_set import ShardSet
 
-    if ShardSet.open(shards).has_validation:
-        return f"featgan evaluate {run_dir}"
-    return f"featgan render {run_dir} --images DIR"
+    access = replace(DataAccess.from_config(dataset), retry_seconds=0.0)  # a finished training waits for no server
+    try:
+        has_validation = ShardSet.open(dataset.shards, access).has_validation
+    except UserError:
+        has_validation = True
+    return f"featgan evaluate {run_dir}" if has_validation else f"featgan render {run_dir} --images DIR"
 
 
 def callables_in_overrides(overrides: tuple[str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ them, and a new version of the data set gets new copies.
 """
 
 import hashlib
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from featgan.data.remote.access import DataAccess
 from featgan.data.remote.cache_folder import CACHE_REMEDY, exclusive_lock
 from featgan.data.remote.fetching import fetch_file, read_small
 from featgan.data.remote.node_cache import NodeCache, changed_file_error
-from featgan.system.files import atomic_file, atomic_write, user_friendly_write_errors
+from featgan.system.files import atomic_file, atomic_write, remove_folder, user_friendly_write_errors
 from featgan.system.limits import MAX_JSON_BYTES
 from featgan.system.locations import Location
 from featgan.system.verified_hashes import first_modified_file
 
 SETS_FOLDER = "sets"
+
+MAX_AGE_SECONDS = 60 * 86_400
+"""Copies that no command has opened for this time are removed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class RemoteFolder:
         with user_friendly_write_errors(path, CACHE_REMEDY):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             atomic_write(path / manifest_name, content)
+            remove_old_copies(path.parent)
         return cls(location, path, content, cache, access.retry_seconds)
 
     def copy_file(self, name: str, sha256: str, max_bytes: int) -> Path:
@@ -53,6 +58,7 @@ class RemoteFolder:
         """
         path = self.path / name
         with user_friendly_write_errors(self.path, CACHE_REMEDY), exclusive_lock(self.cache.locks / sha256):
+            self.path.mkdir(mode=0o700, exist_ok=True)
             if not path.is_file() or first_modified_file(self.path, {name: sha256}, "files") is not None:
                 self.download_file(path, sha256, max_bytes)
         return path
@@ -71,6 +77,14 @@ class RemoteFolder:
 
 class ChangedFileError(Exception):
     """A download does not have the hash in the manifest."""
+
+
+def remove_old_copies(folder: Path) -> None:
+    """Remove the copies that were not opened for a long time; a process that has opened a file can still read it."""
+    for path in list(folder.iterdir()):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > MAX_AGE_SECONDS:
+                remove_folder(path)
 
 
 def folder_of(location: Location, manifest_name: str) -> Location:

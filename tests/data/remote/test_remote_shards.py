@@ -1,6 +1,8 @@
 """Shards and feature caches behind a URL, and staged ones: equal to local ones, checked, and safe to open."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from tests.conftest import World
-from tests.helpers.servers import FaultyServer, serve_folder
+from tests.helpers.servers import FaultyServer, serve_folder, serve_s3
 
 
 @pytest.fixture
@@ -126,6 +128,46 @@ def test_cache_folder_that_cannot_be_written_is_one_line(url: str, access: DataA
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / "cache"))):
         ShardSet.open(url, access)
+
+
+def test_processes_that_start_together_download_each_file_once(
+    world: World, server: FaultyServer, access: DataAccess
+) -> None:
+    def read_all() -> None:
+        assert_equal_data(shards := ShardSet.open(server.url, access), FeatureCache.open(shards, "linear"), world)
+
+    processes = [multiprocessing.get_context("fork").Process(target=read_all) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    requests = [path for path in server.requests if "manifest" not in path]
+    assert len(requests) == len(set(requests)) == 4 + 2 + 8 + 2
+
+
+def test_shards_in_object_storage_equal_local_ones(
+    world: World, copy: Path, access: DataAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_s3() as s3:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        s3.put_folder("bucket", copy.parent)
+        shards = ShardSet.open("s3://bucket/shards/manifest.json", access)
+        cache = FeatureCache.open(shards, "linear")
+        assert_equal_data(shards, cache, world)
+        assert str(cache.location) == "s3://bucket/shards/features/linear"
+
+
+def test_copies_of_old_data_sets_are_removed(url: str, copy: Path, access: DataAccess, tmp_path: Path) -> None:
+    first = ShardSet.open(url, access)
+    edit_manifest(copy / MANIFEST_FILE, source="other")
+    second = ShardSet.open(url, access)
+    assert first.path != second.path and first.path.is_dir()
+    os.utime(first.path, (0, 0))
+    ShardSet.open(url, access)
+    assert not first.path.exists() and second.path.is_dir()
+    assert len(first.get_split("train")) == len(second.get_split("train"))
 
 
 def test_staged_shards_equal_those_in_place(world: World, copy: Path, access: DataAccess, tmp_path: Path) -> None:
