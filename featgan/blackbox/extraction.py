@@ -177,12 +177,14 @@ class FeatureExtractor:
     def extract_shards(self, pending: Sequence[PendingShard]) -> Iterator[tuple[PendingShard, Tensor, Tensor]]:
         """Yield each shard with features [n, 2, F] and outputs [n, 2, O]; index 1 is the horizontal flip.
 
-        Images are decoded ahead in threads, also across shards. Each image is decoded once for both versions.
+        The next shards are downloaded ahead, and images are decoded ahead in threads, also across shards. Each image
+        is decoded once for both versions.
         """
-        tasks = [(shard, rows) for shard in pending for rows in chunk_rows(shard.rows, self.batch_size)]
+        fetched = prefetch_map(self.fetch_shard, pending)
+        tasks = ((shard, rows) for shard in fetched for rows in chunk_rows(shard.rows, self.batch_size))
         results: list[tuple[Tensor, Tensor]] = []
         num_threads = count_threads(MAX_DECODER_THREADS, cores_per_thread=2)
-        for (shard, rows), images in zip(tasks, prefetch_map(self.decode_task, tasks, num_threads), strict=True):
+        for (shard, rows), images in prefetch_map(self.decode_task, tasks, num_threads):
             results.append(extract_with_flip(self.blackbox, images))
             self.update_progress(len(images))
             if rows.stop == shard.rows.stop:
@@ -190,10 +192,16 @@ class FeatureExtractor:
                 yield shard, torch.cat(features), torch.cat(outputs)
                 results = []
 
-    def decode_task(self, task: tuple[PendingShard, range]) -> Tensor:
-        """Decode the images of one task: uint8 [n, 3, S, S]."""
+    def fetch_shard(self, shard: PendingShard) -> PendingShard:
+        """Download a shard if it is behind a URL, and return it."""
+        split = self.shards.get_split(shard.split)
+        split.reader.shard_files.fetch(split.shard_names.index(shard.shard))
+        return shard
+
+    def decode_task(self, task: tuple[PendingShard, range]) -> tuple[tuple[PendingShard, range], Tensor]:
+        """Decode the images of one task: uint8 [n, 3, S, S]; return the task too."""
         shard, rows = task
-        return self.shards.get_split(shard.split).decode(rows)
+        return task, self.shards.get_split(shard.split).decode(rows)
 
     def update_progress(self, num_images: int) -> None:
         """Advance the progress bar and update the speed."""

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from featgan.blackbox import extraction
 from featgan.blackbox.prefetch import prefetch_map
 from featgan.config.trusted_callables import ALL_CALLABLES
-from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.cache import FeatureCache, PendingShard
 from featgan.data.packing.pack import pack_shards
+from featgan.data.remote.access import DataAccess
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.system.images import to_float
+from featgan.system.progress import progress_bar
+from tests.conftest import World
+from tests.helpers.servers import serve_folder
 
 SIZE = 16
 extract_features = partial(extraction.extract_features, trusted=ALL_CALLABLES)
@@ -275,3 +279,27 @@ def test_prefetch_map_keeps_the_order_and_raises_when_a_result_is_due() -> None:
     assert [next(results) for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_shards_behind_a_url_are_downloaded_once(world: World, tmp_path: Path) -> None:
+    pending = [
+        PendingShard(split.name, name, range(start, start + count))
+        for split in map(world.shards.get_split, world.shards.split_names)
+        for name, count, start in zip(
+            split.shard_names, split.shard_counts, np.cumsum([0, *split.shard_counts]), strict=False
+        )
+    ]
+    with serve_folder(world.shards.path) as server, progress_bar("extracting", 1, "images") as bar:
+        shards = ShardSet.open(server.url, DataAccess(tmp_path / "cache", 0.01))
+        extracted = extraction.FeatureExtractor(shards, world.classifier, 4, bar).extract_shards(pending)  # type: ignore[arg-type]
+        for (shard, features, outputs), expected in zip(extracted, pending, strict=True):
+            assert shard == expected
+            for flipped in (0, 1):
+                rows = np.array(shard.rows)
+                expected_features = world.cache.features(shard.split, rows, bool(flipped))
+                assert np.allclose(features[:, flipped], expected_features, atol=1e-5)
+                expected_outputs = world.cache.outputs(shard.split, rows, bool(flipped))
+                assert np.allclose(outputs[:, flipped], expected_outputs, atol=1e-4)
+        assert sorted(path for path in server.requests if path.endswith(".tar")) == sorted(
+            f"/{shard.shard}.tar" for shard in pending
+        )

@@ -14,6 +14,9 @@ class ShardFiles(Protocol):
     def open(self, number: int) -> OpenFile:
         """Open a file. Raises FileNotFoundError if it is missing, and UserError if it cannot be downloaded."""
 
+    def fetch(self, number: int) -> None:
+        """Download a file ahead of its use. Raises UserError if this fails."""
+
     def size(self, number: int) -> int:
         """Return the size of a file in bytes. Raises FileNotFoundError if it is missing."""
 
@@ -32,6 +35,9 @@ class LocalFiles:
 
     def open(self, number: int) -> OpenFile:
         return OpenFile(self.paths[number])
+
+    def fetch(self, number: int) -> None:
+        """Do nothing, since the file is here."""
 
     def size(self, number: int) -> int:
         return self.paths[number].stat().st_size
@@ -52,6 +58,9 @@ class CachedFiles:
 
     def open(self, number: int) -> OpenFile:
         return self.cache.open(self.cache_items[number])
+
+    def fetch(self, number: int) -> None:
+        self.cache.fetch_item(self.cache_items[number], wait=False)
 
     def size(self, number: int) -> int:
         return self.cache_items[number].bytes
