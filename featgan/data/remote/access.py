@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from featgan.config.schema import DatasetConfig
-from featgan.data.remote.cache_folder import GIGABYTE, default_cache_folder
+from featgan.data.remote.cache_folder import GIGABYTE, default_cache_folder, warn_about_network_folder
 from featgan.data.remote.fetching import fetch_file
 from featgan.data.remote.node_cache import CacheItem, NodeCache
 from featgan.data.remote.shard_files import CachedFiles, LocalFiles, ShardFiles
@@ -78,4 +78,6 @@ DEFAULT_ACCESS = DataAccess()
 @cache
 def open_node_cache(folder: Path, max_bytes: int, retry_seconds: float) -> NodeCache:
     """Return the cache of this process in a folder; forked processes share it."""
-    return NodeCache(folder, fetch_file, max_bytes, retry_seconds)
+    node_cache = NodeCache(folder, fetch_file, max_bytes, retry_seconds)
+    warn_about_network_folder(folder)
+    return node_cache

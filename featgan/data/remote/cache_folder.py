@@ -1,6 +1,7 @@
 """The folder of the node cache: where it is, who owns it, and how much it may contain."""
 
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -11,10 +12,32 @@ from pathlib import Path
 from featgan.errors import UserError
 from featgan.system.files import name_file_in_errors, user_friendly_write_errors
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_SHARE_OF_DISK = 0.8
 """Share of the free space, with that of the cached files, which the cache may use by default."""
 
 GIGABYTE = 10**9
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "cifs",
+        "smb3",
+        "ceph",
+        "fuse.ceph",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "glusterfs",
+        "panfs",
+        "pvfs2",
+        "afs",
+    ]
+)
 
 CACHE_REMEDY = "free some space, or set dataset.cache_dir to a folder on a local disk"
 
@@ -37,6 +60,23 @@ def create_cache_folder(folder: Path) -> None:
     problem = find_folder_problem(status)
     if problem:
         raise UserError(f"{folder}: {problem}; set dataset.cache_dir to another folder")
+
+
+def warn_about_network_folder(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> None:
+    """Log a warning if the folder is on a network file system, on which it gains nothing and locks may not work."""
+    try:
+        lines = [line.split() for line in mounts.read_text(errors="replace").splitlines()]
+    except OSError:
+        return
+    resolved = folder.resolve()
+    # A path in this file contains spaces as \040; the last of several mounts on one path is the one in use.
+    kinds = {Path(fields[1].replace(r"\040", " ")): fields[2] for fields in lines if len(fields) > 2}
+    parents = (path for path in kinds if resolved.is_relative_to(path))
+    mount = max(parents, key=lambda path: len(path.parts), default=None)
+    if mount is not None and kinds[mount] in NETWORK_FILE_SYSTEMS:
+        logger.warning(
+            f"{folder}: is on a network file system ({kinds[mount]}); set dataset.cache_dir to a folder on a local disk"
+        )
 
 
 def find_folder_problem(status: os.stat_result) -> str:

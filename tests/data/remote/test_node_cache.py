@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
-from featgan.data.remote.cache_folder import default_cache_folder
+from featgan.data.remote.cache_folder import default_cache_folder, warn_about_network_folder
 from featgan.data.remote.node_cache import CacheItem, NodeCache
 from featgan.data.remote.plans import PlannedUse
 from featgan.errors import UserError
@@ -36,6 +36,22 @@ def server(tmp_path: Path) -> FakeServer:
 @pytest.fixture
 def cache(tmp_path: Path, server: FakeServer) -> NodeCache:
     return NodeCache(tmp_path / "cache", server.fetch, 10_000)
+
+
+def test_network_file_system_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mounts = tmp_path / "mounts"
+    (tmp_path / "a disk" / "cache").mkdir(parents=True)
+    escaped = str(tmp_path / "a disk").replace(" ", r"\040")
+    lines = ["/dev/sda / ext4 rw 0 0", f"/dev/sdb {escaped} ext4 rw 0 0", f"server:/x {escaped} nfs4 rw 0 0", "damaged"]
+    mounts.write_text("\n".join(lines))
+    warn_about_network_folder(tmp_path / "other", mounts)
+    warn_about_network_folder(tmp_path / "a disk", tmp_path / "none")
+    assert not caplog.messages
+    warn_about_network_folder(tmp_path / "a disk" / "cache", mounts)
+    assert caplog.messages == [
+        f"{tmp_path / 'a disk' / 'cache'}: is on a network file system (nfs4); "
+        "set dataset.cache_dir to a folder on a local disk"
+    ]
 
 
 def run_processes(targets: Sequence[Callable[[], None]]) -> list[int | None]:
