@@ -19,6 +19,7 @@ from featgan.data.conditions import (
 from featgan.data.loader import TrainingSet
 from featgan.data.remote.access import DataAccess
 from featgan.data.shards.shard_set import NO_VALIDATION_PROBLEM, NO_VALIDATION_REMEDY, ShardSet
+from featgan.data.training_files import check_cache_size
 from featgan.distributed.context import DistributedContext
 from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import UserError
@@ -57,7 +58,8 @@ class TrainState:
 def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
     """Open the data sets of a configuration.
 
-    Raises UserError if one is missing, or if the two have different image sizes.
+    Raises UserError if one is missing, if the two have different image sizes, or if they do not fit into the cache of
+    the node.
     """
     datasets = [dataset for dataset in (config.dataset, config.second_dataset) if dataset]
     hang_timeout = config.distributed.hang_timeout
@@ -71,6 +73,7 @@ def open_data(config: Config) -> tuple[list[ShardSet], list[TrainingSet]]:
         condition = build_condition(dataset, shard_set, "train")
         split, flip, window = shard_set.get_split("train"), dataset.horizontal_flip, dataset.shuffle_window
         training_sets.append(TrainingSet(split, condition, flip, window))
+    check_cache_size(training_sets)
     return shard_sets, training_sets
 
 

@@ -98,6 +98,28 @@ def test_staged_training_equals_training_in_place(world: World, tmp_path: Path) 
     assert any((tmp_path / "cache" / "objects").iterdir())
 
 
+def test_cache_that_is_too_small_is_one_line(world: World, server: FaultyServer, tmp_path: Path) -> None:
+    train_shards = world.shards.manifest.splits["train"].shards
+    arrays = world.cache.manifest.files
+    sizes = sorted(shard.bytes + arrays[f"{shard.stem}.features.npy"].bytes for shard in train_shards)
+    dataset = {"shards": server.url, "cache_dir": str(tmp_path / "cache")}
+
+    def start(num_bytes: int, window: int, name: str = "run") -> None:
+        options = {"cache_gb": num_bytes / 1e9, "shuffle_window": window}
+        train(world.make_config(tmp_path / name, dataset=dataset | options, training={"steps": 1}))
+
+    with pytest.raises(
+        UserError, match=r"the training data have .* GB; set dataset\.shuffle_window to at most 1, or "
+    ) as error:
+        start(sum(sizes[-2:]), 0)
+    assert 1 <= float(str(error.value).rpartition("set dataset.cache_gb to at least ")[2]) * 1e9 / sum(sizes) < 1.01
+    with pytest.raises(UserError, match=r"two windows of shards have .* GB; use smaller shards, or free space and set"):
+        start(sum(sizes[-2:]) - 1, 1)
+    assert not (tmp_path / "run").exists() and not [path for path in server.requests if path.endswith(".tar")]
+    start(sum(sizes[-2:]), 1, "fits")
+    start(sum(sizes), 0, "fits as a whole")
+
+
 def test_commands_accept_a_url(server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "node"))
     result = CliRunner().invoke(cli, ["info", server.url], catch_exceptions=False)

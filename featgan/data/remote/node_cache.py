@@ -257,6 +257,11 @@ class NodeCache:
         """Return the size of all files and partial files in bytes; the cache must be locked."""
         return sum(status.st_size for folder in (self.objects, self.partials) for _, status in list_file_status(folder))
 
+    def measure_bytes(self) -> int:
+        """Return the size of all files and partial files in bytes."""
+        with self.write_errors(), self.lock_cache():
+            return self.used_bytes()
+
     def remove_dead_partials(self, item: CacheItem) -> None:
         """Remove the partial files of killed processes, whose locks are free, and that of the item of this process."""
         for path in list(self.partials.iterdir()):
