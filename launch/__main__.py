@@ -15,6 +15,7 @@ from featgan.cli.click_helpers import (
     CONTEXT_SETTINGS,
     PATH_TYPE,
     OrderedGroup,
+    choose_feature_cache,
     evaluator_options,
     extract_options,
     metric_options,
@@ -27,6 +28,7 @@ from featgan.cli.click_helpers import (
 from featgan.config.trusted_callables import callable_names, trust_given_specs
 from featgan.errors import UserError
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.locations import Location
 from featgan.system.os_errors import TRANSIENT_ERRORS, describe_os_error
 from featgan.system.plain_text import print_line
 from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, read_pipeline_stage, read_stage
@@ -232,6 +234,7 @@ def extract(
     blackbox: str,
     layer: str | None,
     cache_name: str,
+    out: Location | None,
     num_components: int | None,
     task: str | None,
     batch_size: int,
@@ -246,10 +249,12 @@ def extract(
 
     cluster = single_process_cluster(read_cluster(submit))
     check_shards(shards, cluster, submit.after_job)
-    job = ExtractJob(str(shards.absolute()), blackbox, cache_name, layer, num_components, task, batch_size=batch_size)
-    submit_or_print(job, cluster, shards, "extract", submit.after_job, submit.dry_run)
+    cache = choose_feature_cache(cache_name, out)
+    job = ExtractJob(str(shards.absolute()), blackbox, cache, layer, num_components, task, batch_size=batch_size)
+    folder = out.path if out else shards
+    submit_or_print(job, cluster, folder, "extract", submit.after_job, submit.dry_run)
     if not submit.dry_run:
-        record_callables(shards, callable_names([blackbox]))
+        record_callables(folder, callable_names([blackbox]))
 
 
 @cli.command(cls=ClusterCommand)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from featgan.config.loading import find_config
-from featgan.config.schema import Config
+from featgan.config.schema import Config, DatasetConfig
 from featgan.config.trusted_callables import (
     NO_CALLABLES,
     TrustedCallables,
@@ -20,6 +20,7 @@ from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import read_regular_file
 from featgan.system.json_files import parse_json
 from featgan.system.limits import MAX_JSON_BYTES
+from featgan.system.locations import Location
 
 
 def submitted_callables(config_name: str, config: Config) -> list[str]:
@@ -36,16 +37,30 @@ def trust_pipeline(config_name: str, config: Config, given: TrustedCallables) ->
     """
     names = submitted_callables(config_name, config)
     trusted = given.extend([*names, *callables_of_shards(config)])
-    if config.dataset.condition.kind == "features" and not config.dataset.shards.is_remote:
-        path = config.dataset.shards.path / "features" / str(config.dataset.feature_cache) / "manifest.json"
-        check_json_callable(path, trusted)
+    if config.dataset.condition.kind == "features":
+        cache = find_local_cache(config.dataset)
+        if cache is not None:
+            check_json_callable(cache / "manifest.json", trusted)
     return trusted
 
 
+def find_local_cache(dataset: DatasetConfig) -> Path | None:
+    """Return the folder of the feature cache; None if it is behind a URL."""
+    cache = dataset.feature_cache
+    if "/" in cache:
+        location = Location.parse(cache)
+        return None if location.is_remote else location.path
+    return None if dataset.shards.is_remote else dataset.shards.path / "features" / cache
+
+
 def callables_of_shards(config: Config) -> frozenset[str]:
-    """Return the callables that the user named for the shards; nobody names any for shards behind a URL."""
-    shards = config.dataset.shards
-    return frozenset() if shards.is_remote else approved_callables(shards.path)
+    """Return the callables that the user named for the shards, or for a feature cache in another folder.
+
+    Nobody names any for data behind a URL.
+    """
+    shards, cache = config.dataset.shards, find_local_cache(config.dataset)
+    folders = [*([] if shards.is_remote else [shards.path]), *([cache] if cache else [])]
+    return frozenset(name for folder in folders for name in approved_callables(folder))
 
 
 def trust_own_run(run: Path, step: int, config: Config, trusts_all: bool) -> TrustedCallables:

@@ -55,9 +55,9 @@ def extract_features(
 ) -> FeatureCache:
     """Fill the feature cache SHARDS/features/CACHE_NAME for all splits and return it.
 
-    Shards that were already extracted are kept; corrupted files are extracted again. `num_components` K is the number
-    of whitened principal components that form the condition; None uses all features. `preprocessing`,
-    `task` and `trusted` are those of `load_blackbox`.
+    A CACHE_NAME with a slash is the folder of the cache. Shards that were already extracted are kept; corrupted files
+    are extracted again. `num_components` K is the number of whitened principal components that form the condition;
+    None uses all features. `preprocessing`, `task` and `trusted` are those of `load_blackbox`.
 
     Raises UserError if the shards changed since they were packed, if the SPEC or the layer cannot be used, or if a
     cache of that name has another content.

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from featgan.cli.log_handler import install_log_handler
 from featgan.config.choices import EXTERNAL_TASKS, SUITES
 from featgan.errors import TrainingInterrupted, UserError
+from featgan.system.locations import Location
 from featgan.system.os_errors import user_error_message
 from featgan.system.path_option import UserLocation, UserPath
 from featgan.system.plain_text import print_line
@@ -165,6 +167,13 @@ extract_options = option_group(
         help="Name of the feature cache, which is stored with the shards.",
     ),
     click.option(
+        "--out",
+        type=LOCATION_TYPE,
+        metavar="FOLDER",
+        help="Folder to write the feature cache to, instead of the folder of the shards, which may be read-only. Select"
+        " it with `dataset.feature_cache=FOLDER` for training.",
+    ),
+    click.option(
         "--num-components",
         type=click.IntRange(1),
         help="Number of whitened principal components to keep; keeps all features by default.",
@@ -178,6 +187,20 @@ extract_options = option_group(
         "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Number of images per forward pass."
     ),
 )
+
+
+def choose_feature_cache(cache_name: str, out: Location | None) -> str:
+    """Return the feature cache that the options --cache-name and --out name, as for `dataset.feature_cache`.
+
+    Raises UserError if both are given, or if the name is a path.
+    """
+    if out is None and "/" in cache_name:
+        raise UserError(f"--cache-name {cache_name}: is a path, not a name; give the folder with --out")
+    if out is None:
+        return cache_name
+    if click.get_current_context().get_parameter_source("cache_name") != ParameterSource.DEFAULT:
+        raise UserError(f"--cache-name {cache_name}: has no effect with --out {out}; give one of the two options")
+    return out.raw if out.is_remote else str(out.path.absolute())
 
 
 def split_names(text: str) -> list[str]:

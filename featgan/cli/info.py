@@ -7,7 +7,15 @@ from rich.table import Table
 
 from featgan.blackbox.fitting.model_folder import METADATA_FILE, WEIGHTS_FILE, read_classifier_metadata
 from featgan.blackbox.fitting.scores import format_headline_scores
-from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.cache import SPACE_FILE, FeatureCache, read_complete_manifest, verify_cache_files
+from featgan.data.feature_cache.storage import (
+    FEATURES_FOLDER,
+    PARTIAL_MANIFEST_FILE,
+    check_file_sizes,
+    is_cache_manifest,
+    load_space,
+)
+from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.synthetic.dataset import RECIPE_FILE
 from featgan.errors import UserError
@@ -39,19 +47,30 @@ def describe_shards(location: Path | Location) -> tuple[str, Facts]:
 
 
 def describe_cache(path: Path) -> tuple[str, Facts]:
-    cache = FeatureCache.open(ShardSet.open(path.parent.parent), path.name)
-    space = cache.space
+    manifest = read_complete_manifest(path, "featgan extract")
+    if manifest.shards_location is None:
+        FeatureCache.open(ShardSet.open(path.parent.parent), path.name)
+    space = load_space(path / SPACE_FILE, manifest.feature_dim)
     facts: Facts = {
-        "classifier": cache.blackbox["spec"],
-        "layer": cache.blackbox["layer"],
-        "features": f"{cache.feature_dim}, of which {int(space.live.sum())} are not constant",
-        "outputs": f"{cache.output_dim} ({cache.task})",
-        "components": cache.num_components or "all",
+        "classifier": manifest.blackbox.spec,
+        "layer": manifest.blackbox.layer,
+        "features": f"{manifest.feature_dim}, of which {int(space.live.sum())} are not constant",
+        "outputs": f"{manifest.output_dim} ({manifest.task})",
+        "components": manifest.num_components or "all",
         "SD of the first components": ", ".join(f"{scale:.2f}" for scale in space.scales[:8].tolist()),
     }
-    cache.verify()
+    if manifest.shards_location is not None:
+        facts["shards"] = manifest.shards_location
+    check_file_sizes(path, manifest)
+    verify_cache_files(path, manifest)
     facts["integrity"] = INTACT
     return "feature cache", facts
+
+
+def is_feature_cache(path: Path) -> bool:
+    return (path.parent.name == FEATURES_FOLDER and path.is_dir()) or any(
+        (path / name).is_file() and is_cache_manifest(path / name) for name in (MANIFEST_FILE, PARTIAL_MANIFEST_FILE)
+    )
 
 
 def describe_classifier(path: Path) -> tuple[str, Facts]:
@@ -84,6 +103,7 @@ def describe_run(path: Path) -> tuple[str, Facts]:
     facts: Facts = {
         "shards": config.dataset.shards,
         "condition": config.dataset.condition.kind,
+        "feature cache": config.dataset.feature_cache if config.dataset.condition.kind == "features" else "none",
         "steps": f"{steps[-1] if steps else 0} of {config.training.steps}",
         "checkpoints": ", ".join(map(str, steps)) or "none",
         "evaluations": ", ".join(evaluation.stem for evaluation in sorted(path.glob("evaluations/*.json"))) or "none",
@@ -102,6 +122,7 @@ def describe_checkpoint(path: Path) -> tuple[str, Facts]:
         "condition": f"{metadata.condition_kind}, {metadata.condition_dim} dimensions ({metadata.encoding})",
         "conditioning": metadata.generator.conditioning,
         "classifier": (metadata.blackbox or {}).get("spec", "none"),
+        "feature cache": metadata.dataset.get("features") or "none",
         "files": ", ".join(sorted(file.name for file in path.iterdir() if not file.name.startswith("."))),
     }
     return "checkpoint", facts
@@ -112,7 +133,7 @@ PATH_KINDS: list[tuple[Callable[[Path], bool], Callable[[Path], tuple[str, Facts
     (lambda path: (path / "config.yaml").is_file(), describe_run),
     (lambda path: (path / METADATA_FILE).is_file(), describe_classifier),
     (lambda path: (path / RECIPE_FILE).is_file(), describe_synthetic),
-    (lambda path: path.parent.name == "features" and path.is_dir(), describe_cache),
+    (is_feature_cache, describe_cache),
     (lambda path: (path / "manifest.json").is_file(), describe_shards),
 ]
 """Test and description of each kind of folder; the first test that succeeds decides."""

@@ -16,6 +16,7 @@ from featgan.cli.click_helpers import (
     LOCATION_TYPE,
     PATH_TYPE,
     OrderedGroup,
+    choose_feature_cache,
     evaluator_options,
     extract_options,
     metric_options,
@@ -247,6 +248,7 @@ def extract(
     spec: str,
     layer: str | None,
     cache_name: str,
+    out: Location | None,
     num_components: int | None,
     task: str | None,
     batch_size: int,
@@ -267,12 +269,13 @@ def extract(
     from featgan.blackbox.extraction import extract_features
     from featgan.run.approved_callables import record_callables
 
-    if not shards.is_remote:
-        record_callables(shards.path, callable_names([spec]))
+    cache_reference = choose_feature_cache(cache_name, out)
+    if not (out or shards).is_remote:
+        record_callables((out or shards).path, callable_names([spec]))
     cache = extract_features(
         shards,
         spec,
-        cache_name,
+        cache_reference,
         layer=layer,
         num_components=num_components,
         batch_size=batch_size,

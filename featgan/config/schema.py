@@ -48,6 +48,17 @@ ShardsLocation = Annotated[
     Location, PlainValidator(parse_shards_location), PlainSerializer(lambda location: location.raw, return_type=str)
 ]
 
+
+def parse_feature_cache(value: str) -> str:
+    """Return the name of a feature cache, or the absolute path or URL of its folder, which contains a slash."""
+    if "/" not in value:
+        return value
+    location = parse_shards_location(value)
+    return location.raw if location.is_remote else str(location.path.absolute())
+
+
+FeatureCacheReference = Annotated[str, AfterValidator(parse_feature_cache)]
+
 MAX_STEPS = 99_999_999
 """The names of checkpoints have eight digits."""
 
@@ -86,14 +97,16 @@ class ConditionConfig(ConfigModel):
 
 
 class DatasetConfig(ConfigModel):
-    """Packed shards, the feature cache that is stored with them, and the condition."""
+    """Packed shards, the cached features of their images, and the condition."""
 
     shards: ShardsLocation = resumable(Location("path", "shards"))
     """Folder written by `featgan pack` or `featgan index`: a path, or the URL of the folder or of its manifest.json
     (`https://`, `s3://`, `gs://`, `hf://datasets/...`). A run resumes only with the same images, but they may be in
     another place."""
-    feature_cache: str = fixed("blackbox")
-    """Name of the feature cache (`featgan extract --cache-name`), for `condition.kind: features`."""
+    feature_cache: FeatureCacheReference = resumable("blackbox")
+    """Feature cache, for `condition.kind: features`: its name in the shards (`featgan extract --cache-name`), or its
+    folder (`featgan extract --out`), a path or URL with at least one `/`. A run resumes only with features of the same
+    layer and classifier, but they may be in another place."""
     horizontal_flip: bool = fixed(True)
     """Flip each image horizontally with probability 0.5. A flipped image is paired with the features of the flipped
     image."""

@@ -18,7 +18,7 @@ from featgan.run.paths import step_folder
 from featgan.training.train import train
 from launch.__main__ import cli as launch_cli
 from scripts.generate_cli_docs import option_default
-from tests.conftest import World
+from tests.conftest import World, write_features
 
 
 def run_process(*words: str) -> subprocess.CompletedProcess[str]:
@@ -103,6 +103,9 @@ ERROR_MESSAGES = {
     "pack csv . --out out --layout-option source=a": "--layout-option source: not an option of layout csv",
     "extract --shards none --blackbox x": "none: ",
     "extract --blackbox x": "name the folder with --shards",
+    "extract --shards s --blackbox x --cache-name a/b": "is a path, not a name; give the folder with --out",
+    "extract --shards s --blackbox x --cache-name a --out b": "has no effect with --out b",
+    "train debug dataset.feature_cache=https://you:secret@example.org/x": "contains a password",
     "blackbox fit --shards none --out out": "none: ",
 }
 
@@ -164,3 +167,19 @@ def test_info_describes_each_kind_of_folder(world: World, tmp_path: Path) -> Non
         (step_folder(tmp_path / "run", 4), "all checksums match"),
     ):
         assert text in invoke_cli("info", str(path))
+
+
+def test_info_describes_a_feature_cache_outside_the_shards(world: World, tmp_path: Path) -> None:
+    cache = write_features(world.shards, world.classifier, str(tmp_path / "caches" / "mine"))
+    train(world.make_config(tmp_path / "run", dataset={"feature_cache": str(cache.path)}))
+    for path, text in (
+        (cache.path, str(world.shards.path)),
+        (tmp_path / "run", str(cache.path)),
+        (step_folder(tmp_path / "run", 4), str(cache.path)),
+    ):
+        output = CliRunner().invoke(cli, ["info", str(path)], env={"COLUMNS": "400"}).output
+        assert text in output, output
+    file = cache.path / "train-00000.outputs.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    result = CliRunner().invoke(cli, ["info", str(cache.path)])
+    assert "train-00000.outputs.npy: " in str(result.exception)

@@ -1,5 +1,6 @@
 """Every command with read-only folders, missing rights and overlong paths: one line, and exit code 2."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,17 @@ import pytest
 from featgan.blackbox.fitting.fit import fit_blackbox
 from featgan.cli.main import main
 from featgan.config.loading import to_yaml
+from featgan.run.model_metadata import read_model_metadata
 from featgan.training.train import train
 from tests.conftest import World
 from tests.helpers.mounts import featgan_command, read_only, run_with_mounts
+
+RUN_COMMANDS = """
+import json, sys
+from featgan.cli.main import cli
+for arguments in json.loads(sys.argv[1]):
+    cli.main(arguments, standalone_mode=False)
+"""
 
 LONG_PATHS = {"file name": "n" * 300, "temporary name": "n" * 250, "path": "/".join(["n" * 200] * 25)}
 
@@ -85,6 +94,31 @@ def test_read_only_shards_are_one_line(workspace: Path) -> None:
     command = featgan_command("extract", "--shards", workspace / "shards", "--blackbox", workspace / "classifier")
     result = run_with_mounts(read_only(workspace / "shards"), command)
     check_one_line(result, "the file system is read-only; make")
+
+
+@pytest.mark.slow
+def test_features_of_read_only_shards_are_in_another_folder(world: World, workspace: Path, tmp_path: Path) -> None:
+    caches, run = tmp_path / "caches", tmp_path / "run"
+    dataset = {"shards": str(workspace / "shards"), "feature_cache": str(caches / "own")}
+    (tmp_path / "config.yaml").write_text(to_yaml(world.make_config(run, dataset=dataset)))
+    extract = ["extract", "--shards", workspace / "shards", "--blackbox", workspace / "classifier", "--out"]
+    commands = [
+        [*extract, caches / "own"],
+        ["train", tmp_path / "config.yaml"],
+        ["evaluate", run, "--suite", "quick", "--max-pairs", "8"],
+        ["render", run, "--video", "none", "--directions", "quantiles", "--num-images", "2"],
+    ]
+    setup = read_only(workspace / "shards")
+    before = sorted((workspace / "shards").rglob("*"))
+    lists = [[str(argument) for argument in command] for command in commands]
+    result = run_with_mounts(setup, [sys.executable, "-c", RUN_COMMANDS, json.dumps(lists)])
+    assert result.returncode == 0, result.stderr
+    assert (run / "report.html").is_file()
+    metadata = read_model_metadata(run / "checkpoints" / "step-00000004" / "model.json")
+    assert metadata.dataset["features"] == str(caches / "own")
+    assert sorted((workspace / "shards").rglob("*")) == before
+    setup += f"\n{read_only(caches)}"
+    check_one_line(run_with_mounts(setup, featgan_command(*extract, caches / "new")), "the file system is read-only")
 
 
 @pytest.mark.slow

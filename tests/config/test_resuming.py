@@ -10,7 +10,7 @@ from featgan.config.base import list_keys, nested_config_model, resumable_keys
 from featgan.config.loading import config_diff, flatten_mapping, parse_config
 from featgan.config.schema import Config
 
-RESUMABLE_DATASET_FIELDS = ("shards", "cache_dir", "cache_gb", "stage", "retry_seconds")
+RESUMABLE_DATASET_FIELDS = ("shards", "feature_cache", "cache_dir", "cache_gb", "stage", "retry_seconds")
 
 RESUMABLE_KEYS = (
     "run_dir",

@@ -292,7 +292,58 @@ def test_folder_with_other_files_is_not_changed(shards: ShardSet) -> None:
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("name", ["../reg", "a/b", "", ".hidden"])
+def test_cache_can_be_in_another_folder(shards: ShardSet, tmp_path: Path) -> None:
+    inside, outside = extract_fake_features(shards), extract_fake_features(shards, str(tmp_path / "caches" / "mine"))
+    assert (outside.name, outside.path) == ("mine", tmp_path / "caches" / "mine")
+    rows = np.arange(NUM_TRAIN)
+    assert np.array_equal(outside.features("train", rows, True), inside.features("train", rows, True))
+    # The manifests differ only in the location of the shards.
+    manifests = [json.loads((cache.path / MANIFEST_FILE).read_text()) for cache in (inside, outside)]
+    assert "shards_location" not in manifests[0]
+    assert manifests[1].pop("shards_location") == str(shards.path)
+    assert manifests[0] == manifests[1]
+    outside.path.rename(tmp_path / "moved")
+    FeatureCache.open(shards, str(tmp_path / "moved")).verify()
+    FeatureCache.open(shards, str(tmp_path / "moved" / MANIFEST_FILE)).verify()
+
+
+def test_missing_cache_in_another_folder_names_the_command(shards: ShardSet, tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    with pytest.raises(UserError, match=rf"{folder}: no such feature cache; run `featgan extract .* --out {folder}`$"):
+        FeatureCache.open(shards, str(folder))
+
+
+def test_cache_of_different_shards_in_another_folder_is_an_error(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "cache")
+    extract_fake_features(shards, folder)
+    others = pack_gray_images(tmp_path, monkeypatch, quality=50)
+    with pytest.raises(UserError, match="from different shards than .*shards50; name the cache of these shards"):
+        FeatureCache.open(others, folder)
+    with pytest.raises(UserError, match="contains features of different shards; choose another --out"):
+        FeatureWriter(others, folder, FakeBlackBoxInfo())
+
+
+def test_other_folders_are_not_used_as_a_cache(shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for path in (shards.path, shards.path.parent, tmp_path / "file"):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=f"{path}: already exists and is not a feature cache; choose another --out"):
+            FeatureWriter(shards, str(path), FakeBlackBoxInfo())
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="not the manifest of a feature cache; name another folder"):
+        FeatureCache.open(shards, str(shards.path))
+    with pytest.raises(UserError, match="features cannot be written to a URL; choose a local folder with --out"):
+        FeatureWriter(shards, "https://example.org/cache", FakeBlackBoxInfo())
+
+
+def test_cache_can_be_written_to_the_folder_of_its_jobs(shards: ShardSet, tmp_path: Path) -> None:
+    (tmp_path / "cache" / "jobs" / "001-extract").mkdir(parents=True)
+    assert extract_fake_features(shards, str(tmp_path / "cache")).num_components is None
+
+
+@pytest.mark.parametrize("name", ["..", "", ".hidden", "a b"])
 def test_invalid_cache_name_is_an_error(shards: ShardSet, name: str) -> None:
     with pytest.raises(UserError, match="feature cache name"):
         FeatureWriter(shards, name, FakeBlackBoxInfo())

@@ -168,6 +168,23 @@ def test_pipeline_trusts_what_its_user_submits_and_extracted(
     assert not (folder / "imported").exists()
 
 
+def test_pipeline_trusts_what_its_user_extracted_to_another_folder(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world.shards.path / "features" / "stored", folder / "cache")
+    config = world.make_config(folder / "new", dataset={"feature_cache": "./cache"})
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "state" / "featgan" / "callables.jsonl").unlink()
+    assert f"--blackbox {SPEC}" in read_refusal(capsys, "pipeline", "config.yaml", "--dry-run", command=launch)
+    arguments = ["--shards", str(world.shards.path), "--blackbox", f"{SPEC}?task=expression", "--out", "cache"]
+    result = start_featgan(folder, "extract", *arguments)
+    assert result.returncode == 0 and "already extracted" in result.stderr, result.stderr
+    assert approved_callables(world.shards.path) == frozenset()
+    capsys.readouterr()
+    launch.main(["pipeline", "config.yaml", "--dry-run"], standalone_mode=False)
+    assert capsys.readouterr().out.count("#!/bin/bash") == 3
+
+
 def test_watch_runs_only_code_that_its_user_named(run: Path, folder: Path) -> None:
     change_run(run, every=2, suite="quick")
     watch = ("watch", ".", "--once", "--max-evaluations", "1")

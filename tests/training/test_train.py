@@ -25,6 +25,7 @@ from featgan.data.loader import BatchDataset
 from featgan.data.packing.pack import pack_shards
 from featgan.errors import UserError
 from featgan.inference.model import load_model
+from featgan.inference.training_data import open_training_data
 from featgan.run import checkpoint
 from featgan.run.paths import checkpoint_steps, step_folder
 from featgan.system.files import atomic_write, sha256_of
@@ -33,7 +34,7 @@ from featgan.training.lr_schedule import lr_at_step
 from featgan.training.objective import compute_d_loss, compute_g_loss, is_r1_step, split_microbatches
 from featgan.training.state import build_train_state
 from featgan.training.train import train
-from tests.conftest import SELECTED_ATTRIBUTES, World, read_checkpoint_tensors
+from tests.conftest import SELECTED_ATTRIBUTES, FakeLinearClassifier, World, read_checkpoint_tensors, write_features
 
 WEIGHT_FILES = ("generator_ema", "discriminator", "optimizer-generator", "optimizer-discriminator")
 
@@ -264,6 +265,27 @@ def test_run_resumes_with_the_same_images_in_another_place(world: World, tmp_pat
     train(world.make_config(run, dataset=dataset | {"shards": str(moved)}, training={"steps": 6}))
     assert checkpoint_steps(run)[-1] == 6
     assert load_model(run, 6).metadata.dataset["shards"] == str(moved)
+
+
+def test_run_resumes_with_the_same_features_in_another_place(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(world.make_config(tmp_path / "run"))
+    shutil.copytree(world.cache.path, "moved")
+    train(world.make_config(tmp_path / "run", dataset={"feature_cache": "./moved"}, training={"steps": 6}))
+    model = load_model(tmp_path / "run", 6)
+    assert model.metadata.dataset["features"] == str(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    data = open_training_data(model, is_required=True)
+    assert data.cache is not None and data.cache.path == tmp_path / "moved"
+    write_features(world.shards, OtherClassifier(), str(tmp_path / "other"))
+    with pytest.raises(UserError, match="the black box has changed since this checkpoint was saved"):
+        train(world.make_config(tmp_path / "run", dataset={"feature_cache": f"{tmp_path}/other"}))
+
+
+class OtherClassifier(FakeLinearClassifier):
+    sha256 = "2" * 64
 
 
 def test_run_can_restart_after_an_invalid_image(world: World, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The feature cache: features and outputs of a black box for every image of a shard set and its horizontal flip."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from featgan import __version__
 from featgan.data.feature_cache.space_fitting import SpaceFitting
 from featgan.data.feature_cache.storage import (
+    FEATURES_FOLDER,
     PARTIAL_MANIFEST_FILE,
     BlackBoxIdentity,
     CacheFile,
@@ -24,9 +25,12 @@ from featgan.data.feature_cache.storage import (
     array_path,
     cache_folder,
     cache_location,
-    check_file_size,
+    check_file_sizes,
     corrupt_cache_error,
+    describe_extraction,
+    is_cache_manifest,
     is_intact,
+    is_outside_shards,
     load_space,
     load_tensors,
     mismatched_cache_error,
@@ -103,25 +107,26 @@ class FeatureCache:
     def open(cls, shards: ShardSet, name: str) -> Self:
         """Open a cache: read its manifest and check the size of every file; `verify` also checks the content.
 
-        Raises UserError if the cache does not exist, is not complete or belongs to different shards, or if a file is
+        The cache is given by its name in the shards, or by its folder or URL, as in `dataset.feature_cache`. Raises
+        UserError if the cache does not exist, is not complete or belongs to different shards, or if a file is
         missing or truncated.
         """
         location = cache_location(shards, name)
-        command = f"featgan extract --shards {shards.location} --blackbox SPEC --cache-name {name}"
+        command = describe_extraction(shards, name)
         if location.is_remote:
             folder = RemoteFolder.open(location, MANIFEST_FILE, shards.access)
             path, manifest = folder.path, parse_cache_manifest(folder.manifest, CacheManifest, location)
         else:
             path, manifest = location.path, read_complete_manifest(location.path, command)
         if manifest.shards != shards.fingerprint:
+            remedy = "name the cache of these shards" if is_outside_shards(name) else f"remove it and run `{command}`"
             raise UserError(
-                f"{location}: the features were extracted from different shards than {shards.location}; "
-                f"remove it and run `{command}`"
+                f"{location}: the features were extracted from different shards than {shards.location}; {remedy}"
             )
+        if not location.is_remote:
+            check_file_sizes(path, manifest)
         for file, entry in manifest.files.items():
-            if not location.is_remote:
-                check_file_size(path / Path(file).name, entry)
-            elif file in (SPACE_FILE, HEAD_FILE):
+            if location.is_remote and file in (SPACE_FILE, HEAD_FILE):
                 folder.copy_file(file, entry.sha256, entry.bytes)
         cache = cls(shards, path, manifest, location)
         for arrays in cache.arrays.values():
@@ -158,11 +163,16 @@ class FeatureCache:
         Files that are read through the node cache are left out: it checks each one when it arrives.
         """
         cached = {item.sha256 for arrays in self.arrays.values() for item in arrays.shard_files.items()}
-        files = {Path(file).name: entry.sha256 for file, entry in self.manifest.files.items()}
-        hashes = {name: sha256 for name, sha256 in files.items() if sha256 not in cached}
-        path = first_modified_file(self.path, hashes, "files")
-        if path is not None:
-            raise corrupt_cache_error(path, "its checksum does not match")
+        verify_cache_files(self.path, self.manifest, cached)
+
+
+def verify_cache_files(path: Path, manifest: CacheManifest, left_out: Set[str] = frozenset()) -> None:
+    """Check the files of a cache, except those whose sha256 is left out. Raises UserError for the first mismatch."""
+    files = {Path(file).name: entry.sha256 for file, entry in manifest.files.items()}
+    hashes = {name: sha256 for name, sha256 in files.items() if sha256 not in left_out}
+    modified = first_modified_file(path, hashes, "files")
+    if modified is not None:
+        raise corrupt_cache_error(modified, "its checksum does not match")
 
 
 def read_complete_manifest(path: Path, command: str) -> CacheManifest:
@@ -191,9 +201,16 @@ def open_cached_arrays(
 
 
 def list_existing_caches(path: Path) -> str:
-    """Return the names of the existing caches as the end of an error message."""
+    """Return the names of the other caches of the shards as the end of an error message."""
+    if path.parent.name != FEATURES_FOLDER:
+        return ""
     names = sorted(manifest_path.parent.name for manifest_path in path.parent.glob(f"*/{MANIFEST_FILE}"))
     return f" (existing caches: {', '.join(names)})" if names else ""
+
+
+def contains_files(path: Path) -> bool:
+    """Return whether a path is a file, or a folder with anything else than the folder of its jobs."""
+    return path.exists() and (not path.is_dir() or any(entry.name != "jobs" for entry in path.iterdir()))
 
 
 @dataclass(frozen=True)
@@ -209,12 +226,13 @@ class FeatureWriter:
     """Writes a cache shard by shard; finished shards are kept, so that an interrupted extraction resumes."""
 
     def __init__(self, shards: ShardSet, name: str, blackbox: BlackBoxInfo, num_components: int | None = None) -> None:
-        """Create or resume the cache `name`.
+        """Create or resume the cache `name`: a name in the shards, or a folder, as in `dataset.feature_cache`.
 
         Raises UserError if the name is used by a cache of a different black box, layer or shard set. It is also raised
         if `num_components` is larger than the number of features.
         """
         self.shards = shards
+        self.name = name
         self.path = cache_folder(shards, name)
         self.head = blackbox.head
         self.num_components = num_components
@@ -240,16 +258,17 @@ class FeatureWriter:
 
     def check_existing_cache(self) -> None:
         """Raise UserError if the folder contains anything else than a cache with the same provenance."""
+        option = "--out" if is_outside_shards(self.name) else "--cache-name"
         manifest_paths = [
             self.path / name for name in (MANIFEST_FILE, PARTIAL_MANIFEST_FILE) if (self.path / name).is_file()
         ]
+        if not all(map(is_cache_manifest, manifest_paths)) or (not manifest_paths and contains_files(self.path)):
+            raise UserError(f"{self.path}: already exists and is not a feature cache; choose another {option}")
         if not manifest_paths:
-            if self.path.exists() and any(self.path.iterdir()):
-                raise UserError(f"{self.path}: already exists and is not a feature cache; choose another --cache-name")
             return
         difference = read_cache_manifest(manifest_paths[0], CacheProvenance).describe_difference(self.provenance)
         if difference:
-            raise UserError(f"{self.path}: contains features of {difference}; choose another --cache-name or remove it")
+            raise UserError(f"{self.path}: contains features of {difference}; choose another {option} or remove it")
 
     def remove_corrupt_files(self) -> list[str]:
         """Remove the files of a complete cache that do not match its manifest, and return their names.
@@ -351,7 +370,7 @@ class FeatureWriter:
             for name, content in tensors.items():
                 atomic_write(self.path / name, save(content))
             self.write_manifest([*tensors])
-        return FeatureCache.open(self.shards, self.path.name)
+        return FeatureCache.open(self.shards, self.name)
 
     def fit_space(self) -> FeatureSpace:
         """Fit the feature space to all training images and their horizontal flips.
@@ -384,9 +403,14 @@ class FeatureWriter:
         paths += [self.path / name for name in names]
         files = {path.name: CacheFile(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
         manifest = CacheManifest(
-            **self.provenance.model_dump(), featgan=__version__, num_components=self.num_components, files=files
+            **self.provenance.model_dump(),
+            featgan=__version__,
+            num_components=self.num_components,
+            files=files,
+            shards_location=str(self.shards.location.absolute()) if is_outside_shards(self.name) else None,
         )
-        atomic_write(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+        unset = {"shards_location"} if manifest.shards_location is None else None
+        atomic_write(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=1, exclude=unset).encode())
         for leftover in (self.path / PARTIAL_MANIFEST_FILE, *self.path.glob(".*.partial")):
             leftover.unlink(missing_ok=True)
         self.space_fitting.remove_saved_groups()

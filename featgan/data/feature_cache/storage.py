@@ -4,15 +4,16 @@ import re
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from featgan.config.choices import Task
+from featgan.data.remote.remote_folder import folder_of
 from featgan.data.remote.shard_files import LocalFiles, ShardFiles
-from featgan.data.shards.manifest import Count, Sha256
+from featgan.data.shards.manifest import MANIFEST_FILE, Count, Sha256
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
@@ -27,6 +28,12 @@ from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
 PARTIAL_MANIFEST_FILE = "partial.json"
 """The manifest of an incomplete cache, written first; MANIFEST_FILE is that of a complete one, written last."""
+
+FEATURES_FOLDER = "features"
+"""The folder of the caches that are stored with the shards."""
+
+CACHE_FORMAT: Final = "featgan-features"
+"""The value of `format` in both manifests."""
 
 FLOAT_BYTES = 4
 """Size of a float32 value in bytes."""
@@ -49,7 +56,7 @@ class BlackBoxIdentity(CacheManifestModel):
 class CacheProvenance(CacheManifestModel):
     """The origin of a cache: caches with equal provenance contain equal values."""
 
-    format: Literal["featgan-features"] = "featgan-features"
+    format: Literal["featgan-features"] = CACHE_FORMAT
     version: Literal[1] = 1
     shards: str
     """Fingerprint of the shards."""
@@ -84,6 +91,8 @@ class CacheManifest(CacheProvenance):
     featgan: str
     num_components: int | None
     files: dict[str, CacheFile]
+    shards_location: str | None = None
+    """The location of the shards when the cache was written, if it is not in their folder; for `featgan info`."""
 
 
 AnyProvenance = TypeVar("AnyProvenance", bound=CacheProvenance)
@@ -222,28 +231,57 @@ def array_path(folder: Path, shard: str, kind: str) -> Path:
     return folder / f"{shard}.{kind}.npy"
 
 
-def cache_folder(shards: ShardSet, name: str) -> Path:
-    """Return the folder SHARDS/features/NAME for writing.
+def cache_folder(shards: ShardSet, cache: str) -> Path:
+    """Return the folder of a feature cache for writing; see `cache_location`.
 
-    Raises UserError if the name is not a simple folder name, or if the shards are behind a URL.
+    Raises UserError also if it is behind a URL.
     """
-    location = cache_location(shards, name)
+    location = cache_location(shards, cache)
     if location.is_remote:
-        raise UserError(f"{shards.location}: the features cannot be written to a URL; choose a local folder with --out")
+        raise UserError(f"{location}: the features cannot be written to a URL; choose a local folder with --out")
     return location.path
 
 
-def cache_location(shards: ShardSet, name: str) -> Location:
-    """Return the location of SHARDS/features/NAME. Raises UserError if the name is not a simple folder name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise UserError(f"feature cache name {name!r}: use letters, digits, '.', '_' and '-'")
-    return shards.location.join("features").join(name)
+def cache_location(shards: ShardSet, cache: str) -> Location:
+    """Return the location of a feature cache: SHARDS/features/NAME for a name, or a folder or URL that contains "/".
+
+    Raises UserError for a name that is not a simple folder name, and for a URL that is not allowed.
+    """
+    if is_outside_shards(cache):
+        return folder_of(Location.parse(cache), MANIFEST_FILE)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", cache):
+        raise UserError(f"feature cache name {cache!r}: use letters, digits, '.', '_' and '-'")
+    return shards.location.join(FEATURES_FOLDER).join(cache)
+
+
+def is_outside_shards(cache: str) -> bool:
+    """Whether a feature cache is given by its folder or URL, and not by its name in the shards."""
+    return "/" in cache
+
+
+def describe_extraction(shards: ShardSet, cache: str) -> str:
+    """Return the command that writes a feature cache, for messages."""
+    option = "--out" if is_outside_shards(cache) else "--cache-name"
+    name = Location.parse(cache).redacted if is_outside_shards(cache) else cache
+    return f"featgan extract --shards {shards.location} --blackbox SPEC {option} {name}"
+
+
+def is_cache_manifest(path: Path) -> bool:
+    """Return whether a file is the manifest of a feature cache, maybe a damaged one, and not of something else."""
+    try:
+        value = read_json(path, remedy="")
+    except UserError:
+        return True
+    return isinstance(value, dict) and value.get("format") == CACHE_FORMAT
 
 
 def read_cache_manifest(path: Path, model: type[AnyProvenance]) -> AnyProvenance:
     """Read a manifest. Raises UserError if it is corrupted."""
     remedy = f"remove {path.parent} and run `featgan extract` again"
-    return check_cache_manifest(read_json(path, remedy=remedy), model, path, remedy)
+    value = read_json(path, remedy=remedy)
+    if isinstance(value, dict) and value.get("format") != CACHE_FORMAT:
+        raise UserError(f"{path}: not the manifest of a feature cache; name another folder")
+    return check_cache_manifest(value, model, path, remedy)
 
 
 def parse_cache_manifest(content: bytes, model: type[AnyProvenance], location: object) -> AnyProvenance:
@@ -289,9 +327,11 @@ def is_intact(path: Path, entry: CacheFile) -> bool:
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
 
 
-def check_file_size(path: Path, entry: CacheFile) -> None:
+def check_file_sizes(folder: Path, manifest: CacheManifest) -> None:
     """Raise UserError if a file is missing or does not have the size in the manifest."""
-    if not path.is_file():
-        raise corrupt_cache_error(path, "missing")
-    if path.stat().st_size != entry.bytes:
-        raise corrupt_cache_error(path, f"{path.stat().st_size} bytes, but {entry.bytes} were written")
+    for file, entry in manifest.files.items():
+        path = folder / Path(file).name
+        if not path.is_file():
+            raise corrupt_cache_error(path, "missing")
+        if path.stat().st_size != entry.bytes:
+            raise corrupt_cache_error(path, f"{path.stat().st_size} bytes, but {entry.bytes} were written")

@@ -120,7 +120,9 @@ def test_feature_manifest_cannot_name_files_outside_the_cache(url: str, copy: Pa
 
 
 def test_features_are_not_written_to_a_url(url: str, access: DataAccess) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{url}: the features cannot be written to a URL; choose a local")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{url}/features/new: the features cannot be written to a URL; choose a local")
+    ):
         cache_folder(ShardSet.open(url, access), "new")
 
 
