@@ -39,7 +39,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_NAMES = ("affectnet-lists", "affectnet-csv", "affectnet", "affectnet-plus", "celeba", "folder", "csv")
+LAYOUT_NAMES = (
+    "affectnet-lists",
+    "affectnet-csv",
+    "affectnet",
+    "affectnet-plus",
+    "celeba",
+    "folder",
+    "csv",
+    "webdataset",
+)
 
 step_option = click.option(
     "--step", default="latest", show_default=True, help="Training step of the checkpoint to use, or `latest`."
@@ -84,7 +93,7 @@ def synthesize(out: Path, num_images: int, seed: int, image_size: int) -> None:
 
 @cli.command()
 @click.argument("layout", type=click.Choice(LAYOUT_NAMES), metavar="LAYOUT")
-@click.argument("source", type=PATH_TYPE)
+@click.argument("source", nargs=-1, required=True)
 @click.option("--out", required=True, type=PATH_TYPE, help="Folder to write the shards to.")
 @click.option("--image-size", default=112, show_default=True, type=click.IntRange(8, 1024), help=image_size_help)
 @click.option(
@@ -121,7 +130,7 @@ def synthesize(out: Path, num_images: int, seed: int, image_size: int) -> None:
 )
 def pack(
     layout: str,
-    source: Path,
+    source: tuple[str, ...],
     out: Path,
     image_size: int,
     crop: int | None,
@@ -140,6 +149,8 @@ def pack(
 
     LAYOUT describes the files in the folder SOURCE (see docs/data.md): affectnet-lists, affectnet-csv, affectnet,
     affectnet-plus, celeba, folder or csv.
+
+    The SOURCE of the layout webdataset is one or several folders, tars, patterns such as `a-{000..127}.tar`, or URLs.
     """
     from featgan.data.packing.pack import pack_shards, print_summary
 

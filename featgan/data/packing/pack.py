@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,21 @@ from featgan.data.packing.plan import SPLITS, PlannedImage, hash_planned_images,
 from featgan.data.packing.writer import ShardWriter
 from featgan.data.readers.records import DatasetListing
 from featgan.data.readers.registry import read_dataset
-from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, SplitName, ValidationOrigin
+from featgan.data.shards.manifest import MANIFEST_FILE, ShardManifest, SkippedFile, ValidationOrigin
+from featgan.data.webdataset.listing import LAYOUT as WEBDATASET_LAYOUT
+from featgan.data.webdataset.listing import OPTIONS as WEBDATASET_OPTIONS
+from featgan.data.webdataset.listing import list_webdataset
+from featgan.data.webdataset.samples import ImageReader
 from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from featgan.system.files import atomic_folder, atomic_write, user_friendly_write_errors
 from featgan.system.image_sizes import explain_generator_size
 from featgan.system.limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_SHARDS
+from featgan.system.locations import Location, redact_text
 from featgan.system.plain_text import format_one_line
 from featgan.system.progress import ProgressBar, progress_bar
 from featgan.system.resources import count_workers
+from featgan.system.user_paths import expand_path
 from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
@@ -129,7 +137,7 @@ class PackSummary:
 
 def pack_shards(
     layout: str,
-    source: Path | str,
+    source: Path | str | Sequence[str],
     out: Path | str,
     image_size: int = 112,
     quality: int = 95,
@@ -166,13 +174,13 @@ def pack_shards(
         max_images,
         dict(layout_options or {}),
     )
-    source, out = Path(source), Path(out).resolve()
+    out = Path(out).resolve()
     if problem := explain_generator_size(image_size):
         logger.warning(f"{problem}; these shards can be used for classifiers only")
-    listing = read_dataset(layout, source, layout_options)
+    listing, source_folder, source_name = list_source(layout, source, options.layout_options)
     if len(listing.classes) == 1:
         logger.warning(f"only one class, {listing.classes[0]!r}: a model cannot learn edits from class to class")
-    items, num_duplicates = plan_packing(listing, source, options.validation_fraction, max_images)
+    items, num_duplicates = plan_packing(listing, source_folder, options.validation_fraction, max_images)
     check_manifest_size(listing, len(items), options)
     source_sha256 = hash_planned_images(items)
     existing_manifest = find_existing_shards(out, asdict(options), source_sha256)
@@ -190,11 +198,37 @@ def pack_shards(
         packer.skipped["listed twice"] += num_duplicates
         with progress_bar("packing", len(items), "images") as bar:
             packer.pack_images(workers or count_workers(), bar)
-        manifest = packer.finish(source.resolve().name, source_sha256)
+        manifest = packer.finish(source_name, source_sha256)
     if existing_manifest:
         with user_friendly_write_errors(out, WRITE_ERROR_REMEDY):
             replace_shards(new_folder, out, existing_manifest, manifest)
     return PackSummary(out, manifest, time.monotonic() - started)
+
+
+def list_source(
+    layout: str, source: Path | str | Sequence[str], options: Mapping[str, str]
+) -> tuple[DatasetListing, Path, str]:
+    """Return the records of a source, the folder to which their paths are relative, and the name of the source."""
+    if layout != WEBDATASET_LAYOUT:
+        folder = Path(source if isinstance(source, str | Path) else single_source(layout, source))
+        return read_dataset(layout, folder, options), folder, folder.resolve().name
+    sources = [str(source)] if isinstance(source, str | Path) else list(source)
+    for option in options:
+        if option not in WEBDATASET_OPTIONS:
+            raise UserError(
+                f"--layout-option {option}: not an option of layout {layout}; its options are "
+                f"{', '.join(WEBDATASET_OPTIONS)}"
+            )
+    listing = list_webdataset(sources, **options)
+    return listing, Path(), redact_text(sources[0]).rstrip("/").rpartition("/")[2]
+
+
+def single_source(layout: str, sources: Sequence[str]) -> Path:
+    """Return the folder of a layout that has one. Raises UserError if there are several or if it is a URL."""
+    if len(sources) != 1:
+        raise UserError(f"SOURCE {sources[1]}: layout {layout} has one folder as source")
+    location = Location.parse(sources[0])
+    return expand_path(sources[0]) if location.scheme == "path" else location.path
 
 
 class Packer:
@@ -216,17 +250,22 @@ class Packer:
         self.skipped = Counter(listing.skipped)
         self.missing = [SkippedFile(source=name, reason="missing file") for name in listing.missing_files]
         self.unusable: list[SkippedFile] = []
-        splits: dict[SplitName, None] = dict.fromkeys(item.split for item in items)
+        used = {item.split for item in items}
+        splits = [split for split in SPLITS if split in used]
         self.writers = {split: ShardWriter(folder, split, options.images_per_shard) for split in splits}
 
     def pack_images(self, workers: int, bar: ProgressBar) -> None:
         """Crop all images and write them in order."""
         self.check_unusable()
-        jobs = [CropJob.from_record(item.record) for item in self.items]
-        with closing(crop_images_parallel(jobs, self.options.crop_options, workers)) as crops:
+        with closing(ImageReader()) as images, closing(self.crop_images(images, workers)) as crops:
             for item, crop in zip(self.items, crops, strict=True):
                 self.write_or_skip(item, crop)
                 bar.advance()
+
+    def crop_images(self, images: ImageReader, workers: int) -> Generator[Crop, None, None]:
+        """Yield the crops of all images; those in tars are read when they are needed."""
+        jobs = (CropJob.from_record(item.record, images) for item in self.items)
+        yield from crop_images_parallel(jobs, self.options.crop_options, workers, len(self.items))
 
     def write_or_skip(self, item: PlannedImage, crop: Crop) -> None:
         """Write one image, or count the reason why it is skipped. Raises UserError if too many files are unusable."""
@@ -296,17 +335,21 @@ def collect_label_names(rows: Iterable[Mapping[str, Any] | None]) -> tuple[str, 
     return tuple(dict.fromkeys(name for row in rows for name in row or ()))
 
 
-def crop_images_parallel(jobs: Sequence[CropJob], options: CropOptions, workers: int) -> Generator[Crop, None, None]:
+def crop_images_parallel(
+    jobs: Iterable[CropJob], options: CropOptions, workers: int, num_jobs: int = sys.maxsize
+) -> Generator[Crop, None, None]:
     """Yield crops in the order of the jobs, from this process or from several.
 
     The number of crops that wait to be written is bounded. Raises UserError if a worker process is killed.
     """
-    chunks = [jobs[start : start + IMAGES_PER_TASK] for start in range(0, len(jobs), IMAGES_PER_TASK)]
-    if workers <= 1 or len(chunks) <= 1:
+    remaining = iter(jobs)
+    chunks = iter(lambda: list(islice(remaining, IMAGES_PER_TASK)), [])
+    num_chunks = -(-num_jobs // IMAGES_PER_TASK)
+    if workers <= 1 or num_chunks <= 1:
         for chunk in chunks:
             yield from crop_files(chunk, options)
         return
-    pool = open_process_pool(min(workers, len(chunks)))
+    pool = open_process_pool(min(workers, num_chunks))
     pending: deque[Future[list[Crop]]] = deque()
     try:
         for chunk in chunks:

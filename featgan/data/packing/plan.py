@@ -51,9 +51,9 @@ def plan_packing(
     """Return every record once, in the order of the shards, and the number of duplicates.
 
     Each record gets a split and a key that is valid in WebDataset. Within a split, images are ordered by the hash of
-    their key: this shuffles them, independently of the order of the listing. If `max_images` is given, only the first
-    images of that order are used. If none of them is a validation image, `validation_fraction` of them become
-    validation images.
+    their key: this shuffles them, independently of the order of the listing. Images in tars keep their order, because
+    tars are read from start to end. If `max_images` is given, only the first images of the shuffled order are used. If
+    none of them is a validation image, `validation_fraction` of them become validation images.
 
     Raises UserError if nothing is left to pack or if two different records have the same key.
     """
@@ -72,8 +72,15 @@ def plan_packing(
         raise UserError(f"{source}: no images to pack{skipped_text}; check the folder and the layout")
     shuffled = sorted(items.values(), key=lambda item: hash_text(item.key))[:max_images]
     planned = assign_splits(shuffled, validation_fraction)
-    by_split = sorted(planned, key=lambda item: SPLITS.index(item.split))
-    return by_split, len(listing.records) - len(items)
+    ordered = sorted(planned, key=lambda item: SPLITS.index(item.split))
+    if any(item.record.tar is not None for item in ordered):
+        ordered.sort(key=lambda item: tar_position(item.record))
+    return ordered, len(listing.records) - len(items)
+
+
+def tar_position(record: Record) -> tuple[int, int]:
+    """Return the tar and the offset of an image; tars are read from start to end."""
+    return (record.tar.number, record.tar.offset) if record.tar is not None else (0, 0)
 
 
 def assign_splits(items: Sequence[PlannedImage], validation_fraction: float) -> list[PlannedImage]:
@@ -98,16 +105,28 @@ def make_safe_key(key: str) -> str:
 
 
 def hash_planned_images(items: Sequence[PlannedImage]) -> str:
-    """Return a sha256 over the key, labels, bounding box and file size (in tables: content) of every image."""
+    """Return a sha256 over the key, labels, bounding box and file size of every image.
+
+    For images in tables and tars, it also covers the content.
+    """
     hasher = hashlib.sha256()
     for item in items:
-        try:
-            size = item.record.path.stat().st_size if item.record.content is None else len(item.record.content)
-        except OSError:
-            size = -1
         hasher.update(item.record.content or b"")
+        if item.record.tar is not None:
+            hasher.update(item.record.tar.crc.to_bytes(4, "big"))
+        size = file_size(item.record)
         hasher.update(encode_json_line([item.key, item.labels, item.record.bounding_box, size]))
     return hasher.hexdigest()
+
+
+def file_size(record: Record) -> int:
+    """Return the size of an image file in bytes; -1 if it is missing."""
+    if record.tar is not None:
+        return record.tar.size
+    try:
+        return record.path.stat().st_size if record.content is None else len(record.content)
+    except OSError:
+        return -1
 
 
 def encode_json_line(value: Any) -> bytes:

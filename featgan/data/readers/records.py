@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from featgan.errors import UserError
 from featgan.system.image_files import IMAGE_SUFFIXES, has_image_suffix
+from featgan.system.locations import Location
 from featgan.system.plain_text import format_one_line
 
 EXPRESSIONS = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
@@ -23,6 +24,17 @@ logger = logging.getLogger(__name__)
 
 BoundingBox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """The position of an image: the tar and its number in the source, offset and size in bytes, and CRC-32."""
+
+    tar: Location
+    number: int
+    offset: int
+    size: int
+    crc: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Record:
     """Identifier of the person."""
     content: bytes | None = field(default=None, repr=False)
     """Content of an image file if the image is a part of a table; `path` is then the table and the name of the row."""
+    tar: TarImage | None = None
+    """Position of the image if it is a part of a tar; `path` is then the name of the tar and that of the image."""
 
     @property
     def has_labels(self) -> bool:
@@ -176,7 +190,8 @@ class RecordCollector:
                 f"{self.source}: none of the {count} listed images exists, such as {first}; check the paths in the list"
             )
         self.remove_unlabeled_splits()
-        return DatasetListing(self.assign_test_images(), classes, self.skipped, self.missing_files)
+        records = use_test_images(self.records, self.skipped)
+        return DatasetListing(records, classes, self.skipped, self.missing_files)
 
     def remove_unlabeled_splits(self) -> None:
         """Skip a validation or test split without labels if other images have some, as in a competition."""
@@ -187,13 +202,14 @@ class RecordCollector:
                 self.skipped[f"{split} split without labels"] += len(unlabeled)
                 self.records = [record for record in self.records if record.split != split]
 
-    def assign_test_images(self) -> list[Record]:
-        """Use test images for validation if there is no validation split; otherwise skip them, so they stay unseen."""
-        if any(record.split == "validation" for record in self.records):
-            remaining = [record for record in self.records if record.split != "test"]
-            self.skipped["test split"] += len(self.records) - len(remaining)
-            self.skipped += Counter()  # drops a zero
-            return remaining
-        if any(record.split == "test" for record in self.records):
-            logger.info("the source has no validation split, so its test images are used for validation")
-        return [replace(record, split="validation") if record.split == "test" else record for record in self.records]
+
+def use_test_images(records: Sequence[Record], skipped: Counter[str]) -> list[Record]:
+    """Use test images for validation if there is no validation split; otherwise skip them, so they stay unseen."""
+    if any(record.split == "validation" for record in records):
+        remaining = [record for record in records if record.split != "test"]
+        if len(remaining) < len(records):
+            skipped["test split"] += len(records) - len(remaining)
+        return remaining
+    if any(record.split == "test" for record in records):
+        logger.info("the source has no validation split, so its test images are used for validation")
+    return [replace(record, split="validation") if record.split == "test" else record for record in records]

@@ -1,0 +1,119 @@
+"""The records of a WebDataset source: one pass over its tars, which are not stored."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featgan.data.readers.class_codes import ClassCodes, assign_class_codes
+from featgan.data.readers.records import DatasetListing, Record, TarImage, use_test_images
+from featgan.data.webdataset.labels import LabelField, attribute_names, parse_label_option
+from featgan.data.webdataset.samples import TarSample, read_samples
+from featgan.data.webdataset.sources import SourceTar, expand_sources
+from featgan.errors import UserError
+from featgan.system.json_files import read_json
+from featgan.system.limits import MAX_CLASSES
+from featgan.system.plain_text import format_one_line
+from featgan.system.progress import track_progress
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "webdataset"
+OPTIONS = ("label", "classes", "validation")
+"""Layout options of `featgan pack webdataset`."""
+
+
+def list_webdataset(sources: Sequence[str], label: str = "", classes: str = "", validation: str = "") -> DatasetListing:
+    """Return one record per image of the tars, in their order.
+
+    `label` names the files and fields with labels, `classes` a file with the names of the classes, and `validation` a
+    pattern for the names of the validation tars. Raises UserError if a tar cannot be read or a label has a wrong type.
+    """
+    fields = parse_label_option(label)
+    suffixes = frozenset(label_field.suffix for label_field in fields)
+    collector = SampleCollector(fields)
+    tars = expand_sources(sources, validation)
+    for number, tar in enumerate(track_progress(tars, "reading labels", unit="tars")):
+        for sample in read_samples(tar.location, number, suffixes):
+            collector.add(tar, number, sample)
+    if label and fields and not collector.has_labels:
+        raise UserError(f"{sources[0]}: no sample has the label {label}; check --layout-option label")
+    return collector.build_listing(read_classes_option(classes))
+
+
+class SampleCollector:
+    """Collects the images and labels of samples."""
+
+    def __init__(self, fields: Sequence[LabelField]) -> None:
+        self.fields = fields
+        self.attribute_names = attribute_names(fields)
+        self.images: list[tuple[SourceTar, str, str, TarImage, dict[str, Any]]] = []
+        self.labels: set[str] = set()
+        self.has_labels = False
+        self.missing_files: list[str] = []
+
+    def add(self, tar: SourceTar, number: int, sample: TarSample) -> None:
+        """Add one sample; one without an image is counted as a missing file."""
+        name = f"{tar.location.name}/{sample.key}"
+        if sample.image is None:
+            self.missing_files.append(format_one_line(name))
+            return
+        values = {field.target: field.read(sample, str(tar.location)) for field in self.fields}
+        self.has_labels |= any(value is not None for value in values.values())
+        if values.get("expression") is not None:
+            self.labels.add(values["expression"])
+        if len(self.labels) > MAX_CLASSES:
+            raise UserError(
+                f"{tar.location}: more than {MAX_CLASSES:,} different classes, such as "
+                f"{format_one_line(min(self.labels)[:40])!r}; choose another --layout-option label"
+            )
+        stem = tar.location.name.removesuffix(".tar")
+        self.images.append((tar, f"{stem}/{sample.key}", f"{name}.{sample.image_suffix}", sample.image, values))
+
+    def build_listing(self, classes: str | Sequence[str]) -> DatasetListing:
+        """Return the listing, with a class code for each label."""
+        codes = assign_class_codes(self.labels, classes) if self.labels else ClassCodes((), {})
+        skipped: Counter[str] = Counter()
+        if self.missing_files:
+            skipped["missing file"] = len(self.missing_files)
+        records = []
+        for tar, key, path, image, values in self.images:
+            text = values.get("expression")
+            reason = codes.find_skip_reason(text) if text is not None else ""
+            if reason:
+                skipped[reason] += 1
+                continue
+            records.append(self.make_record(key, path, tar.split, image, values, codes))
+        records = use_test_images(records, skipped)
+        return DatasetListing(records, codes.names, skipped, self.missing_files)
+
+    def make_record(
+        self, key: str, path: str, split: str, image: TarImage, values: dict[str, Any], codes: ClassCodes
+    ) -> Record:
+        """Return the record of one image."""
+        text = values.get("expression")
+        names = self.attribute_names
+        return Record(
+            key=f"{image.number:05d}-{key}",
+            path=Path(path),
+            split=split,
+            expression=None if text is None else codes.find_code(text, str(image.tar)),
+            valence=values.get("valence"),
+            arousal=values.get("arousal"),
+            attributes={name: values.get(f"attributes.{name}") for name in names} if names else None,
+            identity=values.get("identity"),
+            tar=image,
+        )
+
+
+def read_classes_option(option: str) -> str | Sequence[str]:
+    """Return the option `classes`; a JSON file contains a list of names, or an object with a name for each code."""
+    if not option.lower().endswith(".json"):
+        return option
+    content: Any = read_json(Path(option))
+    if isinstance(content, dict) and content and all(isinstance(name, str) for name in content.values()):
+        return [f"{code}={name}" for code, name in content.items()]
+    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
+        return content
+    raise UserError(f'{option}: not a list of names; write a JSON list, or an object such as {{"0": "cat"}}')

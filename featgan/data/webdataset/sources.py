@@ -1,0 +1,162 @@
+"""The tars of a source: folders, tars, patterns with braces, lists of shards, and URLs of these, with their splits."""
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from braceexpand import braceexpand
+
+from featgan.data.readers.parsing import natural_sort_key
+from featgan.data.remote.fetching import read_small
+from featgan.errors import UserError
+from featgan.system.json_files import JsonError, parse_json
+from featgan.system.limits import MAX_JSON_BYTES, MAX_SHARDS
+from featgan.system.locations import Location
+from featgan.system.plain_text import format_one_line
+from featgan.system.user_paths import expand_path
+
+INFO_FILES = ("_info.json", "info.json")
+"""Names of the list of shards in a folder, as written for timm."""
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "eval"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words in the name of a tar, or names of its folder => its split."""
+
+MAX_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SourceTar:
+    """A tar and its split: `train`, `validation`, `test`, or empty if it is not known."""
+
+    location: Location
+    split: str
+
+
+def expand_sources(sources: Sequence[str], validation: str = "") -> list[SourceTar]:
+    """Return the tars of all sources, in order.
+
+    `validation` is a pattern such as `*val*.tar`: the tars whose names match it are the validation split, and the
+    others the training split. Raises UserError if a source contains no tars, or if a tar is listed twice.
+    """
+    tars = [tar for source in sources for text in expand_braces(source) for tar in list_tars(text)]
+    if validation:
+        tars = [SourceTar(tar.location, split_by_pattern(tar.location, validation)) for tar in tars]
+        if not any(tar.split == "validation" for tar in tars):
+            raise UserError(f"--layout-option validation={validation}: no tar has such a name")
+    seen: set[str] = set()
+    for tar in tars:
+        if tar.location.raw in seen:
+            raise UserError(f"{tar.location}: is listed twice; remove it from the sources")
+        seen.add(tar.location.raw)
+    if len(tars) > MAX_SHARDS:
+        raise UserError(f"{len(tars):,} tars: at most {MAX_SHARDS:,} are possible; use fewer")
+    return tars
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """Yield the texts of a pattern such as `a-{000..127}.tar`. Raises UserError for more than MAX_SHARDS."""
+    if "{" not in text or Path(text).exists():
+        yield text
+        return
+    shown = format_one_line(text[:200])
+    if re.search(r"\{[^{}]*\{", text):
+        raise UserError(f"{shown}: braces inside braces are not supported; give several patterns")
+    if count_texts(text) > MAX_SHARDS:
+        raise UserError(f"{shown}: names more than {MAX_SHARDS:,} tars; use a smaller range")
+    try:
+        yield from braceexpand(text)
+    except ValueError:  # and braceexpand's own error
+        raise UserError(f"{shown}: not a pattern; write NAME-{{000..127}}.tar") from None
+
+
+def count_texts(text: str) -> float:
+    """Return the number of texts of a pattern, without creating them."""
+    count = 1.0
+    for part in re.findall(r"\{([^{}]*)\}", text):
+        numbers = re.fullmatch(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?\d+)?", part)
+        if numbers:
+            count *= abs(int(numbers[2]) - int(numbers[1])) + 1
+        elif ".." in part and "," not in part and len(part) > 12:
+            count = math.inf
+        else:
+            count *= max(1, part.count(",") + 1) if ".." not in part else 1 << 16
+    return count
+
+
+def list_tars(text: str) -> list[SourceTar]:
+    """Return the tars of a folder, a tar, or a list of shards, which may be behind a URL."""
+    location = Location.parse(text)
+    if not location.is_remote:
+        location = Location.from_path(expand_path(text if location.scheme == "path" else location.path))
+    name = location.name.lower()
+    if name.endswith(".json"):
+        return read_shard_list(location)
+    if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+        raise UserError(f"{location}: compressed tars cannot be read; decompress it first")
+    if location.is_remote:
+        if name.endswith(".tar"):
+            return [SourceTar(location, split_of_name(location))]
+        return read_shard_list(location.join(INFO_FILES[0]))
+    path = location.path
+    if path.is_dir():
+        return list_folder(path)
+    if not path.is_file():
+        raise UserError(
+            f"{location}: no such file or folder; give a folder, tars, or a pattern such as a-{{000..127}}.tar"
+        )
+    return [SourceTar(location, split_of_name(location))]
+
+
+def list_folder(folder: Path) -> list[SourceTar]:
+    """Return the tars of a folder: those in its list of shards, else all of them in natural order."""
+    for name in INFO_FILES:
+        if (folder / name).is_file():
+            return read_shard_list(Location.from_path(folder / name))
+    paths = sorted(folder.rglob("*.tar"), key=lambda path: natural_sort_key(path.relative_to(folder).as_posix()))
+    if not paths:
+        raise UserError(f"{folder}: contains no .tar files; check the folder")
+    return [SourceTar(Location.from_path(path), split_of_name(Location.from_path(path))) for path in paths]
+
+
+def read_shard_list(location: Location) -> list[SourceTar]:
+    """Return the tars that a list of shards names: `_info.json` of timm, or the index of wids."""
+    try:
+        content: Any = parse_json(read_small(location, MAX_JSON_BYTES, MAX_RETRY_SECONDS))
+    except JsonError as error:
+        raise UserError(f"{location}: {error}") from None
+    names: list[tuple[Any, str]] = []
+    if isinstance(content, dict) and isinstance(content.get("splits"), dict):
+        for split, entry in content["splits"].items():
+            files = entry.get("filenames") if isinstance(entry, dict) else None
+            names += [(name, split_of_words(str(split))) for name in (files if isinstance(files, list) else ())]
+    elif isinstance(content, dict) and isinstance(content.get("shardlist"), list):
+        names = [(entry.get("url") if isinstance(entry, dict) else None, "") for entry in content["shardlist"]]
+    if not names or not all(isinstance(name, str) and name for name, _ in names):
+        raise UserError(f"{location}: not a list of shards; give the tars, or a pattern such as a-{{000..127}}.tar")
+    folder = location.parent
+    tars = [(folder.resolve(str(name)), split) for name, split in names]
+    return [SourceTar(tar, split or split_of_name(tar)) for tar, split in tars]
+
+
+def split_of_name(location: Location) -> str:
+    """Return the split that the name of a tar contains, else its folder; empty if neither does."""
+    return split_of_words(location.name) or SPLIT_WORDS.get(location.parent.name.lower(), "")
+
+
+def split_of_words(text: str) -> str:
+    """Return the split that a text names."""
+    return next((SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in SPLIT_WORDS), "")
+
+
+def split_by_pattern(location: Location, pattern: str) -> str:
+    """Return the split of a tar by the pattern for validation tars."""
+    is_match = fnmatch.fnmatch(location.name, pattern) or fnmatch.fnmatch(location.redacted, pattern)
+    return "validation" if is_match else "train"
