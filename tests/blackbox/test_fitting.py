@@ -19,7 +19,7 @@ from featgan.blackbox.fitting.augmentation import augment_images
 from featgan.blackbox.fitting.dataset import ClassifierDataset, load_classifier_dataset
 from featgan.blackbox.fitting.fit import fit_blackbox
 from featgan.blackbox.fitting.model_folder import METADATA_FILE, WEIGHTS_FILE
-from featgan.blackbox.fitting.scores import build_scores_table, compute_scores
+from featgan.blackbox.fitting.scores import build_scores_table, compute_scores, score_codes
 from featgan.blackbox.fitting.trainer import balance_classes, lr_factor
 from featgan.blackbox.loading import load_blackbox
 from featgan.data.packing.pack import pack_shards
@@ -28,6 +28,7 @@ from featgan.data.synthetic.dataset import synthesize_faces
 from featgan.errors import UserError
 from featgan.system.console import PlainConsole
 from featgan.system.images import to_float
+from featgan.system.json_files import parse_json
 
 SIZE = 16
 EXPRESSIONS = ("neutral", "happy", "sad")
@@ -373,6 +374,19 @@ def test_scores_equal_hand_computed_values() -> None:
     assert factors["factors"] == {"x": -3.0, "y": -3.0}
     for actual in (scores, affect, factors):
         assert build_scores_table({"split": "validation", **actual}).row_count in (2, 3)
+
+
+@pytest.mark.parametrize("num_classes", [1000, 20_000])
+def test_scores_of_many_classes_can_be_read_again(num_classes: int) -> None:
+    names = [f"class {code}" for code in range(num_classes)]
+    codes = torch.arange(num_classes).repeat_interleave(2)
+    predicted = torch.stack([codes[::2], codes[::2].roll(1)], 1).flatten()
+    scores = score_codes(codes, predicted, names)
+    assert parse_json(json.dumps({"class_names": names, "scores": scores})) == {"class_names": names, "scores": scores}
+    assert scores["accuracy"] == 0.5 and scores["classes"]["class 7"] == {"count": 2, "recall": 0.5}
+    assert scores["wrong_predictions"][:2] == [[0, num_classes - 1, 1], [1, 0, 1]]
+    table = build_scores_table({"split": "validation", "count": len(codes), **scores})
+    assert table.row_count == num_classes and list(table.columns[-1].cells)[1] == "class 0 1"
 
 
 @pytest.mark.parametrize(("num_classes", "count"), [(8, 99), (10, 99999), (11, 5), (40, 1000)])

@@ -24,6 +24,12 @@ from featgan.system.statistics import concordance_correlation
 TABLE_WIDTH = 80
 """Maximum width of a table in characters."""
 
+MAX_MATRIX_CLASSES = 300
+"""Number of classes up to which the confusion matrix is stored; classifier.json has a limited number of values."""
+
+MAX_STORED_CONFUSIONS = 20_000
+"""Number of pairs of a class and a wrong prediction that are stored without the matrix, the most frequent first."""
+
 MAX_LISTED_CONFUSIONS = 3
 """Number of wrong predictions that are listed for each class if the confusion matrix is too wide."""
 
@@ -41,11 +47,16 @@ def compute_scores(outputs: Tensor, targets: Tensor, task: str, names: Sequence[
 
 def score_classes(logits: Tensor, codes: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Compute accuracy, balanced accuracy, macro F1, the confusion matrix, and count and recall of each class."""
-    true_codes, predicted_codes = codes.numpy(), logits.argmax(1).numpy()
+    return score_codes(codes, logits.argmax(1), names)
+
+
+def score_codes(codes: Tensor, predictions: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Compute the scores of `score_classes` from class codes [N] and predicted codes [N]."""
+    true_codes, predicted_codes = codes.numpy(), predictions.numpy()
     present = np.unique(true_codes)
     labels = list(range(len(names)))
     recall = recall_score(true_codes, predicted_codes, labels=labels, average=None, zero_division=0)
-    confusion = confusion_matrix(true_codes, predicted_codes, labels=labels)
+    counts = np.bincount(true_codes, minlength=len(names)).tolist()
     return {
         "accuracy": round_score(accuracy_score(true_codes, predicted_codes)),
         # The mean recall over present classes, without scikit-learn's warning about predicted classes that are absent.
@@ -55,13 +66,24 @@ def score_classes(logits: Tensor, codes: Tensor, names: Sequence[str]) -> dict[s
         ),
         "classes": {
             name: {
-                "count": int((true_codes == code).sum()),
+                "count": counts[code],
                 "recall": round_score(recall[code]) if code in present else None,
             }
             for code, name in enumerate(names)
         },
-        "confusion": confusion.tolist(),
+        **count_confusions(true_codes, predicted_codes, len(names)),
     }
+
+
+def count_confusions(true_codes: np.ndarray, predicted_codes: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """Return the confusion matrix, or for many classes the wrong predictions as [class, prediction, images]."""
+    if num_classes <= MAX_MATRIX_CLASSES:
+        return {"confusion": confusion_matrix(true_codes, predicted_codes, labels=list(range(num_classes))).tolist()}
+    is_wrong = true_codes != predicted_codes
+    pairs = np.stack([true_codes[is_wrong], predicted_codes[is_wrong]], 1)
+    unique_pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:MAX_STORED_CONFUSIONS]
+    return {"wrong_predictions": np.column_stack([unique_pairs[order], counts[order]]).tolist()}
 
 
 def score_valence_arousal(outputs: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +152,7 @@ def build_scores_table(scores: dict[str, Any]) -> Table:
 
     Raises UserError if the scores are damaged.
     """
-    if "confusion" in scores:
+    if "confusion" in scores or "wrong_predictions" in scores:
         return build_confusion_table(scores)
     score_groups = scores.get("factors") or {name: group for name, group in scores.items() if isinstance(group, dict)}
     rows = {name: part if isinstance(part, dict) else {"r2": part} for name, part in score_groups.items()}
@@ -149,20 +171,33 @@ def build_confusion_table(scores: dict[str, Any]) -> Table:
     """
     names = list(scores["classes"])
     # Short names and narrow columns, so that eight classes fit.
-    matrix = build_class_table(scores, [name[:4] for name in names])
-    for (name, class_scores), row in zip(scores["classes"].items(), scores["confusion"], strict=True):
-        matrix.add_row(*class_cells(name, class_scores), *(str(count) if count else "." for count in row))
-    if PlainConsole(width=10 * TABLE_WIDTH).measure(matrix).maximum <= TABLE_WIDTH:
-        return matrix
+    matrix = build_class_table(scores, [name[:4] for name in names] if "confusion" in scores else [])
+    if "confusion" in scores:
+        for (name, class_scores), row in zip(scores["classes"].items(), scores["confusion"], strict=True):
+            matrix.add_row(*class_cells(name, class_scores), *(str(count) if count else "." for count in row))
+        if PlainConsole(width=10 * TABLE_WIDTH).measure(matrix).maximum <= TABLE_WIDTH:
+            return matrix
     table = build_class_table(scores, [])
     table.add_column("most frequent wrong predictions")
-    for code, ((name, class_scores), row) in enumerate(
-        zip(scores["classes"].items(), scores["confusion"], strict=True)
-    ):
-        wrong = sorted((-count, names[other]) for other, count in enumerate(row) if count and other != code)
-        listed = ", ".join(f"{other} {-count}" for count, other in wrong[:MAX_LISTED_CONFUSIONS])
+    wrong = list_wrong_predictions(scores, len(names))
+    for code, (name, class_scores) in enumerate(scores["classes"].items()):
+        listed = ", ".join(f"{names[other]} {count}" for count, other in wrong[code][:MAX_LISTED_CONFUSIONS])
         table.add_row(*class_cells(name, class_scores), listed)
     return table
+
+
+def list_wrong_predictions(scores: dict[str, Any], num_classes: int) -> list[list[tuple[int, int]]]:
+    """Return the wrong predictions of each class as (images, predicted class), the most frequent first."""
+    names = list(scores["classes"])
+    wrong: list[list[tuple[int, int]]] = [[] for _ in range(num_classes)]
+    if "confusion" in scores:
+        triples = [(code, other, n) for code, row in enumerate(scores["confusion"]) for other, n in enumerate(row)]
+    else:
+        triples = scores["wrong_predictions"]
+    for code, other, count in triples:
+        if count and other != code:
+            wrong[code].append((count, other))
+    return [sorted(items, key=lambda item: (-item[0], names[item[1]])) for items in wrong]
 
 
 def build_class_table(scores: dict[str, Any], headings: Sequence[str]) -> Table:
