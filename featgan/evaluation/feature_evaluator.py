@@ -9,12 +9,12 @@ from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.summary import evenly_spaced_rows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EditResults, EvaluationPairs, MetricsByColumn
 from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel
-from featgan.inference.training_data import evenly_spaced_rows
 from featgan.metrics import baselines, decisions, faithfulness
 from featgan.metrics.bootstrap import Booleans, Floats, Integers, to_float64
 from featgan.metrics.predictions import Predictions, standardize_features

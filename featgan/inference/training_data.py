@@ -14,6 +14,13 @@ from featgan.config.schema import DatasetConfig
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, check_stored_spec
 from featgan.data.conditions import ConditionLayout
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.summary import (
+    LABEL_MEANS,
+    MAX_IMAGES_PER_CLASS,
+    PREDICTION_COUNTS,
+    PREDICTION_MEANS,
+    evenly_spaced_rows,
+)
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
@@ -24,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 MIN_IMAGES_PER_PREDICTION = 5
 """Minimum number of training images for the mean of a predicted class, so that it does not show one person."""
-MAX_IMAGES_PER_CLASS = 2000
-"""Maximum number of training images for the mean features of a class."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,17 @@ def untrained_outputs(training_data: TrainingData) -> tuple[str, ...]:
     if cache is None or shards is None or cache.task != "expression":
         return ()
     split = shards.get_split("train")
-    predicted = np.asarray(cache.outputs("train", np.arange(len(split)))).argmax(1)
-    is_present = np.isin(np.arange(cache.output_dim), predicted)
+    is_present = count_predictions(cache, len(split)) > 0
     is_present |= np.isin(match_label_classes(cache, shards), split.expression[split.expression >= 0])
     return tuple(name for name, present in zip(output_names(cache), is_present, strict=True) if not present)
+
+
+def count_predictions(cache: FeatureCache, num_images: int) -> np.ndarray:
+    """Return the number of training images for which each output is the largest, int64 [O]."""
+    if PREDICTION_COUNTS in cache.summary:
+        return cache.summary[PREDICTION_COUNTS].numpy()
+    predicted = np.asarray(cache.outputs("train", np.arange(num_images))).argmax(1)
+    return np.bincount(predicted, minlength=cache.output_dim)
 
 
 def report_untrained_classes(location: object, names: Sequence[str]) -> None:
@@ -188,6 +200,9 @@ def training_class_means(training_data: TrainingData, num_classes: int) -> Tenso
     """
     if training_data.cache is None or training_data.shards is None:
         return None
+    stored_means = training_data.cache.summary.get(LABEL_MEANS)
+    if stored_means is not None and len(stored_means) == num_classes:
+        return stored_means
     labels = training_data.shards.get_split("train").expression
     rows = [evenly_spaced_rows(np.flatnonzero(labels == label), MAX_IMAGES_PER_CLASS) for label in range(num_classes)]
     selected_rows = np.sort(np.concatenate([*rows, np.empty(0, np.int64)])).astype(np.int64)
@@ -206,6 +221,10 @@ def mean_features_by_prediction(training_data: TrainingData) -> dict[str, Tensor
     cache, shards = training_data.cache, training_data.shards
     if cache is None or shards is None or cache.task != "expression":
         return {}
+    if PREDICTION_MEANS in cache.summary:
+        stored_means, counts = cache.summary[PREDICTION_MEANS], cache.summary[PREDICTION_COUNTS]
+        names = enumerate(training_data.output_names)
+        return {name: stored_means[output] for output, name in names if counts[output] >= MIN_IMAGES_PER_PREDICTION}
     predicted = np.asarray(cache.outputs("train", np.arange(len(shards.get_split("train"))))).argmax(1)
     means = {}
     for output, name in enumerate(training_data.output_names):
@@ -213,11 +232,6 @@ def mean_features_by_prediction(training_data: TrainingData) -> dict[str, Tensor
         if len(rows) >= MIN_IMAGES_PER_PREDICTION:
             means[name] = torch.from_numpy(np.array(cache.features("train", rows, False))).mean(0)
     return means
-
-
-def evenly_spaced_rows(rows: np.ndarray, max_rows: int) -> np.ndarray:
-    """Select up to `max_rows` evenly spaced rows."""
-    return rows[np.linspace(0, len(rows) - 1, min(max_rows, len(rows))).round().astype(np.int64)]
 
 
 def check_stored_blackbox(model: EditingModel, trusted: TrustedCallables) -> None:

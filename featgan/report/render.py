@@ -14,6 +14,7 @@ from torch import Tensor
 from featgan.blackbox.loading import BlackBox
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.summary import evenly_spaced_rows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.inference.editor import ImageEditor, predict
@@ -23,7 +24,6 @@ from featgan.inference.training_data import (
     check_stored_blackbox,
     correctly_classified_rows,
     encode_values,
-    evenly_spaced_rows,
     find_untrained_in,
     label_layout,
     match_label_classes,

@@ -97,7 +97,7 @@ class RenderFixture:
             get_split=splits.__getitem__,
         )  # fmt: skip
         cache = SimpleNamespace(
-            head=(HEAD_WEIGHT, torch.zeros(3)), task="expression", class_names=CLASSES, output_dim=3,
+            head=(HEAD_WEIGHT, torch.zeros(3)), task="expression", class_names=CLASSES, output_dim=3, summary={},
             features=lambda split, rows, flipped: splits[split].features[rows],
             outputs=lambda split, rows: splits[split].features[rows] @ HEAD_WEIGHT.numpy().T,
         )  # fmt: skip

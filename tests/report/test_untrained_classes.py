@@ -96,7 +96,7 @@ def test_output_that_is_neither_predicted_nor_a_label_has_no_direction() -> None
         SimpleNamespace(get_split=lambda name: Labels(range(4)), classes=("sad", "happy")),  # type: ignore[arg-type]
         SimpleNamespace(  # type: ignore[arg-type]
             task="expression", output_dim=4, class_names=("sadness", "Happiness", "fear", "anger"),
-            outputs=lambda split, rows: outputs[rows],
+            outputs=lambda split, rows: outputs[rows], summary={},
         ),
     )  # fmt: skip
     assert untrained_outputs(data) == ("fear", "anger")

@@ -39,6 +39,7 @@ from featgan.data.feature_cache.storage import (
     parse_cache_manifest,
     read_cache_manifest,
 )
+from featgan.data.feature_cache.summary import is_valid_summary, summarize_cache
 from featgan.data.remote.remote_folder import RemoteFolder
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
@@ -48,7 +49,7 @@ from featgan.system.files import atomic_write, sha256_of, user_friendly_write_er
 from featgan.system.locations import Location
 from featgan.system.verified_hashes import first_modified_file
 
-SPACE_FILE, HEAD_FILE = "space.safetensors", "head.safetensors"
+SPACE_FILE, HEAD_FILE, SUMMARY_FILE = "space.safetensors", "head.safetensors", "summary.safetensors"
 
 DISK_FULL_REMEDY = "free some space and run the command again: it resumes where it stopped"
 
@@ -126,7 +127,7 @@ class FeatureCache:
         if not location.is_remote:
             check_file_sizes(path, manifest)
         for file, entry in manifest.files.items():
-            if location.is_remote and file in (SPACE_FILE, HEAD_FILE):
+            if location.is_remote and file in (SPACE_FILE, HEAD_FILE, SUMMARY_FILE):
                 folder.copy_file(file, entry.sha256, entry.bytes)
         cache = cls(shards, path, manifest, location)
         for arrays in cache.arrays.values():
@@ -148,6 +149,16 @@ class FeatureCache:
         if shapes != {"weight": (self.output_dim, self.feature_dim), "bias": (self.output_dim,)}:
             raise mismatched_cache_error(path, f"its shapes {shapes} do not fit the manifest")
         return tensors["weight"], tensors["bias"]
+
+    @cached_property
+    def summary(self) -> Mapping[str, Tensor]:
+        """Numbers of predictions and mean features by class of the training images; empty in caches of old releases."""
+        if SUMMARY_FILE not in self.manifest.files:
+            return {}
+        tensors, path = load_tensors(self.path / SUMMARY_FILE), self.path / SUMMARY_FILE
+        if not is_valid_summary(tensors, self.output_dim, self.feature_dim):
+            raise mismatched_cache_error(path, "its tensors do not fit the manifest")
+        return tensors
 
     def features(self, split: str, rows: Sequence[int] | np.ndarray, flipped: bool | np.ndarray = False) -> np.ndarray:
         """Return the features of rows [n] of a split, float32 [n, F]; of the flipped images where `flipped` is true."""
@@ -364,6 +375,8 @@ class FeatureWriter:
             weight, bias = (tensor.detach().cpu().float().contiguous() for tensor in self.head)
             assert weight.shape == (self.provenance.output_dim, self.provenance.feature_dim), weight.shape
             tensors[HEAD_FILE] = {"weight": weight, "bias": bias}
+        if summary := self.summarize():
+            tensors[SUMMARY_FILE] = summary
         with user_friendly_write_errors(self.path, DISK_FULL_REMEDY):
             # Without a manifest, the cache counts as incomplete while the other files change.
             (self.path / MANIFEST_FILE).unlink(missing_ok=True)
@@ -385,6 +398,12 @@ class FeatureWriter:
                 "choose another --layer"
             )
         return space
+
+    def summarize(self) -> dict[str, Tensor]:
+        """Summarize the training images for evaluations and reports."""
+        split = self.shards.get_split("train")
+        features, outputs = (open_split_arrays(self.path, split, kind, width) for kind, width in self.widths.items())
+        return summarize_cache(features, outputs, self.provenance.task, split.expression, len(self.shards.classes))
 
     def save_sums(self, rank: int, world_size: int) -> None:
         """Save the part of one process of the sums that `commit` needs; all shards must already exist."""

@@ -80,8 +80,8 @@ def test_shards_behind_a_url_equal_local_ones(world: World, url: str, access: Da
 def test_second_start_downloads_only_the_manifests(world: World, server: FaultyServer, access: DataAccess) -> None:
     assert_equal_data(shards := ShardSet.open(server.url, access), FeatureCache.open(shards, "linear"), world)
     requests = sorted(server.requests)
-    # manifests, tars, indexes, arrays, space and head
-    assert len(requests) == len(set(requests)) == 2 + 4 + 2 + 8 + 2
+    # manifests, tars, indexes, arrays, and the space, head and summary
+    assert len(requests) == len(set(requests)) == 2 + 4 + 2 + 8 + 3
     server.requests.clear()
     assert_equal_data(shards := ShardSet.open(server.url, access), FeatureCache.open(shards, "linear"), world)
     assert server.requests == ["/manifest.json", "/features/linear/manifest.json"]
@@ -145,7 +145,7 @@ def test_processes_that_start_together_download_each_file_once(
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     requests = [path for path in server.requests if "manifest" not in path]
-    assert len(requests) == len(set(requests)) == 4 + 2 + 8 + 2
+    assert len(requests) == len(set(requests)) == 4 + 2 + 8 + 3
 
 
 def test_shards_in_object_storage_equal_local_ones(
