@@ -161,6 +161,11 @@ def test_only_the_module_for_downloads_imports_fsspec() -> None:
         assert files_that_import(package) == ["data/remote/fetching.py"]
 
 
+def test_webdataset_is_imported_where_tars_are_read_or_written() -> None:
+    files = set(files_that_import("webdataset")) - {"bench/peers.py"}
+    assert {name for name in files if not name.startswith("data/webdataset/")} == {"data/packing/writer.py"}
+
+
 def test_configuration_and_command_line_import_no_torch() -> None:
     modules = "featgan.cli.main, featgan.config.loading, featgan.run.evaluation_schedule"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"

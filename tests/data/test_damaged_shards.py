@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from featgan.data.packing.writer import make_tar_member
 from featgan.data.shards.index import scan_shard
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from tests.conftest import World
+from tests.helpers.tars import make_tar_member
 
 MAX_SECONDS = 20.0
 """Time limit for scanning a small shard on a busy machine."""

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from featgan.data.packing import pack as pack_module
-from featgan.data.packing import writer as writer_module
 from featgan.data.packing.crop import CropJob, CropOptions
 from featgan.data.packing.pack import PackSummary, crop_images_parallel, pack_shards, print_summary
 from featgan.data.packing.plan import make_safe_key, plan_packing
 from featgan.data.packing.validation_split import choose_validation_images
+from featgan.data.packing.writer import ShardOutput
 from featgan.data.readers.records import DatasetListing, Record
 from featgan.errors import UserError
 
@@ -240,14 +240,14 @@ def test_error_for_a_full_disk_is_one_line_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     source = make_source(tmp_path / "source", 70)
-    make_tar_member = writer_module.make_tar_member
+    write = ShardOutput.write
 
-    def fail_after_three_shards(name: str, data: bytes) -> bytes:
+    def fail_after_three_shards(output: ShardOutput, data: bytes) -> int:
         if len(list((tmp_path / ".out.partial").glob("*.tar"))) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return make_tar_member(name, data)
+        return write(output, data)
 
-    monkeypatch.setattr(writer_module, "make_tar_member", fail_after_three_shards)
+    monkeypatch.setattr(ShardOutput, "write", fail_after_three_shards)
     with pytest.raises(UserError, match=r"out: cannot be written: the disk is full; free some space") as error:
         pack_small(source, tmp_path / "out", workers=workers)
     assert "\n" not in str(error.value)

@@ -5,12 +5,38 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+
+from webdataset.writer import TarWriter
 
 from featgan.data.packing.plan import PlannedImage, encode_json_line
 from featgan.data.shards.index import ShardEntry, build_index, serialize_index
 from featgan.data.shards.manifest import ShardFile, SplitManifest, SplitName
 from featgan.system.files import atomic_write, sha256_of
+
+
+class ShardOutput:
+    """The file of one shard. If writing was interrupted, it ignores what the tar library writes during its clean-up."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
+        self.has_failed = False
+
+    def write(self, data: bytes) -> int:
+        """Write bytes; an error is raised once."""
+        if self.has_failed or self.file.closed:
+            return len(data)
+        try:
+            return self.file.write(data)
+        except OSError:
+            self.has_failed = True
+            raise
+
+    def close(self, size: int) -> None:
+        """Cut the file to `size` bytes, write it to the disk and close it."""
+        self.file.flush()
+        self.file.truncate(size)
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 
 class ShardWriter:
@@ -22,24 +48,21 @@ class ShardWriter:
         self.images_per_shard = images_per_shard
         self.shards: list[ShardFile] = []
         self.entries: list[ShardEntry] = []
-        self.file: BinaryIO | None = None
-        self.offset = 0
+        self.output: ShardOutput | None = None
         self.count = 0
 
     def add_image(self, item: PlannedImage, jpeg: bytes) -> None:
-        """Append KEY.jpg and KEY.json to the current shard."""
-        self.entries.append(ShardEntry(item.key, self.offset + tarfile.BLOCKSIZE, len(jpeg), item.labels))
-        self.append_file(f"{item.key}.jpg", jpeg)
-        self.append_file(f"{item.key}.json", encode_json_line(item.labels))
+        """Append KEY.jpg and KEY.json to the current shard, which is created if needed."""
+        if self.output is None:
+            self.output = ShardOutput(self.shard_path)
+            self.tar = open_tar_writer(self.output)
+        offset = self.tar.tarstream.offset + tarfile.BLOCKSIZE
+        self.entries.append(ShardEntry(item.key, offset, len(jpeg), item.labels))
+        self.tar.write({"__key__": item.key, "jpg": jpeg, "json": encode_json_line(item.labels)})
+        self.tar.tarstream.members.clear()  # Otherwise memory grows with the number of images.
         self.count += 1
         if self.count == self.images_per_shard:
             self.close_shard()
-
-    def append_file(self, name: str, data: bytes) -> None:
-        """Append one file to the current shard, which is created if needed."""
-        if self.file is None:
-            self.file = self.shard_path.open("wb")
-        self.offset += self.file.write(make_tar_member(name, data))
 
     @property
     def shard_path(self) -> Path:
@@ -48,17 +71,15 @@ class ShardWriter:
 
     def close_shard(self) -> None:
         """Close the current shard, if any, and record its size and hash."""
-        if self.file is None:
+        if self.output is None:
             return
-        self.file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        size = self.offset + 2 * tarfile.BLOCKSIZE
+        size = self.tar.tarstream.offset + 2 * tarfile.BLOCKSIZE
+        self.tar.close()
+        self.output.close(size)  # The library fills the last record; two empty blocks are enough.
         self.shards.append(
             ShardFile(name=self.shard_path.name, count=self.count, bytes=size, sha256=sha256_of(self.shard_path))
         )
-        self.file, self.offset, self.count = None, 0, 0
+        self.output, self.count = None, 0
 
     def finish_split(
         self, classes: Sequence[str], attribute_names: Sequence[str], factor_names: Sequence[str]
@@ -75,10 +96,6 @@ class ShardWriter:
         )
 
 
-def make_tar_member(name: str, data: bytes) -> bytes:
-    """Return the header, data and padding of a tar member without owner or time: equal content gives equal bytes."""
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    header.mode = 0o644
-    padding = -len(data) % tarfile.BLOCKSIZE
-    return header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + data + b"\0" * padding
+def open_tar_writer(output: ShardOutput) -> TarWriter:
+    """Return a writer for members without owner or time: equal content gives equal bytes."""
+    return TarWriter(output, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False)
