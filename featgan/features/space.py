@@ -60,7 +60,7 @@ class FeatureSpace:
         std = torch.where(live, std, torch.ones_like(std))
         correlation = covariance if live.all() else covariance[live][:, live]
         variances, axes = decompose_symmetric(correlation.div_(std[live]).div_(std[live][:, None]))
-        standardized = ((sample.double() - mean) / std) * live
+        standardized = sample.double().sub_(mean).div_(std).mul_(live)
         return cls.from_axes(mean, std, live, variances.flip(0), axes.flip(1), standardized, num_components)
 
     @classmethod

@@ -81,7 +81,8 @@ class SpaceFitting:
         """Return every k-th image and its flip, for the quantiles: float32 [n, F]."""
         max_rows = min(MAX_QUANTILE_ROWS, MAX_SPACE_VALUES // self.feature_dim)
         rows = np.arange(0, len(self.split), -(-len(self.split) // max(1, max_rows // 2)))
-        return torch.from_numpy(read_with_flips(self.open_arrays(), rows))
+        blocks = self.open_arrays().read_in_order(rows, BLOCK_ROWS // 2, with_flips=True)
+        return torch.from_numpy(np.concatenate(list(blocks)))
 
     def merge_groups(self, num_threads: int) -> FeatureSums:
         """Return the sums of all groups, added up in their order."""
@@ -113,11 +114,10 @@ class SpaceFitting:
     def compute_group(self, group: int) -> FeatureSums:
         """Compute the sums of a group of shards. The shift is the first row of the group."""
         shards, arrays = self.groups[group], self.open_arrays()
-        rows = range(int(arrays.starts[shards.start]), int(arrays.starts[shards.stop]))
+        rows = np.arange(arrays.starts[shards.start], arrays.starts[shards.stop])
         sums = FeatureSums(torch.from_numpy(arrays.gather_rows(rows[:1], False)[0]))
-        for start in range(rows.start, rows.stop, BLOCK_ROWS // 2):
-            block = np.arange(start, min(start + BLOCK_ROWS // 2, rows.stop))
-            sums.add(torch.from_numpy(read_with_flips(arrays, block)))
+        for block in arrays.read_in_order(rows, BLOCK_ROWS // 2, with_flips=True):
+            sums.add(torch.from_numpy(block))
         return sums
 
     def count_images(self, group: int) -> int:
@@ -159,11 +159,6 @@ def group_shards(counts: Sequence[int], num_groups: int) -> list[range]:
     borders = np.searchsorted(ends, np.arange(1, num_groups) * int(ends[-1]) / num_groups, side="left") + 1
     unique_borders = sorted({0, len(counts), *borders.tolist()})
     return [range(start, stop) for start, stop in pairwise(unique_borders)]
-
-
-def read_with_flips(arrays: ShardArrays, rows: np.ndarray) -> np.ndarray:
-    """Return the features of images [n] and their horizontal flips, alternating: float32 [2 n, F]."""
-    return arrays.gather_rows(np.repeat(rows, 2), np.tile([False, True], len(rows)))
 
 
 def write_sums(path: Path, sums: FeatureSums) -> None:

@@ -1,7 +1,7 @@
 """The files of a feature cache: the manifest and one memory-mapped array per shard."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -176,6 +176,20 @@ class ShardArrays:
         """Drop the maps of all other shards if they are in the cache of the node, so that it can remove the files."""
         if self.shard_files.items():
             for shard in set(self.maps) - set(shards):
+                self.maps.pop(shard, None)
+
+    def read_in_order(self, rows: np.ndarray, block: int, *, with_flips: bool) -> Iterator[np.ndarray]:
+        """Yield the values of ascending rows in blocks; the maps of shards that were read are closed.
+
+        With flips, the images and their horizontal flips alternate: float32 [2 n, width] for n rows.
+        """
+        for start in range(0, len(rows), block):
+            chosen = rows[start : start + block]
+            if with_flips:
+                yield self.gather_rows(np.repeat(chosen, 2), np.tile([False, True], len(chosen)))
+            else:
+                yield self.gather_rows(chosen, False)
+            for shard in [shard for shard in self.maps if self.starts[shard + 1] <= chosen[-1]]:
                 self.maps.pop(shard, None)
 
     def map_shard(self, shard: int) -> tuple[np.ndarray, OpenFile | None]:

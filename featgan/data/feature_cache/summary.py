@@ -67,10 +67,11 @@ def predict_classes(outputs: ShardArrays) -> np.ndarray:
     num_images, block = len(outputs), max(1, MAX_BLOCK_VALUES // outputs.width)
     predicted = np.empty(num_images, np.int64)
     with progress_bar("reading predictions", num_images, "images") as bar:
-        for start in range(0, num_images, block):
-            rows = np.arange(start, min(start + block, num_images))
-            predicted[rows] = outputs.gather_rows(rows, False).argmax(1)
-            bar.advance(len(rows))
+        start = 0
+        for values in outputs.read_in_order(np.arange(num_images), block, with_flips=False):
+            predicted[start : start + len(values)] = values.argmax(1)
+            start += len(values)
+            bar.advance(len(values))
     return predicted
 
 
