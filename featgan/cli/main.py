@@ -172,6 +172,62 @@ def pack(
     print_summary(summary)
 
 
+@cli.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--out", required=True, type=PATH_TYPE, help="Folder to write the index and the manifest to.")
+@click.option("--image-size", default=112, show_default=True, type=click.IntRange(8, 1024), help=image_size_help)
+@click.option(
+    "--crop",
+    type=click.IntRange(8),
+    help="Side of the center crop taken before resizing, in pixels; the largest square by default.",
+)
+@click.option(
+    "--validation-fraction",
+    default="0.1",
+    show_default=True,
+    help="Fraction of the images of every class that are held out for validation if SOURCE has no validation images;"
+    " `none` creates no validation split.",
+)
+@click.option("--check-images", is_flag=True, help="Decode every image, to find each one that is damaged.")
+@click.option(
+    "--layout-option",
+    "layout_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the layout webdataset; may be repeated (see docs/data.md).",
+)
+def index(
+    source: tuple[str, ...],
+    out: Path,
+    image_size: int,
+    crop: int | None,
+    validation_fraction: str,
+    check_images: bool,
+    layout_options: tuple[str, ...],
+) -> None:
+    """Index WebDataset tars that stay where they are.
+
+    Only an index and a manifest are written. The images are cropped and resized each time that they are read, which is
+    slower than reading images that `featgan pack webdataset` has packed.
+
+    SOURCE is one or several folders, tars, patterns such as `a-{000..127}.tar`, or URLs. An interrupted command can be
+    run again; it continues after the last complete tar.
+    """
+    from featgan.data.packing.indexing import index_shards
+    from featgan.data.packing.pack import print_summary
+
+    summary = index_shards(
+        source,
+        out,
+        image_size=image_size,
+        crop=crop,
+        validation_fraction=parse_fraction(validation_fraction),
+        check_images=check_images,
+        layout_options=parse_layout_options(layout_options),
+    )
+    print_summary(summary)
+
+
 def parse_fraction(text: str) -> float:
     """Return the value of `--validation-fraction`; 0 for `none`. Raises UserError if it is not a number."""
     try:

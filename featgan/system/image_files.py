@@ -114,6 +114,25 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
             return turn_upright(convert_to_rgb(image), read_orientation(image))
 
 
+def find_image_problem(content: bytes, decodes: bool) -> str:
+    """Return the reason why an image cannot be used, or an empty text.
+
+    Without `decodes`, only the headers are read, and the end of the file is checked.
+    """
+    try:
+        if decodes:
+            read_image(content)
+            return ""
+        with warnings.catch_warnings(), convert_decoder_errors(""):
+            warnings.simplefilter("ignore")
+            with open_image_file(content, "") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+                check_image_size(image, "", MAX_IMAGE_PIXELS)
+                check_large_image(image, file, "")
+                return find_damage(file, image.format or "")
+    except ImageFileError as error:
+        return error.reason
+
+
 @contextmanager
 def convert_decoder_errors(location: str) -> Iterator[None]:
     """Convert what the system and Pillow raise for an unusable file to an ImageFileError."""

@@ -90,6 +90,9 @@ MAX_COUNT = 1_000_000_000
 MIN_IMAGE_BYTES = 2048
 """Size of an image in a shard in bytes: two headers, one block of JPEG data and one block of labels."""
 
+MIN_FOREIGN_IMAGE_BYTES = 1024
+"""Size of an image in a tar of another program in bytes: a header and a block of data."""
+
 MAX_JPEG_BYTES_PER_PIXEL = 6
 """Size of a packed JPEG in bytes per pixel, twice that of the uncompressed image, without the headers."""
 

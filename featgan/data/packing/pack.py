@@ -213,14 +213,19 @@ def list_source(
         folder = Path(source if isinstance(source, str | Path) else single_source(layout, source))
         return read_dataset(layout, folder, options), folder, folder.resolve().name
     sources = [str(source)] if isinstance(source, str | Path) else list(source)
+    check_webdataset_options(options)
+    listing = list_webdataset(sources, **options)
+    return listing, Path(), redact_text(sources[0]).rstrip("/").rpartition("/")[2]
+
+
+def check_webdataset_options(options: Iterable[str]) -> None:
+    """Raise UserError for an unknown option of the layout webdataset."""
     for option in options:
         if option not in WEBDATASET_OPTIONS:
             raise UserError(
-                f"--layout-option {option}: not an option of layout {layout}; its options are "
+                f"--layout-option {option}: not an option of layout {WEBDATASET_LAYOUT}; its options are "
                 f"{', '.join(WEBDATASET_OPTIONS)}"
             )
-    listing = list_webdataset(sources, **options)
-    return listing, Path(), redact_text(sources[0]).rstrip("/").rpartition("/")[2]
 
 
 def single_source(layout: str, sources: Sequence[str]) -> Path:
@@ -298,10 +303,7 @@ class Packer:
     @property
     def validation_origin(self) -> ValidationOrigin:
         """Where the validation images come from."""
-        records = [item.record for item in self.items if item.split == "validation"]
-        if not records:
-            return "none"
-        return "source" if records[0].split == "validation" else "created"
+        return find_validation_origin(self.items)
 
     def finish(self, source: str, source_sha256: str) -> ShardManifest:
         """Close the shards, write the manifest last, and return it."""
@@ -328,6 +330,14 @@ class Packer:
         )
         atomic_write(self.folder / MANIFEST_FILE, manifest.to_json().encode())
         return manifest
+
+
+def find_validation_origin(items: Sequence[PlannedImage]) -> ValidationOrigin:
+    """Return where the validation images come from."""
+    records = [item.record for item in items if item.split == "validation"]
+    if not records:
+        return "none"
+    return "source" if records[0].split == "validation" else "created"
 
 
 def collect_label_names(rows: Iterable[Mapping[str, Any] | None]) -> tuple[str, ...]:

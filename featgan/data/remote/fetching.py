@@ -352,6 +352,14 @@ def open_stream(location: Location, max_bytes: int, retry_seconds: float = RETRY
     return io.BufferedReader(RemoteStream(SequentialReader(location, max_bytes, retry_seconds)), CHUNK_BYTES)
 
 
+def finish_stream(stream: io.BufferedReader) -> FetchedFile:
+    """Read the rest of an open stream, and return the hash and size of the whole file."""
+    while stream.read(CHUNK_BYTES):
+        pass
+    assert isinstance(stream.raw, RemoteStream)
+    return FetchedFile(stream.raw.reader.hash.hexdigest(), stream.raw.reader.position)
+
+
 def fetch_file(
     location: Location, target: Path | BinaryIO, max_bytes: int, retry_seconds: float = RETRY_SECONDS
 ) -> FetchedFile:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
+
+from featgan.system.image_files import fit_center_square, read_image, resize_crop
 
 START_OF_FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
 """JPEG markers of the segment that contains the image size: baseline, extended, progressive."""
@@ -15,6 +18,16 @@ def decode_jpegs(contents: Sequence[bytearray]) -> list[Tensor]:
     files = [torch.frombuffer(content, dtype=torch.uint8) for content in contents]
     images: list[Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB) if files else []
     return images
+
+
+def decode_square(content: bytes, image_size: int, crop: int | None) -> Tensor:
+    """Decode an image file of any format, as packing does: the center square, resized, as uint8 [3, S, S].
+
+    Raises ImageFileError if the file cannot be used.
+    """
+    image = read_image(content)
+    square = resize_crop(image, fit_center_square(image.size, crop), image_size)
+    return torch.from_numpy(np.array(square).transpose(2, 0, 1))
 
 
 def is_decodable(content: bytearray) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 
 from featgan.data.shards.index import SplitIndex
 from featgan.data.shards.manifest import ShardManifest
-from featgan.system.limits import MAX_JPEG_BYTES_PER_PIXEL, MAX_JPEG_HEADER_BYTES
+from featgan.system.limits import MAX_IMAGE_BYTES, MAX_JPEG_BYTES_PER_PIXEL, MAX_JPEG_HEADER_BYTES
 
 
 def has_valid_labels(index: SplitIndex, manifest: ShardManifest) -> bool:
@@ -18,14 +18,20 @@ def has_valid_labels(index: SplitIndex, manifest: ShardManifest) -> bool:
     return bool(has_classes.all() and has_attributes.all() and not has_infinities)
 
 
-def is_within_shards(index: SplitIndex, limits: np.ndarray, image_size: int) -> bool:
-    """Return whether the index has N images, each inside its shard and not larger than a JPEG of `image_size` can be.
+def max_image_bytes(manifest: ShardManifest) -> int:
+    """Return the size in bytes that an image of the shards can have."""
+    if manifest.transform is not None:
+        return MAX_IMAGE_BYTES
+    return MAX_JPEG_HEADER_BYTES + MAX_JPEG_BYTES_PER_PIXEL * manifest.image_size**2
+
+
+def is_within_shards(index: SplitIndex, limits: np.ndarray, max_bytes: int) -> bool:
+    """Return whether the index has N images, each inside its shard and with at most `max_bytes`.
 
     `limits` [N] are the sizes of the shards in bytes.
     """
     if len(index.keys) != len(limits):
         return False
-    max_bytes = MAX_JPEG_HEADER_BYTES + MAX_JPEG_BYTES_PER_PIXEL * image_size**2
     is_plausible = (index.offset >= 0) & (index.size > 0) & (index.size <= max_bytes)
     # The difference cannot overflow, whereas offset + size can.
     return bool((is_plausible & (index.size <= limits - index.offset)).all())

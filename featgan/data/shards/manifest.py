@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from featgan.errors import UserError
 from featgan.system.json_files import JsonError, parse_json, read_json
-from featgan.system.limits import MAX_IMAGE_SIZE, MIN_IMAGE_BYTES
+from featgan.system.limits import MAX_IMAGE_SIZE, MIN_FOREIGN_IMAGE_BYTES, MIN_IMAGE_BYTES
 from featgan.system.locations import Location
 
 MANIFEST_FILE = "manifest.json"
@@ -37,6 +37,8 @@ class ShardFile(ManifestModel):
     count: Count
     bytes: Count
     sha256: Sha256
+    location: Annotated[str, Field(max_length=4096)] | None = None
+    """Path or URL of a tar of another program: relative to the manifest, or absolute. `name` is then only a name."""
 
     @property
     def stem(self) -> str:
@@ -45,7 +47,7 @@ class ShardFile(ManifestModel):
 
     def locate(self, folder: Location) -> Location:
         """Return where the file is; `folder` contains the manifest."""
-        return folder.resolve(self.name)
+        return folder.resolve(self.location or self.name)
 
 
 class SplitManifest(ManifestModel):
@@ -62,9 +64,16 @@ class SplitManifest(ManifestModel):
         if sum(shard.count for shard in self.shards) != self.count or sum(self.classes.values()) > self.count:
             raise ValueError(f"the numbers of images of its shards or classes do not match its count {self.count}")
         for shard in self.shards:
-            if shard.count * MIN_IMAGE_BYTES > shard.bytes:
+            if shard.count * (MIN_FOREIGN_IMAGE_BYTES if shard.location else MIN_IMAGE_BYTES) > shard.bytes:
                 raise ValueError(f"{shard.name}: {shard.count} images do not fit into {shard.bytes} bytes")
         return self
+
+
+class Transform(ManifestModel):
+    """How an image of a foreign tar becomes a square, each time that it is read."""
+
+    crop: Annotated[int, Field(ge=8, lt=2**31)] | None = None
+    """Side of the center crop in pixels; null: the largest center square."""
 
 
 class SkippedFile(ManifestModel):
@@ -78,7 +87,8 @@ class ShardManifest(ManifestModel):
     """The manifest of a shard folder; equal input and options give equal manifests."""
 
     format: Literal["featgan-shards"] = "featgan-shards"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
+    """2: the tars are those of another program, and an older version of featgan cannot read them."""
     featgan: str
     source: str
     source_sha256: Sha256
@@ -91,6 +101,18 @@ class ShardManifest(ManifestModel):
     validation_split: ValidationOrigin = "source"
     skipped: dict[str, Count]
     skipped_files: tuple[SkippedFile, ...] = ()
+    transform: Transform | None = None
+    """For version 2."""
+
+    @model_validator(mode="after")
+    def check_version(self) -> Self:
+        """Reject tars of another program in version 1, and packed ones in version 2."""
+        locations = [shard.location for split in self.splits.values() for shard in split.shards]
+        if (self.version == 2) != (self.transform is not None) or any(
+            bool(x) != (self.version == 2) for x in locations
+        ):
+            raise ValueError(f"version {self.version}: does not fit the locations of the shards and the transform")
+        return self
 
     @model_validator(mode="after")
     def check_classes(self) -> Self:
@@ -104,11 +126,20 @@ class ShardManifest(ManifestModel):
     def fingerprint(self) -> str:
         """A sha256 over the hashes of the shards; it identifies the images and their order."""
         hashes = [f"{shard.name} {shard.sha256}\n" for split in self.splits.values() for shard in split.shards]
+        if self.transform is not None:  # the index and the transform select and change the images
+            hashes += [f"{name} {split.index_sha256}\n" for name, split in self.splits.items()]
+            hashes.append(f"{self.image_size} {self.transform.crop}\n")
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the manifest as JSON, as it is stored."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        values = self.model_dump(mode="json")
+        if self.version == 1:
+            del values["transform"]
+            for split in values["splits"].values():
+                for shard in split["shards"]:
+                    del shard["location"]
+        return json.dumps(values, indent=1) + "\n"
 
 
 def load_shard_manifest(folder: Path) -> ShardManifest:

@@ -9,7 +9,7 @@ from featgan.data.remote.access import DEFAULT_ACCESS, DataAccess
 from featgan.data.remote.remote_folder import RemoteFolder, folder_of
 from featgan.data.remote.shard_files import ShardFiles
 from featgan.data.shards.index import ShardEntry, SplitIndex, build_index, load_index, scan_shard, serialize_index
-from featgan.data.shards.index_checks import has_valid_labels, is_within_shards
+from featgan.data.shards.index_checks import has_valid_labels, is_within_shards, max_image_bytes
 from featgan.data.shards.manifest import (
     MANIFEST_FILE,
     ShardFile,
@@ -36,7 +36,7 @@ NO_VALIDATION_REMEDY = "pack the images again to another folder; packing creates
 
 
 class ShardSet:
-    """A folder written by `featgan pack`, on this machine or behind a URL."""
+    """A folder written by `featgan pack` or `featgan index`, on this machine or behind a URL."""
 
     def __init__(
         self,
@@ -105,7 +105,8 @@ class ShardSet:
                 raise UserError(f"{self.path}: no split {name!r}; the shards contain {', '.join(self.split_names)}")
             index = open_split_index(self, name, split_manifest)
             files = self.open_files(split_manifest)
-            self.splits[name] = Split(name, self.path, self.image_size, split_manifest, index, files)
+            transform = self.manifest.transform
+            self.splits[name] = Split(name, self.path, self.image_size, split_manifest, index, files, transform)
         return self.splits[name]
 
     def open_files(self, split_manifest: SplitManifest) -> ShardFiles:
@@ -120,7 +121,12 @@ class ShardSet:
         Shards that are read through the node cache are left out: it checks each one when it arrives.
         """
         splits = [split for split in self.manifest.splits.values() if not self.open_files(split).items()]
-        hashes = {shard.name: shard.sha256 for split in splits for shard in split.shards}
+        # The name of a tar in another folder is its path.
+        hashes = {
+            str(shard.locate(self.location).path) if shard.location else shard.name: shard.sha256
+            for split in splits
+            for shard in split.shards
+        }
         path = first_modified_file(self.path, hashes, "shards")
         if path is not None:
             raise changed_shard_error(path, "its checksum does not match")
@@ -155,7 +161,9 @@ def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest)
     limits = np.repeat(
         [shard.bytes for shard in split_manifest.shards], [shard.count for shard in split_manifest.shards]
     )
-    if not has_valid_labels(index, shards.manifest) or not is_within_shards(index, limits, shards.image_size):
+    if not has_valid_labels(index, shards.manifest) or not is_within_shards(
+        index, limits, max_image_bytes(shards.manifest)
+    ):
         raise changed_shard_error(path, "the index does not match the shards")
     return index
 
@@ -170,6 +178,8 @@ def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -
 
     Raises UserError if the tar files do not match the manifest.
     """
+    if shards.manifest.transform is not None:
+        raise UserError(f"{path}: missing or changed; run `featgan index` again with another --out")
     entries: list[ShardEntry] = []
     for shard in track_progress(split_manifest.shards, f"rebuilding {path.name}", unit="shards"):
         shard_entries = list(scan_shard(shards.path / shard.name))

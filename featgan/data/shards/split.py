@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from featgan.data.remote.shard_files import LocalFiles, ShardFiles
-from featgan.data.shards.decoding import decode_jpegs, is_decodable, read_jpeg_size
+from featgan.data.shards.decoding import decode_jpegs, decode_square, is_decodable, read_jpeg_size
 from featgan.data.shards.index import SplitIndex
-from featgan.data.shards.manifest import SplitManifest
+from featgan.data.shards.manifest import SplitManifest, Transform
 from featgan.data.shards.reading import ShardReader
 from featgan.errors import UserError
+from featgan.system.image_files import ImageFileError
 from featgan.system.memory import choose_batch_size
 
 IMAGES_PER_CALL = 64
@@ -31,10 +32,13 @@ class Split:
         split_manifest: SplitManifest,
         index: SplitIndex,
         files: ShardFiles | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.name = name
         self.image_size = image_size
         self.index = index
+        self.transform = transform
+        """How an image of a foreign tar becomes a square; None for packed images."""
         self.shard_names = [shard.stem for shard in split_manifest.shards]
         """File names of the shards, without `.tar`."""
         self.shard_counts = [shard.count for shard in split_manifest.shards]
@@ -79,6 +83,8 @@ class Split:
 
     def decode_chunk(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
         """Decode images as uint8 [3, S, S] each, in one call: each call costs a fifth of decoding an image."""
+        if self.transform is not None:
+            return [self.decode_foreign(int(row), self.transform) for row in rows]
         contents = [self.read_checked_jpeg(int(row)) for row in rows]
         try:
             return decode_jpegs(contents)
@@ -87,6 +93,16 @@ class Split:
                 (row for row, content in zip(rows, contents, strict=True) if not is_decodable(content)), rows[0]
             )
             raise self.corrupt_image_error(int(corrupt_row), "the JPEG is corrupted") from error
+
+    def decode_foreign(self, row: int, transform: Transform) -> Tensor:
+        """Decode, crop and resize one image of a foreign tar as uint8 [3, S, S]."""
+        try:
+            return decode_square(bytes(self.read_bytes(row)), self.image_size, transform.crop)
+        except ImageFileError as error:
+            shard = self.reader.location(int(self.shard_of_row[row]))
+            raise UserError(
+                f"{shard}: {self.index.keys[row].decode()}: {error.reason}; index the tars again with --check-images"
+            ) from error
 
     def read_checked_jpeg(self, row: int) -> bytearray:
         """Return the JPEG of an image. Raises UserError if its header contains another image size.

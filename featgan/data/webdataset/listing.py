@@ -2,14 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featgan.data.readers.class_codes import ClassCodes, assign_class_codes
 from featgan.data.readers.records import DatasetListing, Record, TarImage, use_test_images
+from featgan.data.shards.manifest import SkippedFile
 from featgan.data.webdataset.labels import LabelField, attribute_names, parse_label_option
-from featgan.data.webdataset.samples import TarSample, read_samples
+from featgan.data.webdataset.scan import ScannedSample, TarScan, scan_tar
 from featgan.data.webdataset.sources import SourceTar, expand_sources
 from featgan.errors import UserError
 from featgan.system.json_files import read_json
@@ -31,15 +33,18 @@ def list_webdataset(sources: Sequence[str], label: str = "", classes: str = "", 
     pattern for the names of the validation tars. Raises UserError if a tar cannot be read or a label has a wrong type.
     """
     fields = parse_label_option(label)
-    suffixes = frozenset(label_field.suffix for label_field in fields)
     collector = SampleCollector(fields)
     tars = expand_sources(sources, validation)
     for number, tar in enumerate(track_progress(tars, "reading labels", unit="tars")):
-        for sample in read_samples(tar.location, number, suffixes):
-            collector.add(tar, number, sample)
-    if label and fields and not collector.has_labels:
-        raise UserError(f"{sources[0]}: no sample has the label {label}; check --layout-option label")
-    return collector.build_listing(read_classes_option(classes))
+        collector.add_scan(tar, number, scan_tar(tar.location, fields))
+    return collector.build_listing({"label": label, "classes": classes})
+
+
+@dataclass
+class TarListing(DatasetListing):
+    """The records of a WebDataset source, and its unusable images."""
+
+    unusable: tuple[SkippedFile, ...] = ()
 
 
 class SampleCollector:
@@ -51,15 +56,23 @@ class SampleCollector:
         self.images: list[tuple[SourceTar, str, str, TarImage, dict[str, Any]]] = []
         self.labels: set[str] = set()
         self.has_labels = False
-        self.missing_files: list[str] = []
+        self.unusable: list[SkippedFile] = []
 
-    def add(self, tar: SourceTar, number: int, sample: TarSample) -> None:
-        """Add one sample; one without an image is counted as a missing file."""
+    def add_scan(self, tar: SourceTar, number: int, scan: TarScan) -> None:
+        """Add the samples of a tar, which has a number in the source."""
+        for sample in scan.samples:
+            self.add(tar, number, sample)
+
+    def add(self, tar: SourceTar, number: int, sample: ScannedSample) -> None:
+        """Add one sample; one without a usable image is listed with the reason."""
         name = f"{tar.location.name}/{sample.key}"
-        if sample.image is None:
-            self.missing_files.append(format_one_line(name))
+        reason = sample.problem if sample.suffix else "missing file"
+        if reason:
+            path = f"{name}.{sample.suffix}" if sample.suffix else name
+            self.unusable.append(SkippedFile(source=format_one_line(path), reason=reason))
             return
-        values = {field.target: field.read(sample, str(tar.location)) for field in self.fields}
+        image = TarImage(tar.location, number, sample.offset, sample.size, sample.crc)
+        values = sample.values
         self.has_labels |= any(value is not None for value in values.values())
         if values.get("expression") is not None:
             self.labels.add(values["expression"])
@@ -69,14 +82,15 @@ class SampleCollector:
                 f"{format_one_line(min(self.labels)[:40])!r}; choose another --layout-option label"
             )
         stem = tar.location.name.removesuffix(".tar")
-        self.images.append((tar, f"{stem}/{sample.key}", f"{name}.{sample.image_suffix}", sample.image, values))
+        self.images.append((tar, f"{stem}/{sample.key}", f"{name}.{sample.suffix}", image, values))
 
-    def build_listing(self, classes: str | Sequence[str]) -> DatasetListing:
-        """Return the listing, with a class code for each label."""
+    def build_listing(self, options: Mapping[str, str]) -> TarListing:
+        """Return the listing, with a class code for each label. Raises UserError if no sample has the chosen labels."""
+        if options.get("label") and self.fields and not self.has_labels:
+            raise UserError(f"--layout-option label={options['label']}: no sample has this label; choose another one")
+        classes = read_classes_option(options.get("classes", ""))
         codes = assign_class_codes(self.labels, classes) if self.labels else ClassCodes((), {})
-        skipped: Counter[str] = Counter()
-        if self.missing_files:
-            skipped["missing file"] = len(self.missing_files)
+        skipped = Counter(file.reason for file in self.unusable)
         records = []
         for tar, key, path, image, values in self.images:
             text = values.get("expression")
@@ -86,7 +100,8 @@ class SampleCollector:
                 continue
             records.append(self.make_record(key, path, tar.split, image, values, codes))
         records = use_test_images(records, skipped)
-        return DatasetListing(records, codes.names, skipped, self.missing_files)
+        missing_files = [file.source for file in self.unusable]
+        return TarListing(records, codes.names, skipped, missing_files, tuple(self.unusable))
 
     def make_record(
         self, key: str, path: str, split: str, image: TarImage, values: dict[str, Any], codes: ClassCodes

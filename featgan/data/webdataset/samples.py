@@ -1,8 +1,9 @@
 """Samples of a WebDataset tar: consecutive files with one key, by the rules of the webdataset library."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
@@ -28,36 +29,48 @@ class TarSample:
 
     key: str
     suffixes: set[str] = field(default_factory=set)
-    image: TarImage | None = None
-    image_suffix: str = ""
+    suffix: str = ""
+    """Suffix of the image; empty if there is none."""
+    offset: int = 0
+    size: int = 0
+    crc: int = 0
+    problem: str = ""
+    """The reason why the image cannot be used, or an empty text."""
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def read_samples(tar: Location, number: int, label_suffixes: frozenset[str]) -> Iterator[TarSample]:
-    """Yield the samples of a tar in order, with the files whose suffix is in `label_suffixes`.
+def read_samples(
+    file: BinaryIO,
+    tar: Location,
+    label_suffixes: frozenset[str],
+    find_problem: Callable[[bytes], str] | None = None,
+) -> Iterator[TarSample]:
+    """Yield the samples of an open tar in order, with the files whose suffix is in `label_suffixes`.
 
-    The tar is read once and not stored. Raises UserError if it cannot be read, or if a key or file occurs twice.
+    `find_problem` checks each image. Raises UserError if the tar cannot be read, or if a key or file occurs twice.
     """
-    with open_stream(tar, MAX_TAR_BYTES, RETRY_SECONDS) as file:
-        stream = TarStream(file, tar)
-        sample: TarSample | None = None
-        keys: set[str] = set()
-        for member in stream.members():
-            key, suffix = split_member_name(member.name)
-            if not suffix:
-                continue
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                if key in keys:
-                    raise UserError(f"{tar}: two samples have the key {format_one_line(key)!r}; rename one of them")
-                if len(keys) >= MAX_TAR_SAMPLES:
-                    raise UserError(f"{tar}: contains more than {MAX_TAR_SAMPLES:,} samples; use smaller tars")
-                keys.add(key)
-                sample = TarSample(key)
-            add_member(sample, suffix, stream, member, number, label_suffixes)
-        if sample is not None:
-            yield sample
+    stream = TarStream(file, tar)
+    sample: TarSample | None = None
+    keys: set[str] = set()
+    for member in stream.members():
+        key, suffix = split_member_name(member.name)
+        if not suffix:
+            continue
+        if sample is None or sample.key != key:
+            if sample is not None:
+                yield sample
+            if key in keys:
+                raise UserError(f"{tar}: two samples have the key {format_one_line(key)!r}; rename one of them")
+            if len(keys) >= MAX_TAR_SAMPLES:
+                raise UserError(f"{tar}: contains more than {MAX_TAR_SAMPLES:,} samples; use smaller tars")
+            keys.add(key)
+            sample = TarSample(key)
+        if suffix in IMAGE_SUFFIXES:
+            add_image(sample, suffix, stream, member, find_problem)
+        else:
+            add_label_file(sample, suffix, stream, member, label_suffixes)
+    if sample is not None:
+        yield sample
 
 
 def split_member_name(name: str) -> tuple[str, str]:
@@ -72,28 +85,39 @@ def split_member_name(name: str) -> tuple[str, str]:
     return key, suffix.lower()
 
 
-def add_member(
+def add_suffix(sample: TarSample, suffix: str, name: str) -> None:
+    """Note that a sample contains a file. Raises UserError if it contains its suffix already."""
+    if suffix in sample.suffixes:
+        raise UserError(f"{name}: occurs twice; remove one of the files")
+    sample.suffixes.add(suffix)
+
+
+def add_image(
     sample: TarSample,
     suffix: str,
     stream: TarStream,
     member: StreamMember,
-    number: int,
-    label_suffixes: frozenset[str],
+    find_problem: Callable[[bytes], str] | None,
 ) -> None:
-    """Add one file to a sample. Raises UserError if the sample contains its suffix, or if it is too large."""
+    """Add the image of a sample. Raises UserError if it has one already, or if the file is too large."""
     name = f"{stream.location}: {format_one_line(member.name)}"
-    if suffix in sample.suffixes:
-        raise UserError(f"{name}: occurs twice; remove one of the files")
-    sample.suffixes.add(suffix)
-    if suffix in IMAGE_SUFFIXES:
-        if sample.image is not None:
-            raise UserError(f"{name}: is a second image of this sample; remove one of them")
-        if member.size > MAX_IMAGE_BYTES:
-            raise UserError(f"{name}: has {member.size:,} bytes; at most {MAX_IMAGE_BYTES:,} are possible")
-        crc = zlib.crc32(stream.read_exactly(member.size))
-        sample.image = TarImage(stream.location, number, member.offset, member.size, crc)
-        sample.image_suffix = suffix
-    elif suffix in label_suffixes:
+    add_suffix(sample, suffix, name)
+    if sample.suffix:
+        raise UserError(f"{name}: is a second image of this sample; remove one of them")
+    if member.size > MAX_IMAGE_BYTES:
+        raise UserError(f"{name}: has {member.size:,} bytes; at most {MAX_IMAGE_BYTES:,} are possible")
+    content = stream.read_exactly(member.size)
+    sample.suffix, sample.offset, sample.size, sample.crc = suffix, member.offset, member.size, zlib.crc32(content)
+    sample.problem = find_problem(content) if find_problem else ""
+
+
+def add_label_file(
+    sample: TarSample, suffix: str, stream: TarStream, member: StreamMember, label_suffixes: frozenset[str]
+) -> None:
+    """Add another file; it is read if it may contain labels. Raises UserError if it is too large."""
+    name = f"{stream.location}: {format_one_line(member.name)}"
+    add_suffix(sample, suffix, name)
+    if suffix in label_suffixes:
         if member.size > MAX_LABEL_BYTES:
             raise UserError(f"{name}: has {member.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}")
         sample.labels[suffix] = stream.read_exactly(member.size)

@@ -117,7 +117,7 @@ def test_names_of_classes(source: Path, monkeypatch: pytest.MonkeyPatch, classes
         ("color=cls", {}, "not a label; write cls"),
         ("json", {}, "not a label; write cls"),
         ("cls,expression=txt", {}, "contains a label twice"),
-        ("other", {}, "no sample has the label other"),
+        ("other", {}, "no sample has this label"),
     ],
 )
 def test_unexpected_labels_are_one_line(tmp_path: Path, label: str, content: dict[str, bytes], problem: str) -> None:

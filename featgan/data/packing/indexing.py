@@ -1,0 +1,251 @@
+"""`featgan index`: shards whose tars stay where they are; only an index and a manifest are written."""
+
+import hashlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from featgan import __version__
+from featgan.data.packing.existing import find_existing_shards
+from featgan.data.packing.pack import (
+    MAX_LISTED_FILES,
+    MAX_UNUSABLE_SHARE,
+    WRITE_ERROR_REMEDY,
+    PackSummary,
+    check_range,
+    check_webdataset_options,
+    collect_label_names,
+    find_validation_origin,
+)
+from featgan.data.packing.plan import SPLITS, PlannedImage, hash_planned_images, plan_packing
+from featgan.data.shards.index import ShardEntry, build_index, serialize_index
+from featgan.data.shards.manifest import (
+    MANIFEST_FILE,
+    ShardFile,
+    ShardManifest,
+    SplitManifest,
+    SplitName,
+    Transform,
+)
+from featgan.data.webdataset.labels import LabelField, parse_label_option
+from featgan.data.webdataset.listing import LAYOUT, SampleCollector, TarListing
+from featgan.data.webdataset.scan import TarScan, load_scan, save_scan, scan_tar, tar_stamp
+from featgan.data.webdataset.sources import SourceTar, expand_sources
+from featgan.errors import UserError
+from featgan.system.files import atomic_folder, atomic_write, remove_folder, sha256_of, user_friendly_write_errors
+from featgan.system.image_files import find_image_problem
+from featgan.system.image_sizes import explain_generator_size
+from featgan.system.limits import MAX_CLASSES, MAX_IMAGE_SIZE
+from featgan.system.locations import Location, redact_text
+from featgan.system.plain_text import format_one_line
+from featgan.system.progress import track_progress
+
+logger = logging.getLogger(__name__)
+
+
+def index_shards(
+    sources: Sequence[str],
+    out: Path,
+    image_size: int = 112,
+    crop: int | None = None,
+    validation_fraction: float = 0.1,
+    check_images: bool = False,
+    layout_options: Mapping[str, str] | None = None,
+) -> PackSummary:
+    """Write an index and a manifest for the tars of other programs to the folder `out`; the tars are not copied.
+
+    The images are cropped to the center square of `crop` pixels, or to the largest one, and resized when they are read.
+    Each tar is read once; the results of an interrupted command are used again. `check_images` decodes every image.
+    Raises UserError if a tar cannot be read or more than 1 % of the images are unusable.
+    """
+    started = time.monotonic()
+    check_range("image_size", image_size, 8, MAX_IMAGE_SIZE)
+    check_range("validation_fraction", validation_fraction, 0, 0.9)
+    options = dict(layout_options or {})
+    check_webdataset_options(options)
+    if problem := explain_generator_size(image_size):
+        logger.warning(f"{problem}; these shards can be used for classifiers only")
+    out = Path(out).resolve()
+    fields = parse_label_option(options.get("label", ""))
+    tars = expand_sources(sources, options.get("validation", ""))
+    check_locations(tars)
+    recorded: dict[str, Any] = {
+        "layout": LAYOUT,
+        "image_size": image_size,
+        "crop": crop,
+        "validation_fraction": validation_fraction,
+        "check_images": check_images,
+        "layout_options": options,
+    }
+    with user_friendly_write_errors(out, WRITE_ERROR_REMEDY), keep_scans(out) as scan_folder:
+        scans = scan_tars(tars, fields, check_images, scan_folder)
+        listing = build_listing(tars, scans, fields, options)
+        items, _ = plan_packing(listing, Path(), validation_fraction, None)
+        source_sha256 = hash_source(items, scans)
+        manifest = find_existing_shards(out, recorded, source_sha256)
+        if manifest is not None:
+            return PackSummary(out, manifest, already_packed=True)
+        source = format_one_line(redact_text(sources[0]).rstrip("/").rpartition("/")[2])
+        with atomic_folder(out) as folder:
+            manifest = ShardManifest(
+                version=2,
+                featgan=__version__,
+                source=source,
+                source_sha256=source_sha256,
+                options=recorded,
+                image_size=image_size,
+                classes=listing.classes,
+                attribute_names=collect_label_names(item.record.attributes for item in items),
+                splits=write_splits(folder, items, scans, listing.classes, out),
+                validation_split=find_validation_origin(items),
+                skipped={reason: count for reason, count in sorted(listing.skipped.items()) if count},
+                skipped_files=listing.unusable[:MAX_LISTED_FILES],
+                transform=Transform(crop=crop),
+            )
+            atomic_write(folder / MANIFEST_FILE, manifest.to_json().encode())
+    return PackSummary(out, manifest, time.monotonic() - started)
+
+
+def build_listing(
+    tars: Sequence[SourceTar], scans: Sequence[TarScan], fields: Sequence[LabelField], options: Mapping[str, str]
+) -> TarListing:
+    """Return the records of all tars. Raises UserError if too many images are unusable, or without the labels."""
+    collector = SampleCollector(fields)
+    for number, (tar, scan) in enumerate(zip(tars, scans, strict=True)):
+        collector.add_scan(tar, number, scan)
+    check_usable(collector)
+    listing = collector.build_listing(options)
+    if len(listing.classes) > MAX_CLASSES:
+        raise UserError(f"{len(listing.classes):,} classes: at most {MAX_CLASSES:,} are possible; use fewer classes")
+    return listing
+
+
+def hash_source(items: Sequence[PlannedImage], scans: Sequence[TarScan]) -> str:
+    """Return a sha256 over all images, labels and tars."""
+    lines = [hash_planned_images(items), *(scan.sha256 for scan in scans)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def keep_scans(out: Path) -> Iterator[Path]:
+    """Yield a folder for the results of each tar, which is removed at the end and kept after an error."""
+    folder = out.with_name(f".{out.name}.scans")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
+        raise
+    remove_folder(folder)
+
+
+def scan_tars(
+    tars: Sequence[SourceTar], fields: Sequence[LabelField], check_images: bool, folder: Path
+) -> list[TarScan]:
+    """Return the scans of all tars, those of an interrupted command from `folder`."""
+    find_problem = partial(find_image_problem, decodes=check_images)
+    return [
+        scan_or_load(tar.location, fields, find_problem, folder / scan_name(tar.location, fields, check_images))
+        for tar in track_progress(tars, "indexing", unit="tars")
+    ]
+
+
+def scan_name(tar: Location, fields: Sequence[LabelField], check_images: bool) -> str:
+    """Return the name of the file with the scan of a tar; it depends on what the scan contains."""
+    text = repr((tar.raw if tar.is_remote else str(tar.path.absolute()), list(fields), check_images))
+    return f"{hashlib.sha256(os.fsencode(text)).hexdigest()[:32]}.jsonl"
+
+
+def scan_or_load(
+    tar: Location, fields: Sequence[LabelField], find_problem: Callable[[bytes], str], path: Path
+) -> TarScan:
+    """Return the scan of a tar, from a file if an interrupted command has stored it."""
+    stamp = tar_stamp(tar)
+    scan = load_scan(path, stamp)
+    if scan is None:
+        scan = scan_tar(tar, fields, find_problem)
+        save_scan(path, scan, stamp)
+    return scan
+
+
+def check_locations(tars: Sequence[SourceTar]) -> None:
+    """Raise UserError for a URL that must not be stored in a manifest."""
+    for tar in tars:
+        if tar.location.has_secret:
+            raise UserError(
+                f"{tar.location}: contains a password or a query, which would be stored in the manifest; use ~/.netrc "
+                "or `featgan pack webdataset`, which stores neither"
+            )
+
+
+def check_usable(collector: SampleCollector) -> None:
+    """Raise UserError if too many images are missing or unusable."""
+    total = len(collector.images) + len(collector.unusable)
+    if not collector.unusable or len(collector.unusable) <= MAX_UNUSABLE_SHARE * total:
+        return
+    first = collector.unusable[0]
+    others = f" and {len(collector.unusable) - 1:,} more" if len(collector.unusable) > 1 else ""
+    raise UserError(
+        f"{first.source}: {first.reason}{others} of {total:,} images; at most {MAX_UNUSABLE_SHARE:.0%} may be "
+        "unusable: repair or remove them"
+    )
+
+
+def write_splits(
+    folder: Path, items: Sequence[PlannedImage], scans: Sequence[TarScan], classes: Sequence[str], out: Path
+) -> dict[SplitName, SplitManifest]:
+    """Write the index of each split, and return their entries in the manifest."""
+    return {
+        split: write_split(folder, split, rows, scans, classes, out)
+        for split in SPLITS
+        if (rows := [item for item in items if item.split == split])
+    }
+
+
+def write_split(
+    folder: Path,
+    split: SplitName,
+    items: Sequence[PlannedImage],
+    scans: Sequence[TarScan],
+    classes: Sequence[str],
+    out: Path,
+) -> SplitManifest:
+    """Write the index of a split, and return its entry in the manifest."""
+    images = [(item, item.record.tar) for item in items if item.record.tar is not None]
+    shards: list[ShardFile] = []
+    for number, group in groupby(images, key=lambda image: image[1].number):
+        tars = [tar for _, tar in group]
+        shards.append(
+            ShardFile(
+                name=f"{split}-{len(shards):05d}.tar",
+                count=len(tars),
+                bytes=scans[number].bytes,
+                sha256=scans[number].sha256,
+                location=describe_location(tars[0].tar, out),
+            )
+        )
+    entries = [ShardEntry(item.key, tar.offset, tar.size, item.labels) for item, tar in images]
+    index = build_index(entries, collect_label_names(item.record.attributes for item in items), ())
+    path = folder / f"{split}.index.npz"
+    atomic_write(path, serialize_index(index))
+    counts = Counter(index.expression.tolist())
+    histogram = {name: counts[code] for code, name in enumerate(classes)}
+    return SplitManifest(count=len(items), classes=histogram, shards=tuple(shards), index_sha256=sha256_of(path))
+
+
+def describe_location(tar: Location, out: Path) -> str:
+    """Return the location of a tar as it is stored: relative if it is next to the folder `out` or below."""
+    if tar.is_remote:
+        return tar.raw
+    path = Path(os.path.abspath(tar.path))
+    if path.is_relative_to(out.parent):
+        return "./" + Path(os.path.relpath(path, out)).as_posix()
+    return str(path)
