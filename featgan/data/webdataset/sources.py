@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ SPLIT_WORDS = {
 """Words in the name of a tar, or names of its folder => its split."""
 
 MAX_RETRY_SECONDS = 60.0
+
+MAX_DIGITS = 12
+"""Digits of a number in a pattern."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +67,32 @@ def expand_sources(sources: Sequence[str], validation: str = "") -> list[SourceT
 
 def expand_braces(text: str) -> Iterator[str]:
     """Yield the texts of a pattern such as `a-{000..127}.tar`. Raises UserError for more than MAX_SHARDS."""
-    if "{" not in text or Path(text).exists():
+    if "{" not in text or file_kind(Path(text)):
         yield text
         return
     shown = format_one_line(text[:200])
     if re.search(r"\{[^{}]*\{", text):
         raise UserError(f"{shown}: braces inside braces are not supported; give several patterns")
-    if count_texts(text) > MAX_SHARDS:
+    if math.prod(map(count_texts, re.findall(r"\{([^{}]*)\}", text))) > MAX_SHARDS:
         raise UserError(f"{shown}: names more than {MAX_SHARDS:,} tars; use a smaller range")
     try:
-        yield from braceexpand(text)
+        yield from braceexpand(text, escape=False)  # without escapes, all braces were counted
     except ValueError:  # and braceexpand's own error
         raise UserError(f"{shown}: not a pattern; write NAME-{{000..127}}.tar") from None
 
 
-def count_texts(text: str) -> float:
-    """Return the number of texts of a pattern, without creating them."""
-    count = 1.0
-    for part in re.findall(r"\{([^{}]*)\}", text):
-        numbers = re.fullmatch(r"(-?\d{1,12})\.\.(-?\d{1,12})(?:\.\.-?\d+)?", part)
-        if numbers:
-            count *= abs(int(numbers[2]) - int(numbers[1])) + 1
-        elif ".." in part and "," not in part and len(part) > 12:
-            count = math.inf
-        else:
-            count *= max(1, part.count(",") + 1) if ".." not in part else 1 << 16
-    return count
+def count_texts(part: str) -> float:
+    """Return the number of texts for the text between two braces, by the rules of braceexpand, without creating them.
+
+    The step of a range is ignored, so that the number may be too large.
+    """
+    if numbers := re.match(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?$", part):
+        if max(map(len, numbers.groups())) > MAX_DIGITS:
+            return math.inf
+        return abs(int(numbers[2]) - int(numbers[1])) + 1.0
+    if letters := re.match(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?\d+)?$", part):
+        return abs(ord(letters[2]) - ord(letters[1])) + 1.0
+    return part.count(",") + 1.0
 
 
 def list_tars(text: str) -> list[SourceTar]:
@@ -106,13 +110,22 @@ def list_tars(text: str) -> list[SourceTar]:
             return [SourceTar(location, split_of_name(location))]
         return read_shard_list(location.join(INFO_FILES[0]))
     path = location.path
-    if path.is_dir():
+    kind = file_kind(path)
+    if kind == stat.S_IFDIR:
         return list_folder(path)
-    if not path.is_file():
+    if kind != stat.S_IFREG:
         raise UserError(
             f"{location}: no such file or folder; give a folder, tars, or a pattern such as a-{{000..127}}.tar"
         )
     return [SourceTar(location, split_of_name(location))]
+
+
+def file_kind(path: Path) -> int:
+    """Return the kind of a file, such as stat.S_IFREG; 0 if there is none, also if the text is too long for a path."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return 0
 
 
 def list_folder(folder: Path) -> list[SourceTar]:

@@ -14,7 +14,7 @@ from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.webdataset.listing import list_webdataset
-from featgan.data.webdataset.sources import count_texts, expand_sources
+from featgan.data.webdataset.sources import expand_sources
 from featgan.errors import UserError
 from tests.data.webdataset.test_samples import make_tar
 from tests.helpers.servers import FaultyServer, cut_body, serve_folder, serve_s3
@@ -161,7 +161,12 @@ def test_sources(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("missing", "no such file or folder"),
         ("a-{0..9999999999}.tar", "names more than 30,000 tars"),
         ("a-{0..999}{0..999}.tar", "names more than 30,000 tars"),
-        ("a-{0..10}-{a..zzzzzzzzzzzzzzzzzz}.tar", "names more than 30,000 tars"),
+        ("a-{0..9999999999\n}.tar", "names more than 30,000 tars"),
+        (f"a-{{1..{'9' * 5000}}}.tar", "names more than 30,000 tars"),
+        ("{a,b\\}" * 20 + ".tar", "names more than 30,000 tars"),
+        ("a-{0..10}-{a..zz}.tar", "no such file or folder"),
+        ("a" * 300 + "-{0..9}.tar", "no such file or folder"),
+        ("a" * 300, "no such file or folder"),
         ("a-{{0..9}}.tar", "braces inside braces"),
         ("a.tar.gz", "compressed tars"),
         ("pipe:cat a.tar", "not a URL"),
@@ -182,7 +187,6 @@ def test_unusable_sources_are_one_line(
     with pytest.raises(UserError) as error:
         expand_sources([text])
     assert problem in str(error.value) and "\n" not in str(error.value)
-    assert count_texts("{0..5}{a,b}") == 12
 
 
 def test_tar_that_is_listed_twice_is_an_error(source: Path) -> None:

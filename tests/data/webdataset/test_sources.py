@@ -1,0 +1,24 @@
+"""Tests of patterns with braces: the texts are those of braceexpand, and a large product is never created."""
+
+import math
+
+from braceexpand import braceexpand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featgan.data.webdataset.sources import count_texts, expand_braces
+
+BRACE_PARTS = st.one_of(
+    st.text("0aZ,.-\\ \n", max_size=6),
+    st.from_regex(r"-?\d{1,2}\.\.-?\d{1,2}(\.\.-?\d)?\n?", fullmatch=True),
+    st.from_regex(r"[A-Za-z]\.\.[A-Za-z](\.\.-?\d)?", fullmatch=True),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(BRACE_PARTS, min_size=1, max_size=2))
+def test_patterns_are_those_of_the_library_and_never_counted_too_low(parts: list[str]) -> None:
+    pattern = "x/".join(f"{{{part}}}" for part in parts)
+    texts = list(braceexpand(pattern, escape=False))
+    assert len(texts) <= math.prod(map(count_texts, parts))
+    assert list(expand_braces(pattern)) == texts
