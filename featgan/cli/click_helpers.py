@@ -192,7 +192,7 @@ extract_options = option_group(
 def choose_feature_cache(cache_name: str, out: Location | None) -> str:
     """Return the feature cache that the options --cache-name and --out name, as for `dataset.feature_cache`.
 
-    Raises UserError if both are given, or if the name is a path.
+    Raises UserError if both are given, if the name is a path, or if the folder is a URL.
     """
     if out is None and "/" in cache_name:
         raise UserError(f"--cache-name {cache_name}: is a path, not a name; give the folder with --out")
@@ -200,7 +200,9 @@ def choose_feature_cache(cache_name: str, out: Location | None) -> str:
         return cache_name
     if click.get_current_context().get_parameter_source("cache_name") != ParameterSource.DEFAULT:
         raise UserError(f"--cache-name {cache_name}: has no effect with --out {out}; give one of the two options")
-    return out.raw if out.is_remote else str(out.path.absolute())
+    if out.is_remote:
+        raise UserError(f"--out {out}: features cannot be written to a URL; choose a local folder")
+    return str(out.path.absolute())
 
 
 def split_names(text: str) -> list[str]:

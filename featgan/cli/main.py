@@ -337,8 +337,9 @@ def extract(
     from featgan.run.approved_callables import record_callables
 
     cache_reference = choose_feature_cache(cache_name, out)
-    if not (out or shards).is_remote:
-        record_callables((out or shards).path, callable_names([spec]))
+    folder = out or shards
+    if not folder.is_remote:
+        record_callables(folder.path, callable_names([spec]))
     cache = extract_features(
         shards,
         spec,

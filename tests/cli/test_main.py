@@ -105,6 +105,7 @@ ERROR_MESSAGES = {
     "extract --blackbox x": "name the folder with --shards",
     "extract --shards s --blackbox x --cache-name a/b": "is a path, not a name; give the folder with --out",
     "extract --shards s --blackbox x --cache-name a --out b": "has no effect with --out b",
+    "extract --shards s --blackbox x --out https://a.org/b": "features cannot be written to a URL",
     "train debug dataset.feature_cache=https://you:secret@example.org/x": "contains a password",
     "blackbox fit --shards none --out out": "none: ",
 }

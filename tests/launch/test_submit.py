@@ -19,6 +19,7 @@ from launch.cluster import ClusterConfig, load_cluster
 from launch.job_folder import copy_code, make_job_folder
 from launch.jobs import TrainJob
 from launch.notation import parse_minutes
+from tests.conftest import World
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 ROOT = GOLDEN_FOLDER.parent.parent.parent
@@ -107,6 +108,13 @@ def test_commands_in_the_docs_are_valid(tmp_path: Path, monkeypatch: pytest.Monk
     assert words[words.index("--shards") + 1] == str(dataset.shards)
     assert words[words.index("--cache-name") + 1] == dataset.feature_cache
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_of_an_extraction_to_another_folder_are_in_this_folder(world: World, tmp_path: Path) -> None:
+    command = ["extract", "--shards", str(world.shards.path), "--blackbox", "x", "--out", str(tmp_path / "own")]
+    result = CliRunner().invoke(cli, [*command, "--dry-run"], catch_exceptions=False)
+    assert f"{tmp_path}/own/jobs/NNN-extract" in result.output
+    assert not (tmp_path / "own").exists()
 
 
 def test_stages_of_a_pipeline_have_options_of_their_own(tmp_path: Path) -> None:
