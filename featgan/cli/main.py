@@ -190,6 +190,11 @@ def pack(
 )
 @click.option("--check-images", is_flag=True, help="Decode every image, to find each one that is damaged.")
 @click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Number of worker processes, which read one tar each; uses all CPU cores by default.",
+)
+@click.option(
     "--layout-option",
     "layout_options",
     multiple=True,
@@ -203,6 +208,7 @@ def index(
     crop: int | None,
     validation_fraction: str,
     check_images: bool,
+    workers: int | None,
     layout_options: tuple[str, ...],
 ) -> None:
     """Index WebDataset tars that stay where they are.
@@ -223,6 +229,7 @@ def index(
         crop=crop,
         validation_fraction=parse_fraction(validation_fraction),
         check_images=check_images,
+        workers=workers,
         layout_options=parse_layout_options(layout_options),
     )
     print_summary(summary)

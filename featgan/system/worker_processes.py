@@ -64,6 +64,12 @@ class SpawnedPool(ProcessPoolExecutor):
                 threading.Thread(target=kill_all_after_one, args=(workers,), daemon=True).start()
             return future
 
+    def end_workers(self) -> None:
+        """End the pool without waiting for the tasks that are running."""
+        for worker in list((self._processes or {}).values()):
+            worker.kill()
+        self.shutdown(cancel_futures=True)
+
 
 def kill_all_after_one(workers: list[BaseProcess]) -> None:
     """Wait for the end of all workers; kill the others as soon as one of them does not end in the regular way."""
@@ -103,7 +109,7 @@ def start_without_signals() -> Iterator[None]:
             signal.raise_signal(received_number)
 
 
-def open_process_pool(num_workers: int) -> ProcessPoolExecutor:
+def open_process_pool(num_workers: int) -> SpawnedPool:
     """Return a pool of spawned workers; a fork would inherit the threads of this process.
 
     Raises UserError if the system cannot create the semaphores of the pool, which are files in /dev/shm.

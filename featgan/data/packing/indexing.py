@@ -5,7 +5,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
@@ -46,6 +47,8 @@ from featgan.system.limits import MAX_CLASSES, MAX_IMAGE_SIZE
 from featgan.system.locations import Location, redact_text
 from featgan.system.plain_text import format_one_line
 from featgan.system.progress import track_progress
+from featgan.system.resources import count_workers
+from featgan.system.worker_processes import open_process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ def index_shards(
     crop: int | None = None,
     validation_fraction: float = 0.1,
     check_images: bool = False,
+    workers: int | None = None,
     layout_options: Mapping[str, str] | None = None,
 ) -> PackSummary:
     """Write an index and a manifest for the tars of other programs to the folder `out`; the tars are not copied.
@@ -85,7 +89,7 @@ def index_shards(
         "layout_options": options,
     }
     with user_friendly_write_errors(out, WRITE_ERROR_REMEDY), keep_scans(out) as scan_folder:
-        scans = scan_tars(tars, fields, check_images, scan_folder)
+        scans = scan_tars(tars, fields, check_images, scan_folder, workers or count_workers())
         listing = build_listing(tars, scans, fields, options)
         items, _ = plan_packing(listing, Path(), validation_fraction, None)
         source_sha256 = hash_source(items, scans)
@@ -148,14 +152,27 @@ def keep_scans(out: Path) -> Iterator[Path]:
 
 
 def scan_tars(
-    tars: Sequence[SourceTar], fields: Sequence[LabelField], check_images: bool, folder: Path
+    tars: Sequence[SourceTar], fields: Sequence[LabelField], check_images: bool, folder: Path, workers: int
 ) -> list[TarScan]:
-    """Return the scans of all tars, those of an interrupted command from `folder`."""
-    find_problem = partial(find_image_problem, decodes=check_images)
-    return [
-        scan_or_load(tar.location, fields, find_problem, folder / scan_name(tar.location, fields, check_images))
-        for tar in track_progress(tars, "indexing", unit="tars")
-    ]
+    """Return the scans of all tars in order, those of an interrupted command from `folder`.
+
+    Several tars are read at the same time, one in each worker process. Raises UserError for the first tar, in the
+    order of the source, that cannot be read.
+    """
+    jobs = [partial(scan_or_load, tar.location, fields, check_images, folder) for tar in tars]
+    if workers <= 1 or len(jobs) <= 1:
+        return [job() for job in track_progress(jobs, "indexing", unit="tars")]
+    pool = open_process_pool(min(workers, len(jobs)))
+    try:
+        futures = [pool.submit(job) for job in jobs]
+        return [future.result() for future in track_progress(futures, "indexing", unit="tars")]
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, possibly because memory ran out; use fewer --workers, and run the same "
+            "command again: it continues after the last complete tar"
+        ) from error
+    finally:
+        pool.end_workers()  # after an error, another tar may take long, or wait for its server
 
 
 def scan_name(tar: Location, fields: Sequence[LabelField], check_images: bool) -> str:
@@ -164,14 +181,12 @@ def scan_name(tar: Location, fields: Sequence[LabelField], check_images: bool) -
     return f"{hashlib.sha256(os.fsencode(text)).hexdigest()[:32]}.jsonl"
 
 
-def scan_or_load(
-    tar: Location, fields: Sequence[LabelField], find_problem: Callable[[bytes], str], path: Path
-) -> TarScan:
-    """Return the scan of a tar, from a file if an interrupted command has stored it."""
-    stamp = tar_stamp(tar)
+def scan_or_load(tar: Location, fields: Sequence[LabelField], check_images: bool, folder: Path) -> TarScan:
+    """Return the scan of a tar, from a file in `folder` if an interrupted command has stored it."""
+    path, stamp = folder / scan_name(tar, fields, check_images), tar_stamp(tar)
     scan = load_scan(path, stamp)
     if scan is None:
-        scan = scan_tar(tar, fields, find_problem)
+        scan = scan_tar(tar, fields, partial(find_image_problem, decodes=check_images))
         save_scan(path, scan, stamp)
     return scan
 

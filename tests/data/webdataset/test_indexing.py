@@ -46,7 +46,7 @@ def pattern(server: FaultyServer) -> str:
 
 
 def index(sources: list[str], out: Path, **options: Any) -> PackSummary:
-    return index_shards(sources, out, **{"image_size": SIZE, **options})
+    return index_shards(sources, out, **{"image_size": SIZE, "workers": 1, **options})
 
 
 def reference_image(number: int, crop: int | None = None) -> np.ndarray:
@@ -104,6 +104,19 @@ def test_same_tars_give_the_same_files(source: Path, tmp_path: Path) -> None:
         index([str(source)], tmp_path / name)
     for name in ("manifest.json", "train.index.npz"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_workers_give_the_same_files_and_the_first_error(source: Path, tmp_path: Path) -> None:
+    for workers in (1, 3):
+        index([str(source)], tmp_path / str(workers), workers=workers)
+    for name in ("manifest.json", "train.index.npz", "validation.index.npz"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+    for number in range(2):
+        path = source / f"set-train-00{number}.tar"
+        path.write_bytes(path.read_bytes()[: 2048 - 512 * number])
+    with pytest.raises(UserError, match=r"set-train-000\.tar: truncated at byte 2,048") as error:
+        index([str(source)], tmp_path / "out", workers=2)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_one_tar_is_in_both_splits(source: Path, tmp_path: Path) -> None:
@@ -184,6 +197,7 @@ def test_killed_command_continues_after_the_last_tar(server: FaultyServer, tmp_p
     server.fail("/set-train-001.tar", wait_seconds(60))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "featgan", "index", pattern(server), "--out", str(out), "--image-size", str(SIZE)]
+    command += ["--workers", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while "/set-train-001.tar" not in server.requests and time.monotonic() < deadline:
@@ -194,6 +208,15 @@ def test_killed_command_continues_after_the_last_tar(server: FaultyServer, tmp_p
     assert server.requests.count("/set-train-000.tar") == 1 and server.requests.count("/set-train-001.tar") == 2
     reference = index([pattern(server)], tmp_path / "reference").manifest
     assert ShardSet.open(out).manifest == reference and not (tmp_path / ".out.scans").exists()
+
+
+def test_error_does_not_wait_for_the_other_tars(server: FaultyServer, source: Path, tmp_path: Path) -> None:
+    server.fail("/set-val-000.tar", wait_seconds(300))
+    (source / "set-train-000.tar").write_bytes(b"x" * 1024)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"set-train-000\.tar: not a readable tar file"):
+        index([str(source / "set-train-000.tar"), f"{server.url}/set-val-000.tar"], tmp_path / "out", workers=2)
+    assert time.monotonic() - started < 200
 
 
 def test_damaged_results_of_a_killed_command_are_not_used(source: Path, tmp_path: Path) -> None:
