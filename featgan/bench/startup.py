@@ -87,7 +87,7 @@ def write_text_files(folder: Path, shards: ShardSet, cache: FeatureCache) -> Non
     """Write the same data as the original implementation's three lists: names, labels, and features with 4 digits."""
     folder.mkdir()
     split = shards.get_split("train")
-    (folder / "images.txt").write_text("".join(f"{key}.jpg\n" for key in split.keys.tolist()))
+    (folder / "images.txt").write_text("".join(f"{key}.jpg\n" for key in split.keys_of(range(len(split))).tolist()))
     pairs = zip(split.valence.tolist(), split.arousal.tolist(), strict=True)
     (folder / "labels.txt").write_text("".join(f"{valence:.6f} {arousal:.6f}\n" for valence, arousal in pairs))
     line = " ".join(["%.4f"] * cache.feature_dim) + "\n"

@@ -69,7 +69,8 @@ class ValidationImages:
         with self.lock:
             image = split.decode([row])[0]
         label = label_names(split.expression, [row], self.shards.classes)[0]
-        name = f"{split.keys[row]} ({label})" if label else str(split.keys[row])
+        key = str(split.keys_of([row])[0])
+        name = f"{key} ({label})" if label else key
         images = {size: resize_image(image, size) for size in self.sizes}
         return StoredImage(f"v{row}", name, images, row, self.shards.fingerprint)
 

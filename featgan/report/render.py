@@ -252,8 +252,7 @@ def choose_sources(inputs: RenderInputs) -> SourceImages:
         )
     labels = label_names(split.expression, rows, training_data.shards.classes)
     names = tuple(
-        f"{split.keys[row]} ({label})" if label else str(split.keys[row])
-        for row, label in zip(rows, labels, strict=True)
+        f"{key} ({label})" if label else str(key) for key, label in zip(split.keys_of(rows), labels, strict=True)
     )
     values = source_conditions(model, training_data, split, rows)
     return SourceImages(

@@ -1,9 +1,14 @@
-"""Verify file hashes, with a memo of verified files, so that an unchanged file is hashed only once."""
+"""Verify file hashes, with a memo of verified files, so that an unchanged file is hashed only once.
 
+The memo is a file in the same folder. If the folder is read-only, the memo is in the user's cache folder.
+"""
+
+import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from featgan.system.files import atomic_write, sha256_of
@@ -26,18 +31,31 @@ def first_modified_file(folder: Path, hashes: Mapping[str, str], unit: str) -> P
 
     A file with the same expected hash, size and modification time as in the memo is not read again.
     """
-    memo = load_memo(folder)
-    unverified = [name for name, sha256 in hashes.items() if memo.get(name) != file_stamp(folder / name, sha256)]
+    memos = load_memos(folder)
+    unverified = [name for name, sha256 in hashes.items() if not is_in_memo(memos, folder / name, sha256)]
     newly_verified: VerifiedFiles = {}
     for name in track_progress(unverified, f"hashing {unit}", unit=unit) if unverified else ():
         stamp_before = file_stamp(folder / name, hashes[name])
         if sha256_of(folder / name) != hashes[name]:
             return folder / name
-        if time.time_ns() - int(stamp_before[2]) > MIN_AGE_NANOSECONDS:
+        if is_old_enough(stamp_before):
             newly_verified[name] = stamp_before
     if newly_verified:
-        save_memo(folder, {name: entry for name, entry in (memo | newly_verified).items() if name in hashes})
+        save_memo(folder, newly_verified, hashes)
     return None
+
+
+def verify_once(path: Path, check: str, verify: Callable[[], None]) -> None:
+    """Call `verify`, which raises an error if the file is damaged, unless this version of the file passed the check.
+
+    `check` identifies the check and everything that it depends on except the content of the file.
+    """
+    stamp_before = file_stamp(path, check)
+    if is_in_memo(load_memos(path.parent), path, check):
+        return
+    verify()
+    if is_old_enough(stamp_before):
+        save_memo(path.parent, {path.name: stamp_before}, None)
 
 
 def file_stamp(path: Path, sha256: str) -> list[str | int]:
@@ -46,15 +64,52 @@ def file_stamp(path: Path, sha256: str) -> list[str | int]:
     return [sha256, status.st_size, status.st_mtime_ns]
 
 
-def load_memo(folder: Path) -> VerifiedFiles:
-    """Read the memo of a folder; return an empty one if it cannot be read."""
-    return read_side_file(folder / MEMO_FILE) or {}
+def is_in_memo(memos: Iterable[VerifiedFiles], path: Path, sha256: str) -> bool:
+    """Return whether a memo contains this version of a file."""
+    entries = [memo[path.name] for memo in memos if path.name in memo]
+    return bool(entries) and file_stamp(path, sha256) in entries
 
 
-def save_memo(folder: Path, memo: VerifiedFiles) -> None:
-    """Write the memo of a folder; log a warning if the folder cannot be written."""
-    try:
-        atomic_write(folder / MEMO_FILE, json.dumps(memo).encode())
-    except OSError as error:
-        reason = error.strerror or error
-        logger.warning(f"{folder / MEMO_FILE}: cannot be written ({reason}); the files are hashed at every start")
+def is_old_enough(stamp: list[str | int]) -> bool:
+    """Return whether a later change of the file must change its modification time."""
+    return time.time_ns() - int(stamp[2]) > MIN_AGE_NANOSECONDS
+
+
+def memo_paths(folder: Path) -> list[Path]:
+    """Return the paths of the memos of a folder: in it and, for a read-only folder, in the cache folder of the user."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+    user_memo = Path(cache_home) / "featgan" / "verified" / f"{name}.json"
+    return [folder / MEMO_FILE, *([user_memo] if user_memo.is_absolute() else [])]
+
+
+def load_memos(folder: Path) -> list[VerifiedFiles]:
+    """Read the memos of a folder; one that cannot be read counts as empty."""
+    return [read_memo(path) for path in memo_paths(folder)]
+
+
+def read_memo(path: Path) -> VerifiedFiles:
+    """Read a memo; it counts as empty if it cannot be read."""
+    return read_side_file(path) or {} if os.access(path, os.R_OK) else {}
+
+
+def save_memo(folder: Path, verified: VerifiedFiles, names: Iterable[str] | None) -> None:
+    """Add entries to the memo of the folder or, if that is read-only, of the user.
+
+    Of the other entries, those of `names` and of existing files are kept; None keeps all. Logs a warning if neither
+    memo can be written.
+    """
+    errors: list[OSError] = []
+    for path in memo_paths(folder):
+        entries = read_memo(path) | verified
+        if names is not None:
+            kept = set(names)
+            entries = {name: entry for name, entry in entries.items() if name in kept or (folder / name).is_file()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            atomic_write(path, json.dumps(entries).encode())
+            return
+        except OSError as error:
+            errors.append(error)
+    reason = errors[0].strerror or errors[0]
+    logger.warning(f"{folder / MEMO_FILE}: cannot be written ({reason}); the files are hashed at every start")

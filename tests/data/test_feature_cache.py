@@ -360,7 +360,7 @@ def test_error_names_the_image_whose_features_are_not_finite(shards: ShardSet) -
     pending = writer.list_pending()[0]
     features, outputs = torch.zeros(5, 2, 4), torch.zeros(5, 2, 2)
     features[3, 1, 0] = torch.nan
-    key = shards.get_split("train").keys[3]
+    key = shards.get_split("train").keys_of([3])[0]
     with pytest.raises(UserError, match=f"classifiers/reg: features of image {key} are not finite"):
         writer.write_shard(pending, features, outputs)
     assert writer.list_pending()[0] == pending

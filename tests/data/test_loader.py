@@ -74,7 +74,7 @@ def test_error_names_the_corrupted_image_of_a_batch(world: World, monkeypatch: p
         return content[: len(content) // 4] if row == 5 else content
 
     monkeypatch.setattr(split, "read_bytes", read_corrupted)
-    with pytest.raises(UserError, match=f"{split.keys[5]}.jpg: the JPEG is corrupted"):
+    with pytest.raises(UserError, match=f"{split.keys_of([5])[0]}.jpg: the JPEG is corrupted"):
         split.decode(np.arange(12))
 
 
@@ -85,6 +85,7 @@ def training_set(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trai
     pack_shards("affectnet", world.source, path, image_size=16, images_per_shard=5, workers=1)
     shards = ShardSet.open(path)
     split = shards.get_split("train")
+    split.expression = np.array(split.expression)
     split.expression[3:7], split.expression[10:15] = -1, -1
     tree = {"shards": str(path), "condition": {"kind": "expression"}}
     condition = build_condition(parse_config({"dataset": tree}, "test").dataset, shards, "train")
@@ -93,7 +94,7 @@ def training_set(world: World, tmp_path_factory: pytest.TempPathFactory) -> Trai
 
 def test_selected_images_are_counted_per_shard(training_set: TrainingSet) -> None:
     split = training_set.split
-    expected = np.bincount(split.shard_of_row[training_set.condition.rows], minlength=len(split.shard_counts))
+    expected = np.bincount(split.shard_of(np.asarray(training_set.condition.rows)), minlength=len(split.shard_counts))
     assert training_set.selected_counts.tolist() == expected.tolist()
     assert expected[:4].tolist() == [3, 3, 0, 5] and expected.sum() == len(training_set)
 
@@ -103,7 +104,7 @@ def test_training_uses_the_window_of_the_configuration(world: World, tmp_path: P
     (windowed,) = open_data(config)[1]
     assert windowed.shuffle_window == 1
     rows = BatchDataset([windowed], 4, 1, 0).global_rows(0, 0)[0]
-    assert len(set(windowed.split.shard_of_row[rows])) == 1
+    assert len(set(windowed.split.shard_of(rows))) == 1
 
 
 def epoch_by_epoch(training_set: TrainingSet, dataset: int, seed: int, num_batches: int, batch_size: int) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from featgan.data.packing import pack as pack_module
 from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing, Record
+from featgan.data.shards import index_checks
+from featgan.data.shards import shard_set as shard_set_module
+from featgan.data.shards.index import SplitIndex
+from featgan.data.shards.index_checks import is_valid_index
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
+from featgan.system.files import sha256_of
 
 COUNT = 23
 SIZE = 16
@@ -58,7 +65,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def image_numbers(split: Split) -> list[int]:
-    return [int(key[-2:]) for key in split.keys]
+    return [int(key[-2:]) for key in split.keys_of(range(len(split)))]
 
 
 def test_shard_set_describes_its_content(shards: Path) -> None:
@@ -247,6 +254,86 @@ def test_index_that_cannot_be_saved_is_used(shards: Path, monkeypatch: pytest.Mo
     assert len(ShardSet.open(shards).get_split("train")) == 18
 
 
+def age_index(shards: Path) -> Path:
+    """Set the modification time of the training index to a minute ago, so that it is added to the memo."""
+    path = shards / "train.index.npz"
+    earlier = path.stat().st_mtime_ns - 60 * 10**9
+    os.utime(path, ns=(earlier, earlier))
+    return path
+
+
+@pytest.fixture
+def checked_indexes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the name of every index is added when its content is read to check it."""
+    names: list[str] = []
+
+    def record_check(path: Path) -> str:
+        names.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(shard_set_module, "sha256_of", record_check)
+    return names
+
+
+def test_unchanged_index_is_checked_once(shards: Path, checked_indexes: list[str]) -> None:
+    path = age_index(shards)
+    expected = ShardSet.open(shards).get_split("train").decode(range(18))
+    assert checked_indexes == ["train.index.npz"]
+    ShardSet.open(shards).verify()  # adds the shards to the same memo
+    train = ShardSet.open(shards).get_split("train")
+    assert checked_indexes == ["train.index.npz"] and torch.equal(train.decode(range(18)), expected)
+    content, changed = path.read_bytes(), bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    assert torch.equal(ShardSet.open(shards).get_split("train").decode(range(18)), expected)
+    assert path.read_bytes() == content, "a changed index is rebuilt"
+
+
+def test_index_is_checked_again_with_another_manifest(shards: Path) -> None:
+    age_index(shards)
+    ShardSet.open(shards).get_split("train")
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["classes"] = ["calm"]
+    for split in manifest["splits"].values():
+        del split["classes"]["glad"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="the index does not match the shards"):
+        ShardSet.open(shards).get_split("train")
+
+
+@pytest.mark.parametrize("changes", [{"offset": 1 << 40}, {"offset": -1}, {"size": 1 << 40}, {"size": 0}])
+def test_position_outside_the_shard_is_rejected_at_read(shards: Path, changes: dict[str, int]) -> None:
+    train = ShardSet.open(shards).get_split("train")
+    for name, value in changes.items():
+        column = np.array(getattr(train.index, name))
+        column[7] = value
+        train.index = replace(train.index, **{name: column})
+    assert len(train.decode([6, 8])) == 2
+    with pytest.raises(UserError, match=r"train\.index\.npz: the index does not match the shards"):
+        train.decode([6, 7])
+
+
+def test_chunks_of_an_index_are_checked_with_their_shards(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_checks, "CHUNK_ROWS", 4)
+    shard_set = ShardSet.open(shards)
+    index, split = shard_set.get_split("train").index, shard_set.manifest.splits["train"]
+
+    def is_valid_content(index: SplitIndex) -> bool:
+        return is_valid_index(lambda: index, shard_set.manifest, split)
+
+    assert is_valid_content(index)
+    for row, shard in ((0, 0), (9, 1), (17, 3)):
+        for value, is_valid in ((split.shards[shard].bytes - int(index.size[row]), True), (1 << 40, False)):
+            offset = np.array(index.offset)
+            offset[row] = value
+            changed = replace(index, offset=offset)
+            assert is_valid_content(changed) == is_valid, (row, value)
+        keys = np.array(index.keys)
+        keys[row] = b"\xff"
+        assert not is_valid_content(replace(index, keys=keys))
+    assert not is_valid_content(index.slice_rows(0, 17))
+
+
 def test_missing_images_are_detected_when_the_index_is_rebuilt(shards: Path) -> None:
     (shards / "train.index.npz").unlink()
     path = shards / "train-00001.tar"
@@ -267,7 +354,7 @@ def test_missing_split_is_an_error(shards: Path) -> None:
 def overwrite_image(split: Split, row: int, content: bytes) -> None:
     """Overwrite an image in its shard; the size of the shard does not change."""
     assert len(content) <= split.index.size[row]
-    path = Path(split.reader.location(split.shard_of_row[row]))
+    path = Path(split.reader.location(int(split.shard_of([row])[0])))
     with path.open("r+b") as file:
         file.seek(int(split.index.offset[row]))
         file.write(content + bytes(int(split.index.size[row]) - len(content)))
@@ -282,7 +369,7 @@ def jpeg_bytes(width: int, height: int, quality: int = 1) -> bytes:
 def test_error_names_the_shard_and_key_of_a_corrupted_image(shards: Path) -> None:
     train = ShardSet.open(shards).get_split("train")
     jpeg = train.read_jpeg(7)
-    location = rf"train-00001\.tar: {train.keys[7]}\.jpg: "
+    location = rf"train-00001\.tar: {train.keys_of([7])[0]}\.jpg: "
     for content, message in (
         (b"\x89PNG", "not a JPEG, but 16 x 16 pixels were packed"),
         (b"\xff\xd8\xff\xc4", "not a JPEG"),

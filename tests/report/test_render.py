@@ -77,6 +77,9 @@ class FakeSplit:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def keys_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.keys[rows])
+
     def decode(self, rows: np.ndarray) -> Tensor:
         return self.images[rows]
 

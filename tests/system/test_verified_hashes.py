@@ -1,5 +1,7 @@
 """Data whose content changed at the same size is detected by every command; unchanged files are hashed only once."""
 
+import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,8 +18,8 @@ from featgan.errors import UserError
 from featgan.evaluation.evaluate import evaluate_run
 from featgan.report.render import render_run
 from featgan.system import verified_hashes
-from featgan.system.files import sha256_of
-from featgan.system.verified_hashes import first_modified_file
+from featgan.system.files import atomic_write, sha256_of
+from featgan.system.verified_hashes import first_modified_file, verify_once
 from featgan.training.dry_run import describe_plan
 from featgan.training.train import train
 from tests.conftest import World, write_features
@@ -104,6 +106,66 @@ def test_new_file_is_not_added_to_the_memo(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     assert first_modified_file(tmp_path, {"a": sha256_of(tmp_path / "a")}, "files") is None
     assert not (tmp_path / verified_hashes.MEMO_FILE).exists()
+
+
+def test_memo_of_a_read_only_folder_is_in_the_cache_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, hashed = tmp_path / "data", []
+    folder.mkdir()
+
+    def write(path: Path, data: bytes) -> None:
+        if path.parent == folder:
+            raise OSError(errno.EROFS, "Read-only file system")
+        atomic_write(path, data)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified_hashes, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(verified_hashes, "atomic_write", write)
+    (folder / "a").write_text("a")
+    backdate_file(folder / "a")
+    hashes = {"a": sha256_of(folder / "a")}
+    assert [first_modified_file(folder, hashes, "files") for _ in range(3)] == [None] * 3 and hashed == ["a"]
+    assert not caplog.records and [path.name for path in folder.iterdir()] == ["a"]
+    (folder / "a").write_text("b")
+    assert first_modified_file(folder, hashes, "files") == folder / "a"
+    # Without a memo, files are hashed every time.
+    (folder / "a").write_text("a")
+    backdate_file(folder / "a")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "a"))
+    assert [first_modified_file(folder, hashes, "files") for _ in range(2)] == [None] * 2 and len(hashed) == 4
+    assert all("are hashed at every start" in record.getMessage() for record in caplog.records) and caplog.records
+
+
+def test_other_checks_stay_in_the_memo(tmp_path: Path) -> None:
+    calls: list[str] = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+        backdate_file(tmp_path / name)
+    for _ in range(2):
+        verify_once(tmp_path / "a", "check", lambda: calls.append("a"))
+        assert first_modified_file(tmp_path, {"b": sha256_of(tmp_path / "b")}, "files") is None
+    assert calls == ["a"]
+    verify_once(tmp_path / "a", "another check", lambda: calls.append("again"))
+    assert calls == ["a", "again"]
+    assert first_modified_file(tmp_path, {"c": sha256_of(tmp_path / "c")}, "files") is None
+    assert sorted(json.loads((tmp_path / verified_hashes.MEMO_FILE).read_text())) == ["a", "b", "c"]
+    (tmp_path / "b").unlink()
+    (tmp_path / "c").write_text("d")
+    backdate_file(tmp_path / "c", 120)
+    assert first_modified_file(tmp_path, {"c": sha256_of(tmp_path / "c")}, "files") is None
+    assert sorted(json.loads((tmp_path / verified_hashes.MEMO_FILE).read_text())) == ["a", "c"], "removed files"
+
+
+def test_failed_check_is_repeated(tmp_path: Path) -> None:
+    def reject() -> None:
+        raise UserError("damaged")
+
+    (tmp_path / "a").write_text("a")
+    backdate_file(tmp_path / "a")
+    for _ in range(2):
+        with pytest.raises(UserError, match="damaged"):
+            verify_once(tmp_path / "a", "check", reject)
 
 
 @pytest.mark.parametrize("memo", ["", "[1]", '{"a": "b"}', "[" * 100_000, '{"a": [1, 2, 3]}'])

@@ -344,7 +344,7 @@ class FeatureWriter:
         """Raise UserError, with the key of the first such image, if `array` [n, 2, width] is not finite."""
         bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=(1, 2)))
         if len(bad_rows):
-            key = self.shards.get_split(pending.split).keys[pending.rows[int(bad_rows[0])]]
+            key = self.shards.get_split(pending.split).keys_of([pending.rows[int(bad_rows[0])]])[0]
             raise UserError(
                 f"{self.provenance.blackbox.spec}: {kind} of image {key} are not finite; "
                 "check the classifier or choose another layer"

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featgan.errors import UserError
-from featgan.system.array_files import ArrayError, read_arrays
+from featgan.system.array_files import ArrayError, map_arrays
 from featgan.system.files import open_regular_file
 from featgan.system.json_files import JsonError, parse_json
 from featgan.system.limits import MAX_KEY_BYTES, MAX_LABEL_BYTES
@@ -40,6 +40,10 @@ class SplitIndex:
     arousal: np.ndarray  # float32 [N], nan if unknown
     attributes: np.ndarray  # int8 [N, A], 0 or 1, -1 if unknown
     factors: np.ndarray  # float32 [N, F], nan if unknown
+
+    def slice_rows(self, start: int, end: int) -> "SplitIndex":
+        """Return the index of the rows from `start` to `end`, exclusive, without a copy."""
+        return SplitIndex(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
 
 INDEX_COLUMNS = {
@@ -103,9 +107,12 @@ def serialize_index(index: SplitIndex) -> bytes:
 
 
 def load_index(path: Path) -> SplitIndex:
-    """Read an index written by `serialize_index`. Raises UserError if it is corrupted."""
+    """Map an index written by `serialize_index`; its values are read when they are used.
+
+    Raises UserError if its structure is corrupted.
+    """
     try:
-        index = SplitIndex(**read_arrays(path, tuple(INDEX_COLUMNS)))
+        index = SplitIndex(**map_arrays(path, tuple(INDEX_COLUMNS)))
     except ArrayError as error:
         raise UserError(f"{path}: corrupted index ({error}); delete it to rebuild it from the shards") from error
     for name, (kind, num_dims) in INDEX_COLUMNS.items():
@@ -113,7 +120,7 @@ def load_index(path: Path) -> SplitIndex:
         fits = array.dtype.kind == "S" if kind == "S" else array.dtype == np.dtype(kind)
         if not fits or array.ndim != num_dims or len(array) != len(index.keys):
             raise UserError(f"{path}: corrupted index ({name}); delete it to rebuild it from the shards")
-    if index.keys.dtype.itemsize > MAX_KEY_BYTES or (index.keys.view(np.uint8) > 127).any():
+    if index.keys.dtype.itemsize > MAX_KEY_BYTES:
         raise UserError(f"{path}: corrupted index (keys); delete it to rebuild it from the shards")
     return index
 

@@ -1,15 +1,14 @@
 """Reading of packed shards: their manifest and index, and checks of both."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from featgan.data.remote.access import DEFAULT_ACCESS, DataAccess
 from featgan.data.remote.remote_folder import RemoteFolder, folder_of
 from featgan.data.remote.shard_files import ShardFiles
 from featgan.data.shards.index import ShardEntry, SplitIndex, build_index, load_index, scan_shard, serialize_index
-from featgan.data.shards.index_checks import has_valid_labels, is_within_shards, max_image_bytes
+from featgan.data.shards.index_checks import check_identifier, is_valid_index
 from featgan.data.shards.manifest import (
     MANIFEST_FILE,
     ShardFile,
@@ -19,12 +18,12 @@ from featgan.data.shards.manifest import (
     parse_shard_manifest,
 )
 from featgan.data.shards.reading import changed_shard_error
-from featgan.data.shards.split import Split
+from featgan.data.shards.split import INDEX_MISMATCH, Split
 from featgan.errors import UserError
 from featgan.system.files import atomic_write, sha256_of
 from featgan.system.locations import Location
 from featgan.system.progress import track_progress
-from featgan.system.verified_hashes import first_modified_file
+from featgan.system.verified_hashes import first_modified_file, verify_once
 
 MAX_INDEX_ROW_BYTES, MAX_INDEX_HEADER_BYTES = 9 << 10, 1 << 20
 """Bytes of an image in an index, and of everything else."""
@@ -152,20 +151,36 @@ def check_shard_size(path: Path, shard: ShardFile) -> None:
 
 
 def open_split_index(shards: ShardSet, name: str, split_manifest: SplitManifest) -> SplitIndex:
-    """Return the index of a split; it is rebuilt from the tar files if it is missing or does not match the manifest."""
+    """Return the index of a split; it is rebuilt from the tar files if it is missing or does not match the manifest.
+
+    An index that was checked before is mapped, and not read.
+    """
     path = shards.path / f"{name}.index.npz"
     if shards.remote_folder:
         shards.remote_folder.copy_file(path.name, split_manifest.index_sha256, max_index_bytes(split_manifest))
-    current = path.is_file() and sha256_of(path) == split_manifest.index_sha256
-    index = load_index(path) if current else rebuild_index(shards, split_manifest, path)
-    limits = np.repeat(
-        [shard.bytes for shard in split_manifest.shards], [shard.count for shard in split_manifest.shards]
-    )
-    if not has_valid_labels(index, shards.manifest) or not is_within_shards(
-        index, limits, max_image_bytes(shards.manifest)
-    ):
-        raise changed_shard_error(path, "the index does not match the shards")
-    return index
+
+    def check_content() -> None:
+        if not path.is_file() or sha256_of(path) != split_manifest.index_sha256:
+            raise ChangedIndexError
+        check_index(path, lambda: load_index(path), shards.manifest, split_manifest)
+
+    try:
+        verify_once(path, check_identifier(shards.manifest, split_manifest), check_content)
+        return load_index(path)
+    except (ChangedIndexError, FileNotFoundError):
+        index = rebuild_index(shards, split_manifest, path)
+        check_index(path, lambda: index, shards.manifest, split_manifest)
+        return index
+
+
+class ChangedIndexError(Exception):
+    """The hash of an index does not match the manifest."""
+
+
+def check_index(path: Path, load: Callable[[], SplitIndex], manifest: ShardManifest, split: SplitManifest) -> None:
+    """Raise UserError if the content of an index does not match the shards."""
+    if not is_valid_index(load, manifest, split):
+        raise changed_shard_error(path, INDEX_MISMATCH)
 
 
 def max_index_bytes(split_manifest: SplitManifest) -> int:

@@ -1,7 +1,6 @@
 """The images of one split: labels as arrays, and images by row."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,18 @@ from torch import Tensor
 from featgan.data.remote.shard_files import LocalFiles, ShardFiles
 from featgan.data.shards.decoding import decode_jpegs, decode_square, is_decodable, read_jpeg_size
 from featgan.data.shards.index import SplitIndex
+from featgan.data.shards.index_checks import is_valid_position, max_image_bytes
 from featgan.data.shards.manifest import SplitManifest, Transform
-from featgan.data.shards.reading import ShardReader
+from featgan.data.shards.reading import ShardReader, changed_shard_error
 from featgan.errors import UserError
 from featgan.system.image_files import ImageFileError
 from featgan.system.memory import choose_batch_size
 
 IMAGES_PER_CALL = 64
 """Maximum number of images decoded in one call, which bounds memory use."""
+
+INDEX_MISMATCH = "the index does not match the shards"
+"""The problem of an index whose images are not inside their shards, or whose labels cannot be."""
 
 
 class Split:
@@ -39,11 +42,14 @@ class Split:
         self.index = index
         self.transform = transform
         """How an image of a foreign tar becomes a square; None for packed images."""
+        self.max_image_bytes = max_image_bytes(image_size, transform)
         self.shard_names = [shard.stem for shard in split_manifest.shards]
         """File names of the shards, without `.tar`."""
         self.shard_counts = [shard.count for shard in split_manifest.shards]
-        self.shard_of_row = np.repeat(np.arange(len(split_manifest.shards)), self.shard_counts)
-        """The shard number of every row [N]."""
+        self.shard_starts = np.cumsum([0, *self.shard_counts])
+        """The first row of every shard, and N [S + 1]."""
+        self.shard_bytes = [shard.bytes for shard in split_manifest.shards]
+        self.index_path = folder / f"{name}.index.npz"
         self.reader = ShardReader(files or LocalFiles([folder / shard.name for shard in split_manifest.shards]))
         self.expression = index.expression
         self.valence = index.valence
@@ -54,10 +60,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.index.keys)
 
-    @cached_property
-    def keys(self) -> np.ndarray:
-        """The image keys, text [N]."""
-        return self.index.keys.astype(np.str_)
+    def keys_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the keys of images, text [n]."""
+        return np.char.decode(self.index.keys[np.asarray(rows, np.int64)], "ascii", "backslashreplace")
+
+    def shard_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the shard numbers of rows [n]."""
+        return np.searchsorted(self.shard_starts, rows, side="right") - 1
 
     def read_jpeg(self, row: int) -> bytes:
         """Return the JPEG of an image, as stored."""
@@ -65,7 +74,11 @@ class Split:
 
     def read_bytes(self, row: int) -> bytearray:
         """Return the JPEG of an image as a bytearray, which saves a copy."""
-        return self.reader.read(int(self.shard_of_row[row]), int(self.index.offset[row]), int(self.index.size[row]))
+        shard, offset, size = int(self.shard_of([row])[0]), int(self.index.offset[row]), int(self.index.size[row])
+        # The index is mapped: it may have changed since it was checked.
+        if not is_valid_position(offset, size, self.shard_bytes[shard], self.max_image_bytes):
+            raise changed_shard_error(self.index_path, INDEX_MISMATCH)
+        return self.reader.read(shard, offset, size)
 
     def decode(self, rows: Sequence[int] | np.ndarray, flipped: np.ndarray | None = None) -> Tensor:
         """Decode images as uint8 [n, 3, S, S], flipped horizontally where `flipped` [n] is true.
@@ -99,10 +112,8 @@ class Split:
         try:
             return decode_square(bytes(self.read_bytes(row)), self.image_size, transform.crop)
         except ImageFileError as error:
-            shard = self.reader.location(int(self.shard_of_row[row]))
-            raise UserError(
-                f"{shard}: {self.index.keys[row].decode()}: {error.reason}; index the tars again with --check-images"
-            ) from error
+            shard, key = self.reader.location(int(self.shard_of([row])[0])), self.keys_of([row])[0]
+            raise UserError(f"{shard}: {key}: {error.reason}; index the tars again with --check-images") from error
 
     def read_checked_jpeg(self, row: int) -> bytearray:
         """Return the JPEG of an image. Raises UserError if its header contains another image size.
@@ -120,5 +131,5 @@ class Split:
 
     def corrupt_image_error(self, row: int, problem: str) -> UserError:
         """Return the error for an image that cannot be decoded."""
-        shard = self.reader.location(int(self.shard_of_row[row]))
-        return UserError(f"{shard}: {self.index.keys[row].decode()}.jpg: {problem}; pack the images again")
+        shard, key = self.reader.location(int(self.shard_of([row])[0])), self.keys_of([row])[0]
+        return UserError(f"{shard}: {key}.jpg: {problem}; pack the images again")
