@@ -120,7 +120,8 @@ def evaluate_run(
             "--second-classifier: only for feature-conditioned runs; "
             "a label-conditioned run has an evaluation classifier that was not used in training: give --classifier"
         )
-    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips, trusted)
+    run_cache = model.metadata.dataset.get("features")
+    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips, trusted, run_cache)
     if model.metadata.condition_kind == "features":
         if len(classifiers) > 1:
             raise UserError(

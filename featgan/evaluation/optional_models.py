@@ -11,6 +11,7 @@ from featgan.blackbox.loading import BlackBox, load_blackbox
 from featgan.blackbox.output_check import name_outputs_by_labels
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.feature_cache.storage import FEATURES_FOLDER, cache_location, is_outside_shards
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -31,10 +32,10 @@ MAX_NAMING_IMAGES = 1000
 class SecondClassifier:
     """A classifier that was not used in training. A feature cache, if present, replaces it for real images."""
 
-    def __init__(self, classifier: BlackBox, shards: ShardSet) -> None:
+    def __init__(self, classifier: BlackBox, shards: ShardSet, run_cache: str | None = None) -> None:
         self.classifier = classifier
         self.shards = shards
-        self.cache = find_feature_cache(shards, classifier)
+        self.cache = find_feature_cache(shards, classifier, run_cache)
         self.class_names = classifier.class_names
         if classifier.task == "expression" and not self.class_names:
             self.class_names = name_outputs_by_labels(
@@ -77,11 +78,17 @@ class SecondClassifier:
         }
 
 
-def find_feature_cache(shards: ShardSet, classifier: BlackBox) -> FeatureCache | None:
-    """Return a complete feature cache of this classifier and layer in the shards, if there is one."""
-    for manifest in sorted((shards.path / "features").glob(f"*/{MANIFEST_FILE}")):
+def find_feature_cache(shards: ShardSet, classifier: BlackBox, run_cache: str | None = None) -> FeatureCache | None:
+    """Return a complete feature cache of this classifier and layer, if there is one.
+
+    It is in the shards, or next to the cache of the run (`dataset.feature_cache`) if that is in another folder.
+    """
+    folders = [(shards.path / FEATURES_FOLDER).absolute()]
+    if run_cache and is_outside_shards(run_cache) and not (location := cache_location(shards, run_cache)).is_remote:
+        folders.append(location.path.absolute().parent)
+    for manifest in (path for folder in folders for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))):
         try:
-            cache = FeatureCache.open(shards, manifest.parent.name)
+            cache = FeatureCache.open(shards, str(manifest.parent))
         except UserError:
             continue  # of other shards, or corrupted: the classifier is run instead
         if (cache.blackbox["sha256"], cache.blackbox["layer"]) == (classifier.sha256, classifier.layer):
@@ -108,15 +115,19 @@ def load_optional_models(
     inception: Path | None = None,
     lpips: Path | None = None,
     trusted: TrustedCallables = NO_CALLABLES,
+    run_cache: str | None = None,
 ) -> OptionalModels:
-    """Load the given models. Raises UserError for the first that cannot be loaded."""
+    """Load the given models. Raises UserError for the first that cannot be loaded.
+
+    `run_cache` is the feature cache of the run; another one next to it may be that of the second classifier.
+    """
     probe, second = (
         load_blackbox(spec, device=device, trusted=trusted) if spec else None
         for spec in (factor_probe, second_classifier)
     )
     return OptionalModels(
         probe,
-        SecondClassifier(second, shards) if second else None,
+        SecondClassifier(second, shards, run_cache) if second else None,
         Inception(inception, device) if inception else None,
         Lpips(lpips, device) if lpips else None,
     )

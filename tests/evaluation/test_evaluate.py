@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -299,6 +300,18 @@ def test_second_classifier_reads_predictions_for_real_images_from_its_feature_ca
     second_classifier.cache = None
     computed = second_classifier.predict_real("validation", rows)
     assert cached.features == pytest.approx(computed.features, rel=1e-4)
+
+
+def test_second_classifier_finds_its_feature_cache_next_to_that_of_the_run(world: World, tmp_path: Path) -> None:
+    second = FakeLinearClassifier()
+    second.sha256 = "3" * 64
+    cache = write_features(world.shards, second, str(tmp_path / "second"))
+    (tmp_path / "unrelated").mkdir()
+    (tmp_path / "unrelated" / "manifest.json").write_text("{}")
+    find = partial(optional_models.find_feature_cache, world.shards, cast(BlackBox, second))
+    assert find() is None and find("linear") is None and find("https://127.0.0.1/caches/run") is None
+    found = find(str(tmp_path / "run"))
+    assert found is not None and found.path == cache.path
 
 
 def test_valence_arousal_classifier_is_evaluated_by_octant_and_with_second_classifiers(
