@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
-import fsspec.registry
 import pytest
 
 from featgan.data.remote import fetching
@@ -272,7 +271,8 @@ def test_https_never_becomes_http(monkeypatch: pytest.MonkeyPatch, server: Fault
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     for name in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)  # another test may have imported it
+    # Another test may have imported it; `fsspec.registry` itself is a variable of the package.
+    monkeypatch.delitem(vars(sys.modules["fsspec.registry"])["_registry"], scheme, raising=False)
     close_connections()
     extra = {"s3": "s3", "gs": "gcs"}[scheme]
     assert fetch_error(Location.parse(f"{scheme}://bucket/a"), 900).endswith(f"pip install 'featgan[{extra}]'")
