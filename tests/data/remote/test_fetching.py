@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 import pytest
+from fsspec.registry import _registry
 
 from featgan.data.remote import fetching
 from featgan.data.remote.fetch_errors import TransientError
@@ -271,8 +272,7 @@ def test_https_never_becomes_http(monkeypatch: pytest.MonkeyPatch, server: Fault
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     for name in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, name, None)
-    # Another test may have imported it; `fsspec.registry` itself is a variable of the package.
-    monkeypatch.delitem(vars(sys.modules["fsspec.registry"])["_registry"], scheme, raising=False)
+    monkeypatch.delitem(_registry, scheme, raising=False)  # another test may have imported it
     close_connections()
     extra = {"s3": "s3", "gs": "gcs"}[scheme]
     assert fetch_error(Location.parse(f"{scheme}://bucket/a"), 900).endswith(f"pip install 'featgan[{extra}]'")
