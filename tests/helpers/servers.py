@@ -14,6 +14,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from featgan.data.remote.fetching import CONNECTIONS
+
 Fault = Callable[["FaultyHandler"], bool]
 """Answers a request and returns True, or changes it and returns False."""
 
@@ -190,9 +192,16 @@ class S3Server:
                 self.put(f"{bucket}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
+def close_connections() -> None:
+    """Close the connections of this process, which keep the variables with which they were opened."""
+    CONNECTIONS.close_if_idle()
+    CONNECTIONS.release()
+
+
 @contextmanager
 def serve_s3() -> Iterator[S3Server]:
     """Run moto's S3 server in a process of its own, with its data in memory."""
+    close_connections()
     command = [sys.executable, "-c", MOTO_SCRIPT]
     pipe, ignore = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=ignore, text=True) as process:
@@ -200,6 +209,7 @@ def serve_s3() -> Iterator[S3Server]:
         try:
             yield S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
         finally:
+            close_connections()
             process.stdin.close()
             process.kill()
             process.wait()

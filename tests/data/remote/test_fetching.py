@@ -30,6 +30,7 @@ from tests.helpers.servers import (
     Fault,
     FaultyServer,
     S3Server,
+    close_connections,
     cut_body,
     drop_connection,
     redirect_to,
@@ -238,12 +239,6 @@ def test_slow_answer_is_not_an_error_and_a_hanging_server_is(
     server.fail("/a.tar", wait_seconds(4))
     assert "the server does not answer; check the server" in fetch_error(locate(server))
     close_connections()
-
-
-def close_connections() -> None:
-    """Close all connections, as before a fork."""
-    CONNECTIONS.close_if_idle()
-    CONNECTIONS.release()
 
 
 def test_https_never_becomes_http(monkeypatch: pytest.MonkeyPatch, server: FaultyServer) -> None:
