@@ -4,10 +4,10 @@ import hashlib
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from featgan.data.packing.pack import (
     find_validation_origin,
 )
 from featgan.data.packing.plan import SPLITS, PlannedImage, hash_planned_images, plan_packing
+from featgan.data.remote.fetching import FetchedFile
 from featgan.data.shards.index import ShardEntry, build_index, serialize_index
 from featgan.data.shards.manifest import (
     MANIFEST_FILE,
@@ -89,10 +90,10 @@ def index_shards(
         "layout_options": options,
     }
     with user_friendly_write_errors(out, WRITE_ERROR_REMEDY), keep_scans(out) as scan_folder:
-        scans = scan_tars(tars, fields, check_images, scan_folder, workers or count_workers())
-        listing = build_listing(tars, scans, fields, options)
+        with closing(scan_tars(tars, fields, check_images, scan_folder, workers or count_workers())) as scans:
+            files, listing = build_listing(tars, scans, fields, options)
         items, _ = plan_packing(listing, Path(), validation_fraction, None)
-        source_sha256 = hash_source(items, scans)
+        source_sha256 = hash_source(items, files)
         manifest = find_existing_shards(out, recorded, source_sha256)
         if manifest is not None:
             return PackSummary(out, manifest, already_packed=True)
@@ -107,7 +108,7 @@ def index_shards(
                 image_size=image_size,
                 classes=listing.classes,
                 attribute_names=collect_label_names(item.record.attributes for item in items),
-                splits=write_splits(folder, items, scans, listing.classes, out),
+                splits=write_splits(folder, items, files, listing.classes, out),
                 validation_split=find_validation_origin(items),
                 skipped={reason: count for reason, count in sorted(listing.skipped.items()) if count},
                 skipped_files=listing.unusable[:MAX_LISTED_FILES],
@@ -118,22 +119,27 @@ def index_shards(
 
 
 def build_listing(
-    tars: Sequence[SourceTar], scans: Sequence[TarScan], fields: Sequence[LabelField], options: Mapping[str, str]
-) -> TarListing:
-    """Return the records of all tars. Raises UserError if too many images are unusable, or without the labels."""
+    tars: Sequence[SourceTar], scans: Iterable[TarScan], fields: Sequence[LabelField], options: Mapping[str, str]
+) -> tuple[list[FetchedFile], TarListing]:
+    """Return the hash and size of each tar, and the records of all tars.
+
+    Raises UserError if too many images are unusable, or if no sample has the chosen labels.
+    """
     collector = SampleCollector(fields)
+    files = []
     for number, (tar, scan) in enumerate(zip(tars, scans, strict=True)):
         collector.add_scan(tar, number, scan)
+        files.append(scan.file)
     check_usable(collector)
     listing = collector.build_listing(options)
     if len(listing.classes) > MAX_CLASSES:
         raise UserError(f"{len(listing.classes):,} classes: at most {MAX_CLASSES:,} are possible; use fewer classes")
-    return listing
+    return files, listing
 
 
-def hash_source(items: Sequence[PlannedImage], scans: Sequence[TarScan]) -> str:
+def hash_source(items: Sequence[PlannedImage], files: Sequence[FetchedFile]) -> str:
     """Return a sha256 over all images, labels and tars."""
-    lines = [hash_planned_images(items), *(scan.sha256 for scan in scans)]
+    lines = [hash_planned_images(items), *(file.sha256 for file in files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -153,19 +159,22 @@ def keep_scans(out: Path) -> Iterator[Path]:
 
 def scan_tars(
     tars: Sequence[SourceTar], fields: Sequence[LabelField], check_images: bool, folder: Path, workers: int
-) -> list[TarScan]:
-    """Return the scans of all tars in order, those of an interrupted command from `folder`.
+) -> Generator[TarScan, None, None]:
+    """Yield the scans of all tars in order, those of an interrupted command from `folder`.
 
     Several tars are read at the same time, one in each worker process. Raises UserError for the first tar, in the
     order of the source, that cannot be read.
     """
     jobs = [partial(scan_or_load, tar.location, fields, check_images, folder) for tar in tars]
     if workers <= 1 or len(jobs) <= 1:
-        return [job() for job in track_progress(jobs, "indexing", unit="tars")]
+        for job in track_progress(jobs, "indexing", unit="tars"):
+            yield job()
+        return
     pool = open_process_pool(min(workers, len(jobs)))
     try:
-        futures = [pool.submit(job) for job in jobs]
-        return [future.result() for future in track_progress(futures, "indexing", unit="tars")]
+        futures = deque(pool.submit(job) for job in jobs)
+        for _ in track_progress(jobs, "indexing", unit="tars"):
+            yield futures.popleft().result()  # its result is not kept
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, possibly because memory ran out; use fewer --workers, and run the same "
@@ -215,11 +224,11 @@ def check_usable(collector: SampleCollector) -> None:
 
 
 def write_splits(
-    folder: Path, items: Sequence[PlannedImage], scans: Sequence[TarScan], classes: Sequence[str], out: Path
+    folder: Path, items: Sequence[PlannedImage], files: Sequence[FetchedFile], classes: Sequence[str], out: Path
 ) -> dict[SplitName, SplitManifest]:
     """Write the index of each split, and return their entries in the manifest."""
     return {
-        split: write_split(folder, split, rows, scans, classes, out)
+        split: write_split(folder, split, rows, files, classes, out)
         for split in SPLITS
         if (rows := [item for item in items if item.split == split])
     }
@@ -229,7 +238,7 @@ def write_split(
     folder: Path,
     split: SplitName,
     items: Sequence[PlannedImage],
-    scans: Sequence[TarScan],
+    files: Sequence[FetchedFile],
     classes: Sequence[str],
     out: Path,
 ) -> SplitManifest:
@@ -242,8 +251,8 @@ def write_split(
             ShardFile(
                 name=f"{split}-{len(shards):05d}.tar",
                 count=len(tars),
-                bytes=scans[number].bytes,
-                sha256=scans[number].sha256,
+                bytes=files[number].size,
+                sha256=files[number].sha256,
                 location=describe_location(tars[0].tar, out),
             )
         )

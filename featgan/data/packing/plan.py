@@ -20,7 +20,7 @@ MAX_KEY_LENGTH = 80
 SAFE_KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedImage:
     """A record with its final key and split, and its path relative to the source."""
 

@@ -54,7 +54,7 @@ class ValidationSelection:
         leaves_images = all(self.num_chosen[code] + count < self.num_images[code] for code, count in counts.items())
         if num_required and num_required >= min_required and leaves_images:
             self.keys.update(record.key for record in group)
-            self.num_chosen += counts
+            self.num_chosen.update(counts)  # += would copy the counts of all classes
 
 
 def group_by_person(records: Iterable[Record]) -> list[list[Record]]:

@@ -26,7 +26,7 @@ BoundingBox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TarImage:
     """The position of an image: the tar and its number in the source, offset and size in bytes, and CRC-32."""
 
@@ -37,7 +37,7 @@ class TarImage:
     crc: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One image file with its labels.
 

@@ -18,7 +18,7 @@ from featgan.system.limits import MAX_KEY_BYTES, MAX_LABEL_BYTES
 from featgan.system.plain_text import format_one_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One image of a shard: its key, the position of its JPEG, and its labels."""
 

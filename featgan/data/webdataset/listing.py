@@ -1,7 +1,7 @@
 """The records of a WebDataset source: one pass over its tars, which are not stored."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class SampleCollector:
     def __init__(self, fields: Sequence[LabelField]) -> None:
         self.fields = fields
         self.attribute_names = attribute_names(fields)
-        self.images: list[tuple[SourceTar, str, str, TarImage, dict[str, Any]]] = []
+        self.images: deque[tuple[SourceTar, str, str, TarImage, dict[str, Any]]] = deque()
         self.labels: set[str] = set()
         self.has_labels = False
         self.unusable: list[SkippedFile] = []
@@ -85,14 +85,18 @@ class SampleCollector:
         self.images.append((tar, f"{stem}/{sample.key}", f"{name}.{sample.suffix}", image, values))
 
     def build_listing(self, options: Mapping[str, str]) -> TarListing:
-        """Return the listing, with a class code for each label. Raises UserError if no sample has the chosen labels."""
+        """Return the listing, with a class code for each label; call this once, at the end.
+
+        Raises UserError if no sample has the chosen labels.
+        """
         if options.get("label") and self.fields and not self.has_labels:
             raise UserError(f"--layout-option label={options['label']}: no sample has this label; choose another one")
         classes = read_classes_option(options.get("classes", ""))
         codes = assign_class_codes(self.labels, classes) if self.labels else ClassCodes((), {})
         skipped = Counter(file.reason for file in self.unusable)
         records = []
-        for tar, key, path, image, values in self.images:
+        while self.images:  # an image is removed when its record is made, which saves memory
+            tar, key, path, image, values = self.images.popleft()
             text = values.get("expression")
             reason = codes.find_skip_reason(text) if text is not None else ""
             if reason:

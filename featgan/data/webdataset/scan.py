@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featgan.data.remote.fetching import RETRY_SECONDS, finish_stream, open_stream
+from featgan.data.remote.fetching import RETRY_SECONDS, FetchedFile, finish_stream, open_stream
 from featgan.data.webdataset.labels import LabelField
 from featgan.data.webdataset.samples import MAX_TAR_BYTES, read_samples
 from featgan.system.files import atomic_write
@@ -17,7 +17,7 @@ FindProblem = Callable[[bytes], str]
 """Returns the reason why an image cannot be used, or an empty text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScannedSample:
     """A sample: its key, its image, and its labels by target. Without an image, `suffix` is empty."""
 
@@ -32,10 +32,9 @@ class ScannedSample:
 
 @dataclass(frozen=True)
 class TarScan:
-    """The sha256 and size of a tar in bytes, and its samples in order."""
+    """The hash and size of a tar, and its samples in order."""
 
-    sha256: str
-    bytes: int
+    file: FetchedFile
     samples: list[ScannedSample]
 
 
@@ -49,12 +48,12 @@ def scan_tar(tar: Location, fields: Sequence[LabelField], find_problem: FindProb
             position = (sample.offset, sample.size, sample.crc)
             samples.append(ScannedSample(sample.key, sample.suffix, *position, sample.problem, values))
         fetched = finish_stream(file)
-    return TarScan(fetched.sha256, fetched.size, samples)
+    return TarScan(fetched, samples)
 
 
 def save_scan(path: Path, scan: TarScan, stamp: list[int]) -> None:
     """Store a scan; `stamp` identifies the version of a local tar."""
-    header = {"sha256": scan.sha256, "bytes": scan.bytes, "count": len(scan.samples), "stamp": stamp}
+    header = {"sha256": scan.file.sha256, "bytes": scan.file.size, "count": len(scan.samples), "stamp": stamp}
     lines = [json.dumps(value) for value in (header, *map(asdict, scan.samples))]
     atomic_write(path, ("\n".join(lines) + "\n").encode())
 
@@ -67,7 +66,8 @@ def load_scan(path: Path, stamp: list[int]) -> TarScan | None:
         header, *samples = read_json_lines(path)
         if header["stamp"] != stamp or header["count"] != len(samples):
             return None
-        return TarScan(str(header["sha256"]), int(header["bytes"]), [ScannedSample(**sample) for sample in samples])
+        file = FetchedFile(str(header["sha256"]), int(header["bytes"]))
+        return TarScan(file, [ScannedSample(**sample) for sample in samples])
     except (KeyError, TypeError, ValueError):
         return None
 
