@@ -1,6 +1,6 @@
 """`featgan info`: describe a folder or checkpoint in a small table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -27,23 +27,34 @@ from featgan.system.locations import Location
 
 Facts = dict[str, object]
 
+MAX_LISTED_NAMES = 40
+"""Names of classes or attributes that are printed; CelebA has 40 attributes."""
+
 INTACT = "all checksums match the manifest"
 """Result of a successful integrity check."""
 
 
 def describe_shards(location: Path | Location) -> tuple[str, Facts]:
     shards = ShardSet.open(location)
-    facts: Facts = {"image size": f"{shards.image_size} px", "classes": ", ".join(shards.classes)}
+    facts: Facts = {"image size": f"{shards.image_size} px", "classes": list_names(shards.classes)}
     for name in shards.split_names:
         split = shards.get_split(name)
         facts[name] = f"{len(split)} images in {len(split.shard_names)} shards"
     if shards.attribute_names:
-        facts["attributes"] = ", ".join(shards.attribute_names)
+        facts["attributes"] = list_names(shards.attribute_names)
     if shards.factor_names:
         facts["true factors"] = ", ".join(shards.factor_names)
     shards.verify()
-    facts["integrity"] = "each shard is checked when it is downloaded" if shards.location.is_remote else INTACT
+    files = [shard for split in shards.manifest.splits.values() for shard in split.shards]
+    is_remote = any(shard.locate(shards.location).is_remote for shard in files)
+    facts["integrity"] = "each shard is checked when it is downloaded" if is_remote else INTACT
     return "shards", facts
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return names as one text; of many, only the first ones and the number of the others."""
+    listed = ", ".join(names[:MAX_LISTED_NAMES])
+    return f"{listed} and {len(names) - MAX_LISTED_NAMES:,} more" if len(names) > MAX_LISTED_NAMES else listed
 
 
 def describe_cache(path: Path) -> tuple[str, Facts]:

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from featgan.cli.info import list_names
 from featgan.cli.main import LAYOUT_NAMES, cli, main
 from featgan.config.choices import EXTERNAL_TASKS, FITTED_TASKS, SUITES, TASKS
 from featgan.data.readers.registry import LAYOUT_READERS
@@ -157,6 +158,12 @@ def test_info_shows_long_paths_in_full(tmp_path: Path) -> None:
     output = CliRunner().invoke(cli, ["info", str(run)], env={"COLUMNS": "80"}).output
     assert "…" not in output and max(map(len, output.splitlines())) <= 80
     assert str(shards) in "".join(re.findall(r"│([^│]*)│$", output, re.M)).replace(" ", "")
+
+
+def test_info_lists_the_first_of_many_names() -> None:
+    assert list_names(["a", "b"]) == "a, b"
+    text = list_names([f"class {number}" for number in range(1000)])
+    assert text.startswith("class 0, class 1, ") and text.endswith("class 39 and 960 more")
 
 
 def test_info_describes_each_kind_of_folder(world: World, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ CREDENTIALS = {
 """Where the client of each scheme finds credentials."""
 
 CHECK = "check the URL"
+MISSING_FILE = "no such file on the server"
 
 
 class TransientError(Exception):
@@ -147,7 +148,7 @@ def describe_permanent(error: Exception, location: Location, classes: set[str]) 
 def describe_status(status: int, location: Location) -> str:
     """Return the problem and the remedy of a status of HTTP."""
     if status in MISSING_STATUSES:
-        return f"no such file on the server; {CHECK}"
+        return f"{MISSING_FILE}; {CHECK}"
     if status in DENIED_STATUSES:
         return f"access denied; {CREDENTIALS.get(location.scheme, CHECK)}"
     return f"the server answers with HTTP status {status}; {CHECK}"

@@ -12,6 +12,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from featgan.data.readers.parsing import natural_sort_key
+from featgan.data.remote.fetch_errors import MISSING_FILE
 from featgan.data.remote.fetching import read_small
 from featgan.errors import UserError
 from featgan.system.json_files import JsonError, parse_json
@@ -108,7 +109,7 @@ def list_tars(text: str) -> list[SourceTar]:
     if location.is_remote:
         if name.endswith(".tar"):
             return [SourceTar(location, split_of_name(location))]
-        return read_shard_list(location.join(INFO_FILES[0]))
+        return read_remote_folder(location)
     path = location.path
     kind = file_kind(path)
     if kind == stat.S_IFDIR:
@@ -126,6 +127,18 @@ def file_kind(path: Path) -> int:
         return stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError):
         return 0
+
+
+def read_remote_folder(folder: Location) -> list[SourceTar]:
+    """Return the tars in the list of shards of a folder behind a URL, which cannot be listed itself."""
+    try:
+        return read_shard_list(folder.join(INFO_FILES[0]))
+    except UserError as error:
+        if MISSING_FILE not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: contains no {INFO_FILES[0]}; give the tars, or a pattern such as a-{{000..127}}.tar"
+        ) from None
 
 
 def list_folder(folder: Path) -> list[SourceTar]:

@@ -273,6 +273,12 @@ def test_missing_tar_on_a_server_is_one_line(server: FaultyServer, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_folder_behind_a_url_needs_a_list(source: Path) -> None:
+    with serve_folder(source) as server, pytest.raises(UserError) as error:
+        expand_sources([f"{server.url}/"])
+    assert str(error.value).endswith("contains no _info.json; give the tars, or a pattern such as a-{000..127}.tar")
+
+
 def test_packing_from_object_storage(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve_s3() as s3:
         s3.put_folder("foreign", source)
