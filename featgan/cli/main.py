@@ -53,7 +53,7 @@ LAYOUT_NAMES = (
 step_option = click.option(
     "--step", default="latest", show_default=True, help="Training step of the checkpoint to use, or `latest`."
 )
-shards_help = "Path or URL of a folder written by `featgan pack`."
+shards_help = "Path or URL of a folder written by `featgan pack` or `featgan index`."
 image_size_help = "Width and height of the images in pixels."
 
 

@@ -96,6 +96,7 @@ def index_shards(
         source_sha256 = hash_source(items, files)
         manifest = find_existing_shards(out, recorded, source_sha256)
         if manifest is not None:
+            repair_indexes(out, manifest, items, files)
             return PackSummary(out, manifest, already_packed=True)
         source = format_one_line(redact_text(sources[0]).rstrip("/").rpartition("/")[2])
         with atomic_folder(out) as folder:
@@ -116,6 +117,18 @@ def index_shards(
             )
             atomic_write(folder / MANIFEST_FILE, manifest.to_json().encode())
     return PackSummary(out, manifest, time.monotonic() - started)
+
+
+def repair_indexes(
+    out: Path, manifest: ShardManifest, items: Sequence[PlannedImage], files: Sequence[FetchedFile]
+) -> None:
+    """Write the indexes of existing shards again if one is missing or damaged."""
+    paths = {out / f"{name}.index.npz": split.index_sha256 for name, split in manifest.splits.items()}
+    if all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths.items()):
+        return
+    splits = write_splits(out, items, files, manifest.classes, out)
+    atomic_write(out / MANIFEST_FILE, manifest.model_copy(update={"splits": splits}).to_json().encode())
+    logger.warning(f"{out}: an index was missing or damaged; it was written again")
 
 
 def build_listing(

@@ -72,4 +72,4 @@ class ShardReader:
 
 def changed_shard_error(path: Path | str, problem: str) -> UserError:
     """Return the error for a shard that differs from the manifest."""
-    return UserError(f"{path}: {problem}; copy it again or pack the images again with `featgan pack`")
+    return UserError(f"{path}: {problem}; copy it again, or run `featgan pack` or `featgan index` again")

@@ -194,7 +194,7 @@ def rebuild_index(shards: ShardSet, split_manifest: SplitManifest, path: Path) -
     Raises UserError if the tar files do not match the manifest.
     """
     if shards.manifest.transform is not None:
-        raise UserError(f"{path}: missing or changed; run `featgan index` again with another --out")
+        raise UserError(f"{path}: missing or changed; run the same `featgan index` command again")
     entries: list[ShardEntry] = []
     for shard in track_progress(split_manifest.shards, f"rebuilding {path.name}", unit="shards"):
         shard_entries = list(scan_shard(shards.path / shard.name))

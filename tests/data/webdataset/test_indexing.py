@@ -177,11 +177,18 @@ def test_changed_tar_is_found(source: Path, tmp_path: Path) -> None:
         ShardSet.open(tmp_path / "out")
 
 
-def test_missing_index_is_one_line(source: Path, tmp_path: Path) -> None:
-    index([str(source)], tmp_path / "out")
-    (tmp_path / "out" / "train.index.npz").unlink()
-    with pytest.raises(UserError, match=r"train\.index\.npz: missing or changed; run `featgan index` again"):
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_missing_index_is_one_line_and_is_written_again(source: Path, tmp_path: Path, content: bytes | None) -> None:
+    manifest = index([str(source)], tmp_path / "out").manifest
+    path = tmp_path / "out" / "train.index.npz"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train\.index\.npz: missing or changed; run the same `featgan index` command"):
         ShardSet.open(tmp_path / "out").get_split("train")
+    assert index([str(source)], tmp_path / "out").already_packed
+    assert ShardSet.open(tmp_path / "out").manifest == manifest
+    check_images(ShardSet.open(tmp_path / "out"))
 
 
 def test_unusable_images_are_found(tmp_path: Path) -> None:
