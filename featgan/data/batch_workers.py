@@ -1,6 +1,7 @@
 """Worker processes that compute batches ahead of time, in a fixed order: batch i comes from worker i modulo W."""
 
 import multiprocessing
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from featgan.data.shared_tensors import SharedSlots
-from featgan.errors import UserError
-from featgan.system.signals import block_stop_signals, defer_stop_signals
+from featgan.errors import TrainingInterrupted, UserError
+from featgan.system.signals import block_stop_signals, defer_stop_signals, find_stop_signal
 from featgan.system.worker_processes import describe_exit, end_with_parent
 
 BATCHES_AHEAD = 4
@@ -22,6 +23,12 @@ BATCHES_AHEAD = 4
 
 EXIT_TIMEOUT = 60.0
 """Seconds to wait for the end of a worker that has closed its connection."""
+
+POLL_SECONDS = 1.0
+"""Seconds between two looks for a stop signal while a batch is awaited."""
+
+STOP_SECONDS = 10.0
+"""Seconds to wait for the batch of the current step after a stop signal."""
 
 SLOT_IS_FREE = b""
 """Message to a worker: the batch in its oldest slot was read."""
@@ -115,6 +122,7 @@ def receive_batches(workers: Sequence[BatchWorker], count: int) -> Iterator[tupl
         round_index, worker_index = divmod(index, len(workers))
         worker = workers[worker_index]
         try:
+            wait_for_message(worker.connection)
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
             raise worker_death(worker.process, worker_index, len(workers)) from None
@@ -126,6 +134,25 @@ def receive_batches(workers: Sequence[BatchWorker], count: int) -> Iterator[tupl
             with suppress(ConnectionError):  # the next read from this worker will raise the error
                 worker.connection.send_bytes(SLOT_IS_FREE)
         yield tensors, rest
+
+
+def wait_for_message(connection: Connection) -> None:
+    """Wait until a worker has sent a batch, or has ended.
+
+    Raises TrainingInterrupted if this takes too long after a stop signal, for example because a server is down.
+    """
+    stop_time: float | None = None
+    while not connection.poll(POLL_SECONDS):
+        stop_signal = find_stop_signal()
+        if stop_signal is None or stop_signal.received_signal is None:
+            continue
+        stop_time = stop_time or time.monotonic() + STOP_SECONDS
+        if time.monotonic() >= stop_time:
+            raise TrainingInterrupted(
+                "data workers: stopped while training waited for the next batch; run the same command again to resume "
+                "from the last checkpoint",
+                stop_signal.received_signal,
+            )
 
 
 def worker_death(process: BaseProcess, index: int, num_workers: int) -> UserError:

@@ -32,6 +32,10 @@ class DecodedImageCache:
     def __getstate__(self) -> dict[str, Any]:
         return {"split": self.split, "is_decoded": None, "images": None}
 
+    def count_decoded(self, rows: slice) -> int:
+        """Return how many of these images need not be read again."""
+        return 0 if self.is_decoded is None else int(np.count_nonzero(self.is_decoded[rows]))
+
     def decode(self, rows: np.ndarray, flipped: np.ndarray) -> Tensor:
         """Return images as uint8 [n, 3, S, S], like `Split.decode`."""
         if self.is_decoded is None:

@@ -5,10 +5,10 @@ fixed range of that order. Each process takes its rows of the global batch. A ru
 with any number of workers, and the global batches do not depend on the number of processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from featgan.data.batch_workers import compute_ahead
 from featgan.data.conditions import Condition
+from featgan.data.feature_cache.storage import ShardArrays
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
 from featgan.data.order import FLIP_STREAM, PENALTY_STREAM, TARGET_STREAM, EpochOrder, random_stream
+from featgan.data.remote.ahead import CachedFile, DownloadPlan, ShardOrder, StepCounters, download_ahead
+from featgan.data.remote.shard_files import CachedFiles, ShardFiles
 from featgan.data.shards.split import Split
 
 
@@ -79,8 +82,29 @@ class TrainingSet:
     @cached_property
     def selected_counts(self) -> np.ndarray:
         """The number of images in each shard whose condition is known, int64 [S]."""
-        shard_starts = np.concatenate([[0], np.cumsum(self.split.shard_counts, dtype=np.int64)])
-        return self.condition.rows.counts_per_shard(shard_starts)
+        return self.condition.rows.counts_per_shard(self.shard_starts)
+
+    @cached_property
+    def shard_starts(self) -> np.ndarray:
+        """The first row of each shard, and the number of rows, int64 [S + 1]."""
+        return np.concatenate([[0], np.cumsum(self.split.shard_counts, dtype=np.int64)])
+
+    @cached_property
+    def arrays(self) -> list[ShardArrays]:
+        """The features and outputs that the condition uses."""
+        cache, kinds = self.condition.cache, ["features", *(["outputs"] if self.condition.outputs else [])]
+        return [cache.arrays[self.split.name, kind] for kind in kinds] if cache is not None else []
+
+    @property
+    def shard_files(self) -> list[ShardFiles]:
+        """The tar files, and the features and outputs that the condition uses."""
+        return [self.split.reader.shard_files, *(arrays.shard_files for arrays in self.arrays)]
+
+    def retain(self, shards: Collection[int]) -> None:
+        """Close the files of all other shards that are in the cache of the node, so that it can remove them."""
+        self.split.reader.retain(shards)
+        for arrays in self.arrays:
+            arrays.retain(shards)
 
 
 class BatchDataset:
@@ -102,6 +126,8 @@ class BatchDataset:
         self.seed = seed
         self.local_slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.epoch_orders: dict[tuple[int, int], EpochOrder] = {}
+        self.windows: dict[int, tuple[int, int]] = {}
+        """The epoch and the window of the previous batch of each data set."""
         self.images: list[Split | DecodedImageCache] = [training_set.split for training_set in training_sets]
 
     def cache_decoded_images(self, num_steps: int) -> None:
@@ -112,6 +138,7 @@ class BatchDataset:
     def __getitem__(self, step: int) -> Batch:
         dataset = dataset_for_step(step, self.n_critic, len(self.training_sets))
         training_set = self.training_sets[dataset]
+        self.close_previous_window(dataset, self.batch_index(step))
         rows, flipped = self.global_rows(dataset, self.batch_index(step))
         condition = training_set.condition.values(rows, flipped)
         outputs = (
@@ -158,6 +185,42 @@ class BatchDataset:
         flipped = random_stream(self.seed, FLIP_STREAM, dataset, batch_index).random(len(rows)) < 0.5
         return rows, flipped & training_set.horizontal_flip
 
+    def close_previous_window(self, dataset: int, batch_index: int) -> None:
+        """Close the files of the previous windows if a batch is the first one that starts in another window."""
+        training_set, position = self.training_sets[dataset], batch_index * self.batch_size
+        windows = []
+        for used_position in (position, position + self.batch_size - 1):
+            epoch, start = divmod(used_position, len(training_set))
+            windows.append((epoch, self.epoch_order(dataset, epoch).window_of(start)))
+        if self.windows.get(dataset) != windows[0]:
+            self.windows[dataset] = windows[0]
+            shards = [self.epoch_order(dataset, epoch).shards_of(window) for epoch, window in windows]
+            training_set.retain(set(np.concatenate(shards).tolist()))
+
+    def plan_downloads(self, end_step: int) -> DownloadPlan | None:
+        """Return what is downloaded ahead of the steps before `end_step`; None if all files are on a disk."""
+        if not any(files.items() for training_set in self.training_sets for files in training_set.shard_files):
+            return None
+        orders = [
+            ShardOrder(
+                training_set.selected_counts, partial(self.epoch_order, dataset), partial(self.list_files, dataset)
+            )
+            for dataset, training_set in enumerate(self.training_sets)
+        ]
+        return DownloadPlan(orders, self.batch_size, end_step)
+
+    def list_files(self, dataset: int, shard: int) -> list[CachedFile]:
+        """Return the files of a shard in the cache of the node; not the images if all were decoded before."""
+        training_set, images = self.training_sets[dataset], self.images[dataset]
+        files = training_set.shard_files
+        if isinstance(images, DecodedImageCache):
+            rows = slice(*training_set.shard_starts[shard : shard + 2])
+            if images.count_decoded(rows) >= training_set.selected_counts[shard]:
+                files = files[1:]
+        return [
+            CachedFile(column.cache, column.cache_items[shard]) for column in files if isinstance(column, CachedFiles)
+        ]
+
     def epoch_order(self, dataset: int, epoch: int) -> EpochOrder:
         """Return the order of an epoch; the two newest are cached, because a batch can span two epochs."""
         key = (dataset, epoch)
@@ -174,24 +237,55 @@ class BatchDataset:
 
 def bytes_per_image(training_set: TrainingSet) -> int:
     """Return the size in bytes of one row of the tensors of a batch."""
-    condition, row = training_set.condition, (training_set.condition.rows[:1], np.zeros(1, bool))
-    output_bytes = condition.outputs(*row).nbytes if condition.outputs else 0
-    alpha_bytes = np.dtype(np.float32).itemsize
-    return 3 * training_set.split.image_size**2 + 2 * condition.values(*row).nbytes + 2 * output_bytes + alpha_bytes
+    condition = training_set.condition
+    num_outputs = condition.output_dim if condition.outputs else 0
+    num_floats = 2 * condition.dim + 2 * num_outputs + 1  # of the image and of its target, and alpha
+    return 3 * training_set.split.image_size**2 + num_floats * np.dtype(np.float32).itemsize
 
 
 @contextmanager
 def open_loader(batches: BatchDataset, first_step: int, end_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
-    """Iterate over the batches of the steps from `first_step` to `end_step`, exclusive; workers stop with the block."""
+    """Iterate over the batches of the steps from `first_step` to `end_step`, exclusive; workers stop with the block.
+
+    Files that are not on this node are downloaded ahead of their use.
+    """
     batches.cache_decoded_images(end_step - first_step)
     steps = range(first_step, end_step)
-    if not num_workers:
-        yield (batches[step] for step in steps)
-        return
+    counters = StepCounters(first_step, max(1, num_workers))
+
+    def compute_batch(step: int) -> Batch:
+        batch = batches[step]
+        counters.mark_complete(step)
+        return batch
+
+    with download_ahead(batches.plan_downloads(end_step), counters):
+        if not num_workers:
+            yield map(compute_batch, steps)
+            return
+        with compute_in_workers(compute_batch, steps, num_workers, batches.max_batch_bytes()) as loader:
+            yield loader
+
+
+@contextmanager
+def compute_in_workers(
+    compute_batch: Callable[[int], Batch], steps: range, num_workers: int, num_bytes: int
+) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of the steps, computed in worker processes; they end with the block."""
 
     def compute_columns(step: int) -> tuple[dict[str, Tensor], int]:
-        batch = batches[step]
+        batch = compute_batch(step)
         return batch.named_tensors(), batch.dataset
 
-    with compute_ahead(compute_columns, steps, num_workers, batches.max_batch_bytes()) as loader:
+    with compute_ahead(compute_columns, steps, num_workers, num_bytes) as loader:
         yield (Batch(**columns, dataset=dataset) for columns, dataset in loader)
+
+
+def load_batch(batches: BatchDataset, step: int, num_workers: int) -> Batch:
+    """Return the batch of one step.
+
+    If its files are in the cache of the node, a worker opens them, so that this process does not keep them open.
+    """
+    if not num_workers or batches.plan_downloads(step + 1) is None:
+        return batches[step]
+    with compute_in_workers(batches.__getitem__, range(step, step + 1), 1, batches.max_batch_bytes()) as loader:
+        return next(loader)

@@ -10,27 +10,19 @@ import numpy as np
 from featgan.data.loader import TrainingSet
 from featgan.data.remote.cache_folder import GIGABYTE
 from featgan.data.remote.node_cache import CacheItem, NodeCache
-from featgan.data.remote.shard_files import CachedFiles, ShardFiles
+from featgan.data.remote.shard_files import CachedFiles
 from featgan.errors import UserError
-
-
-def list_shard_files(training_set: TrainingSet) -> list[ShardFiles]:
-    """Return the tar files of a training set, and the features and outputs that its condition uses."""
-    condition, split = training_set.condition, training_set.split
-    kinds = [] if condition.cache is None else ["features", *(["outputs"] if condition.outputs else [])]
-    arrays = [condition.cache.arrays[split.name, kind].shard_files for kind in kinds if condition.cache]
-    return [split.reader.shard_files, *arrays]
 
 
 def cached_items(training_set: TrainingSet) -> list[list[CacheItem]]:
     """Return the files of each shard that are read through the cache; empty if none are."""
-    columns = [items for files in list_shard_files(training_set) if (items := files.items())]
+    columns = [items for files in training_set.shard_files if (items := files.items())]
     return [list(items) for items in zip(*columns, strict=True)]
 
 
 def find_caches(training_sets: Sequence[TrainingSet]) -> list[NodeCache]:
     """Return the caches through which the training sets are read."""
-    files = [files for training_set in training_sets for files in list_shard_files(training_set)]
+    files = [files for training_set in training_sets for files in training_set.shard_files]
     return list({id(item.cache): item.cache for item in files if isinstance(item, CachedFiles)}.values())
 
 

@@ -44,15 +44,20 @@ class StopSignal:
         """Note that every process of the run handles signals from now on; a job records it."""
 
 
+def find_stop_signal() -> StopSignal | None:
+    """Return the StopSignal that receives the stop signals of this process."""
+    stop_signal = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return stop_signal if isinstance(stop_signal, StopSignal) else None
+
+
 @contextmanager
 def interrupt_waiting(message: str) -> Iterator[None]:
     """Raise TrainingInterrupted with a message as soon as a stop signal arrives in the block.
 
     This matters only in the main thread of a process with a StopSignal, which stores a signal until a step is complete.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    stop_signal = getattr(handler, "__self__", None)
-    if not isinstance(stop_signal, StopSignal) or threading.current_thread() is not threading.main_thread():
+    stop_signal = find_stop_signal()
+    if stop_signal is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 

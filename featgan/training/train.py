@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from featgan.config.schema import Config
-from featgan.data.loader import BatchDataset, open_loader
+from featgan.data.loader import BatchDataset, load_batch, open_loader
 from featgan.errors import TrainingInterrupted
 from featgan.run.paths import check_run_folder
 from featgan.system.signals import StopSignal, Watchdog
@@ -66,8 +66,12 @@ def run_steps(
     run, training, optimizer_config = config.run_dir, config.training, config.optimizer
     batch_dataset = build_batch_dataset(state)
 
-    loader_context = open_loader(batch_dataset, first_step, training.steps, training.num_workers)
-    with loader_context as loader, TrainingLogger(state, run, first_step, batch_dataset[0], profile) as training_logger:
+    with (
+        open_loader(batch_dataset, first_step, training.steps, training.num_workers) as loader,
+        TrainingLogger(
+            state, run, first_step, load_batch(batch_dataset, 0, training.num_workers), profile
+        ) as training_logger,
+    ):
         announce_training(state, first_step, batch_dataset)
         watchdog.reset()
         stop_signal.mark_ready()

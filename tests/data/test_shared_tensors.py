@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from featgan.data.batch_workers import BATCHES_AHEAD, compute_ahead
 from featgan.data.conditions import build_condition
 from featgan.data.loader import BatchDataset, TrainingSet, open_loader
 from featgan.data.shared_tensors import SharedSlots
-from featgan.errors import UserError
+from featgan.errors import TrainingInterrupted, UserError
 from featgan.run.paths import step_folder
+from featgan.system.signals import StopSignal
 from tests.conftest import World, read_checkpoint_tensors
 from tests.helpers.mounts import featgan_command, run_with_mounts, small_shared_memory
 
@@ -179,3 +181,22 @@ def test_full_shared_memory_does_not_stop_training(world: World, tmp_path: Path)
     setup = small_shared_memory(4) + "\ndd if=/dev/zero of=/dev/shm/file bs=4k 2> /dev/null || true"
     result = run_with_mounts(setup, featgan_command("train", config))
     assert result.returncode == 0, result.stderr
+
+
+def make_slow_batch(step: int) -> tuple[dict[str, Tensor], int]:
+    time.sleep(60.0 if step == 2 else 0.5)
+    return make_batch(step)
+
+
+def test_stop_signal_ends_the_wait_for_a_batch_that_does_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featgan.data.batch_workers.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("featgan.data.batch_workers.STOP_SECONDS", 10.0)
+    with StopSignal() as stop_signal, compute_ahead(make_slow_batch, range(4), 1, SLOT_BYTES) as loader:
+        signal.raise_signal(signal.SIGTERM)
+        assert next(loader)[1] == 0, "a batch that arrives soon is used, so that the step is completed and saved"
+        assert next(loader)[1] == 1 and stop_signal.received_signal == signal.SIGTERM
+        monkeypatch.setattr("featgan.data.batch_workers.STOP_SECONDS", 0.2)
+        with pytest.raises(TrainingInterrupted, match="run the same command again to resume") as raised:
+            next(loader)
+    assert raised.value.exit_code == 128 + signal.SIGTERM
+    assert multiprocessing.active_children() == []
