@@ -63,4 +63,9 @@ def group_by_person(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         name = f"image {record.key}" if record.identity is None else f"person {record.identity}"
         groups.setdefault(name, []).append(record)
-    return [groups[name] for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())]
+    return [groups[name] for name in sorted(groups, key=hash_name)]
+
+
+def hash_name(name: str) -> bytes:
+    """Return the sha256 of a name; the name of a file in a tar may contain bytes that are not UTF-8."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()

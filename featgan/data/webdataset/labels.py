@@ -122,7 +122,9 @@ def kind_of(value: Any) -> str:
     """Return the kind of a JSON value in a few words."""
     if isinstance(value, bool):
         return str(value).lower()
-    kinds = {list: "a list", dict: "an object", str: "a text", int: "a number", float: "a number", type(None): "null"}
+    if isinstance(value, float):
+        return f"{value:g}"
+    kinds = {list: "a list", dict: "an object", str: "a text", int: "a number", type(None): "null"}
     return kinds[type(value)]
 
 

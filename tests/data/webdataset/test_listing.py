@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featgan.data.packing.indexing import index_shards
 from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing
 from featgan.data.shards.shard_set import ShardSet
@@ -106,7 +108,8 @@ def test_names_of_classes(source: Path, monkeypatch: pytest.MonkeyPatch, classes
         ("json:a", {"json": b'{"a": [1]}'}, "k.json: a is a list, not a class"),
         ("json:a.b", {"json": b'{"a": [1]}'}, "a part of it is a list"),
         ("json:a", {"json": b'{"a": true}'}, "a is true, not a class"),
-        ("json:a", {"json": b'{"a": 1.5}'}, "a is a number, not a class"),
+        ("json:a", {"json": b'{"a": 1.5}'}, "a is 1.5, not a class"),
+        ("valence=json:a", {"json": b'{"a": NaN}'}, "a is nan, not a number"),
         ("json:a", {"json": b"{"}, "k.json: not valid JSON"),
         ("json:a", {"json": b"[" * 1000}, "k.json: "),
         ("txt", {"txt": b"a caption " * 30}, "it is a caption and not a class"),
@@ -153,6 +156,18 @@ def test_sources(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_of(["source"]) == names_of(["source/_info.json"]) == listed
     (source / "wids.json").write_text(json.dumps({"shardlist": [{"url": "set-val-000.tar", "nsamples": 6}]}))
     assert names_of(["source/wids.json"]) == [("set-val-000.tar", "validation")]
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "a\nb", "a\x1b[31m", "é b", "../../a", "/a", "d/" * 400 + "a"])
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_unusual_names_are_packed_and_indexed(tmp_path: Path, name: str, tar_format: int) -> None:
+    members = [(f"{name}.jpg", draw_image(0)), (f"{name}.cls", b"1"), ("other.jpg", draw_image(1))]
+    (tmp_path / "a.tar").write_bytes(make_tar(members, tar_format))
+    packed = pack_shards("webdataset", str(tmp_path / "a.tar"), tmp_path / "packed", image_size=16, workers=1)
+    indexed = index_shards([str(tmp_path / "a.tar")], tmp_path / "index", image_size=16, workers=1)
+    for summary in (packed, indexed):
+        split = ShardSet.open(summary.out).get_split("train")
+        assert sorted(split.expression.tolist()) == [-1, 0] and split.decode([0, 1]).shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
