@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,17 @@ WORKER_BYTES = 512 << 20
 
 MEMORY_UNITS = {"": 2**20, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """Bytes per unit of SLURM's memory variables; without a unit, the number is in megabytes."""
+
+
+MIN_OPEN_FILES, MAX_OPEN_FILES = 128, 16_384
+"""Range of the number of open files that is assumed; Linux limits the number of memory maps to 65,530."""
+
+
+def share_of_open_files(share: float) -> int:
+    """Return a share of the number of files that this process may open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = MAX_OPEN_FILES if limit == resource.RLIM_INFINITY else limit
+    return int(share * min(max(limit, MIN_OPEN_FILES), MAX_OPEN_FILES))
 
 
 def is_slurm_task(env: Mapping[str, str]) -> bool:

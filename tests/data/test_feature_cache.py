@@ -3,6 +3,7 @@
 import errno
 import json
 import pickle
+import resource
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from featgan.data.feature_cache.cache import FeatureCache, FeatureWriter, PendingShard
+from featgan.data.feature_cache.storage import ShardArrays
 from featgan.data.packing import pack as pack_module
 from featgan.data.packing.pack import pack_shards
 from featgan.data.readers.records import DatasetListing, Record
+from featgan.data.remote.shard_files import LocalFiles
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
@@ -415,6 +418,18 @@ def test_memory_maps_are_not_pickled(shards: ShardSet) -> None:
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.arrays["train", "features"].maps == {}
     assert np.array_equal(copy.features("train", rows, False), expected)
+
+
+def test_few_files_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (200, 400))
+    num_shards = 60
+    values = np.arange(num_shards * 4, dtype=np.float32).reshape(num_shards, 2, 2, 1)
+    paths = [tmp_path / f"{shard}.npy" for shard in range(num_shards)]
+    for path, shard_values in zip(paths, values, strict=True):
+        np.save(path, shard_values)
+    arrays, rows = ShardArrays(LocalFiles(paths), [2] * num_shards, 1), np.random.default_rng(0).permutation(120)
+    assert np.array_equal(arrays.gather_rows(rows, True), values.reshape(-1, 2, 1)[rows, 1])
+    assert list(arrays.maps) == list(range(35, 60)), "an eighth of the files that may be open, the newest ones"
 
 
 def test_manifest_lists_every_file(shards: ShardSet) -> None:

@@ -24,6 +24,7 @@ from featgan.system.json_files import JsonError, parse_json, read_json
 from featgan.system.limits import MAX_ARRAY_HEADER_BYTES, MAX_FEATURES
 from featgan.system.locations import Location
 from featgan.system.open_file import OpenFile
+from featgan.system.resources import share_of_open_files
 from featgan.system.tensor_files import TensorFileError, read_finite_tensors
 
 PARTIAL_MANIFEST_FILE = "partial.json"
@@ -37,6 +38,12 @@ CACHE_FORMAT: Final = "featgan-features"
 
 FLOAT_BYTES = 4
 """Size of a float32 value in bytes."""
+
+MAP_SHARE = 1 / 8
+"""Share of the files that a process may open which the maps of one `ShardArrays` may use; each map keeps a file open.
+
+Training uses the features and outputs of up to two data sets, and the tars.
+"""
 
 
 class CacheManifestModel(BaseModel):
@@ -111,7 +118,8 @@ class ShardArrays:
         self.width = width
         self.starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
         self.maps: dict[int, tuple[np.ndarray, OpenFile | None]] = {}
-        """The maps by shard, and the open file if it is in the cache of the node, which may remove it."""
+        """The newest maps by shard, and the open file if it is in the cache of the node, which may remove it."""
+        self.max_maps = share_of_open_files(MAP_SHARE)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "maps": {}}
@@ -162,10 +170,14 @@ class ShardArrays:
     def get_array(self, shard: int) -> np.ndarray:
         """Return the memory-mapped array of a shard.
 
-        Maps of files that were removed from the cache of the node are dropped, so that their space becomes free.
+        If too many files are mapped, the oldest map is dropped. Maps of files that were removed from the cache of the
+        node are dropped too, so that their space becomes free.
         """
         mapped = self.maps.get(shard)
         if mapped is None:
+            num_excess = max(0, len(self.maps) + 1 - self.max_maps)
+            for oldest in list(self.maps)[:num_excess]:
+                self.maps.pop(oldest, None)
             for other, (_, file) in list(self.maps.items()):
                 if file is not None and file.is_removed:
                     self.maps.pop(other, None)
