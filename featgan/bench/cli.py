@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 positive_int = click.IntRange(1)
+MAX_SCALE_IMAGES = 1_000_000_000
+"""Largest index of `featgan bench scale`."""
 
 image_size_option = click.option(
     "--image-size",
@@ -137,6 +139,12 @@ def step(
     help="Compare with webdataset's WebLoader, wids and torchvision's ImageFolder instead, without a training run.",
 )
 @click.option(
+    "--remote",
+    is_flag=True,
+    help="Measure how long training waits for shards in simulated object storage instead: an HTTP server with a "
+    "latency of 50 ms and a bandwidth of 200 MB/s.",
+)
+@click.option(
     "--num-workers",
     default=1,
     show_default=True,
@@ -150,6 +158,7 @@ def data(
     batch_size: int,
     training_steps: int,
     peers: bool,
+    remote: bool,
     num_workers: int,
     repeats: int,
     out: Path | None,
@@ -160,6 +169,11 @@ def data(
     Compares the loading of float batches from shards with PIL transforms on the same files, or with other libraries on
     the same images (--peers).
     """
+    if remote:
+        from featgan.bench.remote import run_benchmark as run_remote
+
+        run_and_report(lambda: run_remote(image_size, num_images, batch_size), out, markdown)
+        return
     if peers:
         from featgan.bench.peers import run_benchmark as run_peers
 
@@ -168,6 +182,31 @@ def data(
     from featgan.bench.data_loading import run_benchmark
 
     run_and_report(lambda: run_benchmark(image_size, num_images, batch_size, training_steps, repeats), out, markdown)
+
+
+@bench.command()
+@click.option(
+    "--images",
+    default="1000000,10000000,100000000",
+    show_default=True,
+    help="Comma-separated sizes of the index.",
+)
+@add_common_options
+def scale(images: str, repeats: int, out: Path | None, markdown: bool) -> None:
+    """Benchmark the start of training with indexes of millions of images.
+
+    Writes synthetic indexes to a temporary folder, 36 bytes per image, and opens them as training does. The images
+    themselves do not exist.
+    """
+    from featgan.bench.scale import run_benchmark
+
+    try:
+        counts = [int(word) for word in images.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{images!r} is not a list of numbers", param_hint="--images") from None
+    if not all(0 < count <= MAX_SCALE_IMAGES for count in counts):
+        raise click.BadParameter(f"choose sizes from 1 to {MAX_SCALE_IMAGES:,}", param_hint="--images")
+    run_and_report(lambda: run_benchmark(counts, repeats), out, markdown)
 
 
 @bench.command()

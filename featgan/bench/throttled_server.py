@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,12 +33,14 @@ class SharedBandwidth:
 class ThrottledHandler(SimpleHTTPRequestHandler):
     """Sends the files of a folder after `latency` seconds, and not faster than `bandwidth`."""
 
-    def __init__(self, *arguments: Any, latency: float, bandwidth: SharedBandwidth, **options: Any) -> None:
-        self.latency = latency
-        self.bandwidth = bandwidth
+    def __init__(
+        self, *arguments: Any, latency: float, bandwidth: SharedBandwidth, requests: Counter[str], **options: Any
+    ) -> None:
+        self.latency, self.bandwidth, self.requests = latency, bandwidth, requests
         super().__init__(*arguments, **options)
 
     def do_GET(self) -> None:
+        self.requests[self.path] += 1
         time.sleep(self.latency)
         super().do_GET()
 
@@ -60,13 +63,20 @@ class QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve_throttled(folder: Path, latency: float, bytes_per_second: float) -> Iterator[str]:
+def serve_throttled(
+    folder: Path, latency: float, bytes_per_second: float, requests: Counter[str] | None = None
+) -> Iterator[str]:
     """Serve a folder on a free port of 127.0.0.1 in a thread, and yield its URL.
 
-    `latency` is in seconds per request. All connections together send at most `bytes_per_second`.
+    `latency` is in seconds per request. All connections together send at most `bytes_per_second`. `requests` receives
+    the number of GET requests of each path.
     """
     handler = partial(
-        ThrottledHandler, directory=str(folder), latency=latency, bandwidth=SharedBandwidth(bytes_per_second)
+        ThrottledHandler,
+        directory=str(folder),
+        latency=latency,
+        bandwidth=SharedBandwidth(bytes_per_second),
+        requests=Counter() if requests is None else requests,
     )
     with QuietServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -73,11 +73,8 @@ def load_scan(path: Path, stamp: list[int]) -> TarScan | None:
 
 
 def tar_stamp(tar: Location) -> list[int]:
-    """Return the size and modification time of a local tar; empty for a URL, or if reading the tar will fail."""
+    """Return the size and modification time of a local tar; empty for a URL."""
     if tar.is_remote:
         return []
-    try:
-        status = tar.path.stat()
-    except OSError:
-        return []
+    status = tar.path.stat()
     return [status.st_size, status.st_mtime_ns]
