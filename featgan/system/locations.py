@@ -144,6 +144,8 @@ class Location:
         repository. Raises UserError otherwise.
         """
         location = Location.parse(reference)
+        if not location.is_remote and "\0" in str(location.path):
+            raise UserError(f"{self.redacted}: contains no file {format_one_line(reference)!r}")
         if location.scheme == "path" and not (self.is_remote and reference.startswith("/")):
             return self.join(reference)
         if self.is_remote and (location.scheme, location.authority) != (self.scheme, self.authority):

@@ -22,6 +22,7 @@ from featgan.data.shards.split import INDEX_MISMATCH, Split
 from featgan.errors import UserError
 from featgan.system.files import atomic_write, sha256_of
 from featgan.system.locations import Location
+from featgan.system.os_errors import os_error_reason
 from featgan.system.progress import track_progress
 from featgan.system.verified_hashes import first_modified_file, verify_once
 
@@ -144,6 +145,8 @@ def check_shard_size(path: Path, shard: ShardFile) -> None:
         size = path.stat().st_size
     except FileNotFoundError:
         raise changed_shard_error(path, "the shard is missing") from None
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{path}: the shard cannot be read: {os_error_reason(error)}; check its path") from None
     if size < shard.bytes:
         raise changed_shard_error(path, f"the shard is truncated, {size} of {shard.bytes} bytes")
     if size > shard.bytes:

@@ -73,8 +73,11 @@ def load_scan(path: Path, stamp: list[int]) -> TarScan | None:
 
 
 def tar_stamp(tar: Location) -> list[int]:
-    """Return the size and modification time of a local tar; empty for a URL."""
+    """Return the size and modification time of a local tar; empty for a URL, or if reading the tar will fail."""
     if tar.is_remote:
         return []
-    status = tar.path.stat()
+    try:
+        status = tar.path.stat()
+    except OSError:
+        return []
     return [status.st_size, status.st_mtime_ns]

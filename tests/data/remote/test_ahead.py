@@ -16,19 +16,16 @@ import torch
 
 from featgan.config.loading import parse_config
 from featgan.data.conditions import build_condition
-from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.loader import Batch, BatchDataset, TrainingSet, load_batch, open_loader
 from featgan.data.order import EpochOrder
-from featgan.data.packing.pack import pack_shards
 from featgan.data.remote.access import DataAccess, open_node_cache
 from featgan.data.remote.ahead import CachedFile, DownloadPlan, ShardOrder, StepCounters
 from featgan.data.remote.node_cache import CacheItem, NodeCache
 from featgan.data.remote.plans import read_plan
 from featgan.data.shards.shard_set import ShardSet
-from featgan.data.synthetic.dataset import synthesize_faces
 from featgan.errors import UserError
-from tests.conftest import FakeLinearClassifier, write_features
 from tests.data.remote.files import FakeServer
+from tests.helpers.many_shards import largest_shard_bytes, pack_many_shards
 from tests.helpers.servers import FaultyServer, serve_folder
 
 BATCH_SIZE, WINDOW, EPOCH_STEPS = 4, 6, 36
@@ -42,13 +39,7 @@ DEADLINE_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    folder = tmp_path_factory.mktemp("many-shards")
-    synthesize_faces(folder / "faces", 160, 0, 16, workers=1)
-    pack_shards("affectnet", folder / "faces", folder / "shards", image_size=16, images_per_shard=4, workers=1)
-    shards = ShardSet.open(folder / "shards")
-    write_features(shards, FakeLinearClassifier(), "linear")
-    assert shards.get_split("train").shard_counts == [4] * 36
-    return shards
+    return pack_many_shards(tmp_path_factory.mktemp("many-shards"))
 
 
 @pytest.fixture
@@ -73,12 +64,9 @@ def open_remote(
     server: FaultyServer, folder: Path, num_windows: float, window: int = WINDOW, rank: int = 0, world_size: int = 1
 ) -> BatchDataset:
     """Open the data behind a URL as one of several processes, with a cache that has room for some windows."""
-    local = ShardSet.open(server.folder)
-    arrays = FeatureCache.open(local, "linear").manifest.files
-    train_shards = local.manifest.splits["train"].shards
-    largest = max(shard.bytes + arrays[f"{shard.stem}.features.npy"].bytes for shard in train_shards)
+    num_bytes = num_windows * WINDOW * largest_shard_bytes(ShardSet.open(server.folder))
     open_node_cache.cache_clear()  # each process is a user of the cache
-    access = DataAccess(folder / "cache", num_windows * WINDOW * largest / 1e9, retry_seconds=60.0)
+    access = DataAccess(folder / "cache", num_bytes / 1e9, retry_seconds=60.0)
     return open_batches(ShardSet.open(server.url, access), window, rank, world_size)
 
 

@@ -177,6 +177,28 @@ def test_changed_tar_is_found(source: Path, tmp_path: Path) -> None:
         ShardSet.open(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing.tar", "missing.tar: no such file"),
+        ("loop.tar", "loop.tar: symbolic links form a loop"),
+        ("..", "is a folder, not a file"),
+        ("pipe.tar", "is a pipe"),
+        ("a\0b", "contains no file"),
+        ("file:///a%00b", "contains no file"),
+        ("x" * 5000, "the path is too long"),
+    ],
+)
+def test_unreadable_tar_of_a_list_is_one_line(tmp_path: Path, name: str, problem: str) -> None:
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "loop.tar").symlink_to("loop.tar")
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": {"filenames": [name]}}}))
+    with pytest.raises(UserError) as error:
+        index([str(tmp_path)], tmp_path / "out")
+    assert problem in str(error.value) and "\n" not in str(error.value) and "\0" not in str(error.value)
+    assert "cannot be written" not in str(error.value)
+
+
 @pytest.mark.parametrize("content", [None, b"damaged"])
 def test_missing_index_is_one_line_and_is_written_again(source: Path, tmp_path: Path, content: bytes | None) -> None:
     manifest = index([str(source)], tmp_path / "out").manifest
@@ -261,6 +283,8 @@ def test_damaged_results_of_a_killed_command_are_not_used(source: Path, tmp_path
         (lambda m: m["splits"]["train"]["shards"][0].update(location="pipe:cat a"), "not a URL"),
         (lambda m: m["splits"]["train"]["shards"][0].update(location="ftp://host/a"), "unknown scheme"),
         (lambda m: m["splits"]["train"]["shards"][0].update(location="x" * 5000), "location"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(location="a\0b"), "contains no file"),
+        (lambda m: m["splits"]["train"]["shards"][0].update(location="x" * 4000), "too long"),
         (lambda m: m["splits"]["train"]["shards"][0].update(location="/dev/zero"), "0 of"),
     ],
 )
