@@ -259,6 +259,40 @@ def test_other_image_formats_and_unusable_images(tmp_path: Path) -> None:
     assert not (tmp_path / "bad").exists()
 
 
+def damage_tar(path: Path, damage: str) -> None:
+    """Replace the content of a tar by one that cannot be packed."""
+    samples = make_samples(0, 3)
+    if damage == "repeated":
+        samples.append(samples[0])
+    if damage == "label":
+        samples[2][1]["cls"] = b"a caption " * 30
+    if damage == "image":
+        samples[2][1]["jpg"] = b"not an image"
+    write_tar(path, samples)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:3000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("repeated", "two samples have the key 'n/0000'"),
+        ("label", "n/0002.cls has more than 200 bytes"),
+        ("image", "n/0002.jpg: not an image"),
+        ("cut", "truncated at byte 3,000"),
+    ],
+)
+def test_source_that_cannot_be_packed_leaves_nothing_behind(
+    source: Path, tmp_path: Path, damage: str, problem: str
+) -> None:
+    damage_tar(source / "set-train-001.tar", damage)
+    with pytest.raises(UserError) as error:
+        pack([str(source)], tmp_path / "out")
+    message = str(error.value)
+    assert problem in message and "set-train-001.tar" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == [source] and len(list(source.iterdir())) == 3
+
+
 @pytest.fixture
 def server(source: Path) -> Iterator[FaultyServer]:
     files = {"train": ["set-train-000.tar", "set-train-001.tar"], "validation": ["set-val-000.tar"]}
