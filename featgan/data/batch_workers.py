@@ -55,19 +55,24 @@ class BatchWorker:
 
 @contextmanager
 def compute_ahead(
-    compute: Computation, steps: range, num_workers: int, num_bytes: int
+    compute: Computation,
+    steps: range,
+    num_workers: int,
+    num_bytes: int,
+    on_wait: Callable[[], None] | None = None,
 ) -> Iterator[Iterator[tuple[dict[str, Tensor], Any]]]:
     """Iterate over `compute(step)` for all steps, computed in worker processes; they end with the block.
 
     The tensors of a batch have at most `num_bytes` bytes. The workers are forked, so `compute` is not pickled. An
-    exception in a worker is raised in this process. Raises UserError if a worker is killed.
+    exception in a worker is raised in this process. `on_wait` is called about once per second while a batch is awaited.
+    Raises UserError if a worker is killed.
     """
     workers: list[BatchWorker] = []
     try:
         with block_stop_signals():
             for index in range(num_workers):
                 workers.append(start_worker(compute, steps[index::num_workers], num_bytes))
-        yield receive_batches(workers, len(steps))
+        yield receive_batches(workers, len(steps), on_wait)
     finally:
         # Workers own no files and no locks, so they can be killed at any time.
         for worker in workers:
@@ -116,13 +121,15 @@ def run_worker(compute: Computation, steps: range, slots: SharedSlots, connectio
         connection.send(message)
 
 
-def receive_batches(workers: Sequence[BatchWorker], count: int) -> Iterator[tuple[dict[str, Tensor], Any]]:
+def receive_batches(
+    workers: Sequence[BatchWorker], count: int, on_wait: Callable[[], None] | None
+) -> Iterator[tuple[dict[str, Tensor], Any]]:
     """Yield `count` batches in order."""
     for index in range(count):
         round_index, worker_index = divmod(index, len(workers))
         worker = workers[worker_index]
         try:
-            wait_for_message(worker.connection)
+            wait_for_message(worker.connection, on_wait)
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
             raise worker_death(worker.process, worker_index, len(workers)) from None
@@ -136,13 +143,15 @@ def receive_batches(workers: Sequence[BatchWorker], count: int) -> Iterator[tupl
         yield tensors, rest
 
 
-def wait_for_message(connection: Connection) -> None:
+def wait_for_message(connection: Connection, on_wait: Callable[[], None] | None) -> None:
     """Wait until a worker has sent a batch, or has ended.
 
     Raises TrainingInterrupted if this takes too long after a stop signal, for example because a server is down.
     """
     stop_time: float | None = None
     while not connection.poll(POLL_SECONDS):
+        if on_wait is not None:
+            on_wait()
         stop_signal = find_stop_signal()
         if stop_signal is None or stop_signal.received_signal is None:
             continue

@@ -19,7 +19,8 @@ from featgan.data.conditions import Condition
 from featgan.data.feature_cache.storage import ShardArrays
 from featgan.data.image_cache import DecodedImageCache, cache_if_it_fits
 from featgan.data.order import FLIP_STREAM, PENALTY_STREAM, TARGET_STREAM, EpochOrder, random_stream
-from featgan.data.remote.ahead import CachedFile, DownloadPlan, ShardOrder, StepCounters, download_ahead
+from featgan.data.remote.ahead import CachedFile, DownloadPlan, DownloadWatch, ShardOrder, StepCounters, download_ahead
+from featgan.data.remote.node_cache import NodeCache
 from featgan.data.remote.shard_files import CachedFiles, ShardFiles
 from featgan.data.shards.split import Split
 
@@ -105,6 +106,12 @@ class TrainingSet:
         self.split.reader.retain(shards)
         for arrays in self.arrays:
             arrays.retain(shards)
+
+
+def find_caches(training_sets: Sequence[TrainingSet]) -> list[NodeCache]:
+    """Return the caches through which the training sets are read; empty if all files are on a disk."""
+    files = [files for training_set in training_sets for files in training_set.shard_files]
+    return list({column.cache: None for column in files if isinstance(column, CachedFiles)})
 
 
 class BatchDataset:
@@ -199,7 +206,7 @@ class BatchDataset:
 
     def plan_downloads(self, end_step: int) -> DownloadPlan | None:
         """Return what is downloaded ahead of the steps before `end_step`; None if all files are on a disk."""
-        if not any(files.items() for training_set in self.training_sets for files in training_set.shard_files):
+        if not find_caches(self.training_sets):
             return None
         orders = [
             ShardOrder(
@@ -244,10 +251,17 @@ def bytes_per_image(training_set: TrainingSet) -> int:
 
 
 @contextmanager
-def open_loader(batches: BatchDataset, first_step: int, end_step: int, num_workers: int) -> Iterator[Iterator[Batch]]:
+def open_loader(
+    batches: BatchDataset,
+    first_step: int,
+    end_step: int,
+    num_workers: int,
+    on_download: Callable[[], None] = lambda: None,
+) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of the steps from `first_step` to `end_step`, exclusive; workers stop with the block.
 
-    Files that are not on this node are downloaded ahead of their use.
+    Files that are not on this node are downloaded ahead of their use. While a batch of a worker is awaited,
+    `on_download` is called after a file has arrived, so that slow downloads are not taken for a hang.
     """
     batches.cache_decoded_images(end_step - first_step)
     steps = range(first_step, end_step)
@@ -262,13 +276,18 @@ def open_loader(batches: BatchDataset, first_step: int, end_step: int, num_worke
         if not num_workers:
             yield map(compute_batch, steps)
             return
-        with compute_in_workers(compute_batch, steps, num_workers, batches.max_batch_bytes()) as loader:
+        on_wait = DownloadWatch(find_caches(batches.training_sets), on_download).check
+        with compute_in_workers(compute_batch, steps, num_workers, batches.max_batch_bytes(), on_wait) as loader:
             yield loader
 
 
 @contextmanager
 def compute_in_workers(
-    compute_batch: Callable[[int], Batch], steps: range, num_workers: int, num_bytes: int
+    compute_batch: Callable[[int], Batch],
+    steps: range,
+    num_workers: int,
+    num_bytes: int,
+    on_wait: Callable[[], None] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of the steps, computed in worker processes; they end with the block."""
 
@@ -276,16 +295,19 @@ def compute_in_workers(
         batch = compute_batch(step)
         return batch.named_tensors(), batch.dataset
 
-    with compute_ahead(compute_columns, steps, num_workers, num_bytes) as loader:
+    with compute_ahead(compute_columns, steps, num_workers, num_bytes, on_wait) as loader:
         yield (Batch(**columns, dataset=dataset) for columns, dataset in loader)
 
 
-def load_batch(batches: BatchDataset, step: int, num_workers: int) -> Batch:
-    """Return the batch of one step.
+def load_batch(
+    batches: BatchDataset, step: int, num_workers: int, on_download: Callable[[], None] = lambda: None
+) -> Batch:
+    """Return the batch of one step; `on_download` is that of `open_loader`.
 
     If its files are in the cache of the node, a worker opens them, so that this process does not keep them open.
     """
-    if not num_workers or batches.plan_downloads(step + 1) is None:
+    if not num_workers or not find_caches(batches.training_sets):
         return batches[step]
-    with compute_in_workers(batches.__getitem__, range(step, step + 1), 1, batches.max_batch_bytes()) as loader:
+    steps, on_wait = range(step, step + 1), DownloadWatch(find_caches(batches.training_sets), on_download).check
+    with compute_in_workers(batches.__getitem__, steps, 1, batches.max_batch_bytes(), on_wait) as loader:
         return next(loader)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featgan.data.loader import TrainingSet
+from featgan.data.loader import TrainingSet, find_caches
 from featgan.data.remote.cache_folder import GIGABYTE
 from featgan.data.remote.node_cache import CacheItem, NodeCache
-from featgan.data.remote.shard_files import CachedFiles
 from featgan.errors import UserError
 
 
@@ -18,12 +17,6 @@ def cached_items(training_set: TrainingSet) -> list[list[CacheItem]]:
     """Return the files of each shard that are read through the cache; empty if none are."""
     columns = [items for files in training_set.shard_files if (items := files.items())]
     return [list(items) for items in zip(*columns, strict=True)]
-
-
-def find_caches(training_sets: Sequence[TrainingSet]) -> list[NodeCache]:
-    """Return the caches through which the training sets are read."""
-    files = [files for training_set in training_sets for files in training_set.shard_files]
-    return list({id(item.cache): item.cache for item in files if isinstance(item, CachedFiles)}.values())
 
 
 @dataclass(frozen=True)

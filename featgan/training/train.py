@@ -67,9 +67,9 @@ def run_steps(
     batch_dataset = build_batch_dataset(state)
 
     with (
-        open_loader(batch_dataset, first_step, training.steps, training.num_workers) as loader,
+        open_loader(batch_dataset, first_step, training.steps, training.num_workers, watchdog.reset) as loader,
         TrainingLogger(
-            state, run, first_step, load_batch(batch_dataset, 0, training.num_workers), profile
+            state, run, first_step, load_batch(batch_dataset, 0, training.num_workers, watchdog.reset), profile
         ) as training_logger,
     ):
         announce_training(state, first_step, batch_dataset)

@@ -257,6 +257,32 @@ class Downloader:
             time.sleep(POLL_SECONDS)
 
 
+class DownloadWatch:
+    """Calls a function if files have arrived in caches, by any process, since the last check."""
+
+    def __init__(self, caches: Sequence[NodeCache], on_download: Callable[[], None]) -> None:
+        self.caches = caches
+        self.on_download = on_download
+        self.times = self.read_times()
+
+    def read_times(self) -> list[int]:
+        """Return when the content of each cache changed; 0 for a cache that was removed, which a worker reports."""
+        times = []
+        for node_cache in self.caches:
+            try:
+                times.append(node_cache.objects.stat().st_mtime_ns)
+            except OSError:
+                times.append(0)
+        return times
+
+    def check(self) -> None:
+        """Call the function if a file has arrived."""
+        times = self.read_times()
+        if times != self.times:
+            self.times = times
+            self.on_download()
+
+
 @contextmanager
 def download_ahead(plan: DownloadPlan | None, counters: StepCounters) -> Iterator[None]:
     """Download the files of a plan in a process that ends with the block."""

@@ -26,7 +26,7 @@ from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from tests.data.remote.files import FakeServer
 from tests.helpers.many_shards import largest_shard_bytes, pack_many_shards
-from tests.helpers.servers import FaultyServer, serve_folder
+from tests.helpers.servers import FaultyServer, serve_folder, wait_seconds
 
 BATCH_SIZE, WINDOW, EPOCH_STEPS = 4, 6, 36
 """144 images in 36 shards: six windows of six steps."""
@@ -175,6 +175,26 @@ def test_training_continues_after_an_outage(
     finally:
         restarted.set()
         thread.join()
+
+
+def test_arriving_files_are_reported_while_a_batch_is_awaited(
+    shards: ShardSet, server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featgan.data.batch_workers.POLL_SECONDS", 0.01)
+    for name in shards.get_split("train").shard_names:
+        server.fail(f"/{name}.tar", wait_seconds(0.2))
+    reported: list[float] = []
+    batches = open_remote(server, tmp_path, 3)
+    with open_loader(batches, 0, EPOCH_STEPS, 1, lambda: reported.append(time.monotonic())) as loader:
+        next(loader)
+    assert len(reported) >= 2
+    reported.clear()
+    load_batch(batches, EPOCH_STEPS - 1, 1, lambda: reported.append(time.monotonic()))
+    assert reported
+    local_reports: list[float] = []
+    with open_loader(open_batches(shards), 0, 2, 1, lambda: local_reports.append(0.0)) as loader:
+        next(loader)
+    assert not local_reports
 
 
 def test_error_of_a_download_is_that_of_the_worker(server: FaultyServer, tmp_path: Path) -> None:
