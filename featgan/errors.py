@@ -14,3 +14,11 @@ class TrainingInterrupted(Exception):  # noqa: N818 - not an error
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+class PeerError(UserError):
+    """Another process of the same command has failed, and reports the error itself."""
+
+
+class LostPeerError(UserError):
+    """Another process of the same command has ended without a message to the others."""

@@ -341,22 +341,27 @@ def extract(
     if shards is None:
         raise UserError("extract: no shards given; name the folder with --shards")
     from featgan.blackbox.extraction import extract_features
+    from featgan.distributed.work_group import open_work_group
     from featgan.run.approved_callables import record_callables
 
     cache_reference = choose_feature_cache(cache_name, out)
     folder = out or shards
-    if not folder.is_remote:
-        record_callables(folder.path, callable_names([spec]))
-    cache = extract_features(
-        shards,
-        spec,
-        cache_reference,
-        layer=layer,
-        num_components=num_components,
-        batch_size=batch_size,
-        task=task,
-        trusted=trust_given_specs([spec]),
-    )
+    with open_work_group() as group:
+        if group.is_main and not folder.is_remote:
+            record_callables(folder.path, callable_names([spec]))
+        cache = extract_features(
+            shards,
+            spec,
+            cache_reference,
+            layer=layer,
+            num_components=num_components,
+            batch_size=batch_size,
+            task=task,
+            trusted=trust_given_specs([spec]),
+            group=group,
+        )
+    if not group.is_main:
+        return
     components_note = f", {cache.num_components} components" if cache.num_components else ""
     print_line(f"{cache.path}: {cache.feature_dim} features of layer {cache.blackbox['layer']}{components_note}")
 

@@ -3,8 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import cast
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from featgan.config.schema import DistributedConfig, OptimizerConfig
 from featgan.distributed.deepspeed import DeepSpeedNetwork
-from featgan.distributed.rendezvous import Rendezvous, check_launcher_env, init_env_from_slurm
-from featgan.distributed.store_discovery import shared_store
+from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
+from featgan.distributed.store_discovery import join_processes
 from featgan.distributed.trainable import TrainableNetwork
 from featgan.errors import TrainingInterrupted, UserError
 from featgan.system.device import has_fast_bf16, limit_torch_threads, uses_bf16
@@ -27,25 +27,6 @@ TIMEOUT_MARGIN = 60.0
 """Seconds by which collectives outlast the hang timeout, so that the watchdog prints the stacks first."""
 
 NO_TIMEOUT = timedelta(days=365)
-
-MAX_JOIN_SECONDS, JOIN_SHARE = 600.0, 0.9
-"""Maximum time to wait for rank 0 at the start, also as a share of the hang timeout: the watchdog prints no reason."""
-
-
-@contextmanager
-def join_processes(rendezvous: Rendezvous | None, hang_timeout: float) -> Iterator[None]:
-    """Connect the processes in this context, on a port that they agree on. Raises UserError if they cannot connect."""
-    timeout_seconds = min(MAX_JOIN_SECONDS, JOIN_SHARE * hang_timeout) if hang_timeout else MAX_JOIN_SECONDS
-    try:
-        with shared_store(rendezvous, timeout_seconds) if rendezvous else nullcontext():
-            yield
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
-        reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).strip().splitlines()[0]
-        raise UserError(
-            f"MASTER_ADDR, MASTER_PORT: the processes cannot connect at {address} ({reason}); use another port, or an"
-            " address that all nodes can reach"
-        ) from error
 
 
 class DistributedContext:

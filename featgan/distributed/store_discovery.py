@@ -29,6 +29,25 @@ RETRY_INTERVAL = 0.5
 MAX_MESSAGE_BYTES = 512
 """Size of a message in bytes; both sides send one line."""
 
+MAX_JOIN_SECONDS, JOIN_SHARE = 600.0, 0.9
+"""Maximum time to wait for rank 0 at the start, also as a share of the hang timeout: the watchdog prints no reason."""
+
+
+@contextlib.contextmanager
+def join_processes(rendezvous: Rendezvous | None, hang_timeout: float) -> Iterator[None]:
+    """Connect the processes in this context, on a port that they agree on. Raises UserError if they cannot connect."""
+    timeout_seconds = min(MAX_JOIN_SECONDS, JOIN_SHARE * hang_timeout) if hang_timeout else MAX_JOIN_SECONDS
+    try:
+        with shared_store(rendezvous, timeout_seconds) if rendezvous else contextlib.nullcontext():
+            yield
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).strip().splitlines()[0]
+        raise UserError(
+            f"MASTER_ADDR, MASTER_PORT: the processes cannot connect at {address} ({reason}); use another port, or an"
+            " address that all nodes can reach"
+        ) from error
+
 
 class DiscoveryServer(socketserver.ThreadingTCPServer):
     """Tells the processes of one training the port of its store."""

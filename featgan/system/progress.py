@@ -30,6 +30,11 @@ class ProgressBar:
         self.progress = progress
         self.task_id = progress.add_task(escape_control_characters(description), total=total, note="")
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the bar is not shown."""
+        return self.progress.disable
+
     def advance(self, count: int = 1) -> None:
         self.progress.advance(self.task_id, count)
 

@@ -291,7 +291,8 @@ def test_shards_behind_a_url_are_downloaded_once(world: World, tmp_path: Path) -
     ]
     with serve_folder(world.shards.path) as server, progress_bar("extracting", 1, "images") as bar:
         shards = ShardSet.open(server.url, DataAccess(tmp_path / "cache", 0.01))
-        extracted = extraction.FeatureExtractor(shards, world.classifier, 4, bar).extract_shards(pending)  # type: ignore[arg-type]
+        progress = extraction.ExtractionProgress(bar, tmp_path)
+        extracted = extraction.FeatureExtractor(shards, world.classifier, 4, progress).extract_shards(pending)  # type: ignore[arg-type]
         for (shard, features, outputs), expected in zip(extracted, pending, strict=True):
             assert shard == expected
             for flipped in (0, 1):

@@ -301,15 +301,20 @@ class FeatureWriter:
             (self.path / MANIFEST_FILE).unlink()
         return corrupt_names
 
-    def list_pending(self) -> list[PendingShard]:
-        """Return the shards that have not been computed yet, in order."""
+    def list_pending(self, rank: int = 0, world_size: int = 1) -> list[PendingShard]:
+        """Return the shards of one of `world_size` processes that have not been computed yet, in order.
+
+        Shard number i of the complete list belongs to the process of rank i % world_size.
+        """
         pending = []
+        number = 0
         for split in map(self.shards.get_split, self.shards.split_names):
             start = 0
             for shard, count in zip(split.shard_names, split.shard_counts, strict=True):
-                if not self.is_written(shard, count):
+                if number % world_size == rank and not self.is_written(shard, count):
                     pending.append(PendingShard(split.name, shard, range(start, start + count)))
                 start += count
+                number += 1
         return pending
 
     def is_written(self, shard: str, count: int) -> bool:
