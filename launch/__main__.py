@@ -242,12 +242,12 @@ def extract(
 ) -> None:
     """Submit the extraction of a classifier's features.
 
-    The job runs as one process on at most one GPU. A restarted job resumes with the remaining images.
+    The processes of the job, one per GPU, divide the images among themselves. A restarted job resumes with the
+    remaining images, also with another number of processes.
     """
     from featgan.run.approved_callables import record_callables
-    from launch.cluster import single_process_cluster
 
-    cluster = single_process_cluster(read_cluster(submit))
+    cluster = read_cluster(submit)
     check_shards(shards, cluster, submit.after_job)
     cache = choose_feature_cache(cache_name, out)
     job = ExtractJob(str(shards.absolute()), blackbox, cache, layer, num_components, task, batch_size=batch_size)

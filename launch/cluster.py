@@ -290,11 +290,6 @@ def share_memory(memory: str | None, num_tasks: int) -> str | None:
     return f"{megabytes}M" if megabytes else None
 
 
-def single_process_cluster(cluster: ClusterConfig) -> ClusterConfig:
-    """Return the cluster for a job that runs as one process."""
-    return cluster.model_copy(update=single_process_settings(cluster))
-
-
 def option_texts(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the options as they are written on the command line, by field."""
     texts = {}

@@ -30,7 +30,7 @@ class Job(ABC):
             signal.signal(signal_number, exit_after_signal)
 
         from featgan.cli.log_handler import install_log_handler
-        from featgan.errors import TrainingInterrupted, UserError
+        from featgan.errors import LostPeerError, PeerError, TrainingInterrupted, UserError
         from featgan.system.os_errors import user_error_message
 
         install_log_handler()
@@ -43,9 +43,11 @@ class Job(ABC):
                 sys.exit(0)  # srun kills the others after the first failure, before rank 0 has written its exit code
             logger.info(str(interruption))
             exit_with_code(EXIT_REQUEUE)
+        except PeerError:
+            sys.exit(0)  # the other process records whether the job may be restarted
         except UserError as error:
             logger.error(str(error))
-            exit_with_code(EXIT_USER_ERROR)
+            exit_with_code(EXIT_FAILURE if isinstance(error, LostPeerError) else EXIT_USER_ERROR)
         except Exception as error:
             # Exit here: submitit would write a result file, which marks a job as successful.
             message = user_error_message(error)
@@ -225,7 +227,7 @@ class RenderJob(Job):
 
 @dataclass(frozen=True)
 class ExtractJob(Job):
-    """`featgan extract`; a restarted job resumes with the remaining images."""
+    """`featgan extract`, in one or several processes; a restarted job resumes with the remaining images."""
 
     shards: str
     blackbox: str
@@ -237,14 +239,19 @@ class ExtractJob(Job):
 
     def execute(self) -> None:
         from featgan.blackbox.extraction import extract_features
+        from featgan.distributed.work_group import open_work_group
 
-        extract_features(
-            Path(self.shards),
-            self.blackbox,
-            self.cache_name,
-            layer=self.layer,
-            num_components=self.num_components,
-            batch_size=self.batch_size,
-            trusted=trust_given_specs([self.blackbox]),
-            task=self.task,
-        )
+        with open_work_group() as group:
+            if group.is_main:
+                record_start(job_folder(), restart_count())
+            extract_features(
+                Path(self.shards),
+                self.blackbox,
+                self.cache_name,
+                layer=self.layer,
+                num_components=self.num_components,
+                batch_size=self.batch_size,
+                trusted=trust_given_specs([self.blackbox]),
+                task=self.task,
+                group=group,
+            )

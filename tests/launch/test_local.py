@@ -39,6 +39,28 @@ def test_local_job_trains_with_two_processes(world: World, tmp_path: Path) -> No
     assert parse_config(read_yaml_mapping(folder / "config.yaml"), "submitted") == config
 
 
+CLASSIFIER_CODE = """
+def build():
+    return lambda images: (images.mean((2, 3)), images.amax((2, 3)))
+"""
+
+
+@pytest.mark.slow
+def test_local_job_extracts_with_two_processes(world: World, tmp_path: Path) -> None:
+    (tmp_path / "code_under_study.py").write_text(CLASSIFIER_CODE)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    out = tmp_path / "features"
+    command = [*LAUNCH_COMMAND, "extract", "--shards", str(world.shards.path), "--out", str(out), "--cluster", "local",
+               "--tasks-per-node", "2", "--blackbox", "code_under_study:build"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    folder, start = out / "jobs" / "001-extract", time.monotonic()
+    while len(list(folder.glob("*_result.pkl"))) < 2:
+        assert time.monotonic() - start < 120, "\n".join(log.read_text() for log in folder.glob("*_log.err"))
+        time.sleep(0.1)
+    assert (out / "manifest.json").is_file()
+
+
 def test_submission_takes_less_than_one_second_of_cpu_time(world: World, tmp_path: Path) -> None:
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
