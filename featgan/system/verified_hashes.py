@@ -23,16 +23,17 @@ MIN_AGE_NANOSECONDS = 2e9
 """Age in nanoseconds from which a file is added to the memo; a newer file could change without a new time stamp."""
 
 VerifiedFiles = dict[str, list[str | int]]
-"""File name => [sha256, size in bytes, modification time in nanoseconds]."""
+"""File name, or absolute path in another folder => [sha256, size in bytes, modification time in nanoseconds]."""
 
 
 def first_modified_file(folder: Path, hashes: Mapping[str, str], unit: str) -> Path | None:
     """Return the first file (`hashes`: name => sha256) whose content does not match its hash, or None.
 
-    A file with the same expected hash, size and modification time as in the memo is not read again.
+    The name of a file in another folder is its absolute path. A file with the same expected hash, size and modification
+    time as in the memo is not read again.
     """
     memos = load_memos(folder)
-    unverified = [name for name, sha256 in hashes.items() if not is_in_memo(memos, folder / name, sha256)]
+    unverified = [name for name, sha256 in hashes.items() if not is_in_memo(memos, name, folder / name, sha256)]
     newly_verified: VerifiedFiles = {}
     for name in track_progress(unverified, f"hashing {unit}", unit=unit) if unverified else ():
         stamp_before = file_stamp(folder / name, hashes[name])
@@ -51,7 +52,7 @@ def verify_once(path: Path, check: str, verify: Callable[[], None]) -> None:
     `check` identifies the check and everything that it depends on except the content of the file.
     """
     stamp_before = file_stamp(path, check)
-    if is_in_memo(load_memos(path.parent), path, check):
+    if is_in_memo(load_memos(path.parent), path.name, path, check):
         return
     verify()
     if is_old_enough(stamp_before):
@@ -64,9 +65,9 @@ def file_stamp(path: Path, sha256: str) -> list[str | int]:
     return [sha256, status.st_size, status.st_mtime_ns]
 
 
-def is_in_memo(memos: Iterable[VerifiedFiles], path: Path, sha256: str) -> bool:
-    """Return whether a memo contains this version of a file."""
-    entries = [memo[path.name] for memo in memos if path.name in memo]
+def is_in_memo(memos: Iterable[VerifiedFiles], name: str, path: Path, sha256: str) -> bool:
+    """Return whether a memo contains this version of a file under its name."""
+    entries = [memo[name] for memo in memos if name in memo]
     return bool(entries) and file_stamp(path, sha256) in entries
 
 

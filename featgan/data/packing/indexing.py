@@ -229,9 +229,10 @@ def check_usable(collector: SampleCollector) -> None:
     if not collector.unusable or len(collector.unusable) <= MAX_UNUSABLE_SHARE * total:
         return
     first = collector.unusable[0]
-    others = f" and {len(collector.unusable) - 1:,} more" if len(collector.unusable) > 1 else ""
+    num_others = len(collector.unusable) - 1
+    others = f" and {num_others:,} more of {total:,} images" if num_others else ""
     raise UserError(
-        f"{first.source}: {first.reason}{others} of {total:,} images; at most {MAX_UNUSABLE_SHARE:.0%} may be "
+        f"{first.source}: {first.reason}{others}; at most {MAX_UNUSABLE_SHARE:.0%} may be "
         "unusable: repair or remove them"
     )
 

@@ -121,9 +121,9 @@ class ShardSet:
         Shards that are read through the node cache are left out: it checks each one when it arrives.
         """
         splits = [split for split in self.manifest.splits.values() if not self.open_files(split).items()]
-        # The name of a tar in another folder is its path.
+        # The name of a tar in another folder is its absolute path.
         hashes = {
-            str(shard.locate(self.location).path) if shard.location else shard.name: shard.sha256
+            str(shard.locate(self.location).path.absolute()) if shard.location else shard.name: shard.sha256
             for split in splits
             for shard in split.shards
         }

@@ -220,7 +220,7 @@ def test_unusable_images_are_found(tmp_path: Path) -> None:
     assert manifest.skipped == {"missing file": 1, "not an image": 1}
     assert [file.source for file in manifest.skipped_files] == ["a.tar/text.jpg", "a.tar/none"]
     write_tar(tmp_path / "b.tar", [("a", {"jpg": b"text"}), ("b", {"jpg": draw_image(0)})])
-    with pytest.raises(UserError, match=r"b\.tar/a\.jpg: not an image of 2 images; at most 1% may be unusable"):
+    with pytest.raises(UserError, match=r"b\.tar/a\.jpg: not an image; at most 1% may be unusable"):
         index([str(tmp_path / "b.tar")], tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
     truncated = draw_image(0)[:-200]
@@ -321,3 +321,16 @@ def test_image_that_is_damaged_later_is_one_line(source: Path, tmp_path: Path) -
         UserError, match=r"set-train-000\.tar: 00000-set-train-000.*: not an image; index the tars again"
     ):
         split.decode([1, 0])
+
+
+def test_tars_of_a_relative_folder_are_hashed_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tar in source.glob("*.tar"):
+        os.utime(tar, (1e9, 1e9))  # a new tar could change without a new time
+    index([str(source)], tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    ShardSet.open("out").verify()
+    monkeypatch.setattr("featgan.system.verified_hashes.sha256_of", lambda path: pytest.fail(f"{path} is hashed again"))
+    for folder in (Path("out"), Path("out").absolute()):
+        ShardSet.open(folder).verify()
