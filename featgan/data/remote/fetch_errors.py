@@ -92,6 +92,8 @@ def convert_error(error: Exception, location: Location) -> Exception:
         return UserError(f"{location}: {problem}")
     if INTERRUPTED_CLASSES & {kind.__name__ for kind in type(error).__mro__}:
         return TransientError(describe_connection(error, classes))
+    if "HttpProcessingError" in classes:  # aiohttp gives it the status 400, which the server has not sent
+        return TransientError("the answer of the server is not valid HTTP")
     status = next(filter(None, map(status_of, chain)), 0)
     if status in TRANSIENT_STATUSES or status >= 500:
         return TransientError(f"the server answers with HTTP status {status}", retry_delay(error))

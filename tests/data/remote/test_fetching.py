@@ -28,6 +28,7 @@ from featgan.system.signals import StopSignal
 from tests.helpers.servers import (
     AWS_ENVIRONMENT,
     Fault,
+    FaultyHandler,
     FaultyServer,
     S3Server,
     close_connections,
@@ -197,6 +198,16 @@ def test_outage_is_bridged_with_one_message(server: FaultyServer, caplog: pytest
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("featgan")]
     assert messages[0] == f"{location}: the connection was refused; trying again for up to 900 s"
     assert len(messages) == 2 and "available again after" in messages[1]
+
+
+def test_answer_that_is_not_http_is_named(server: FaultyServer) -> None:
+    def answer(handler: FaultyHandler) -> bool:
+        handler.wfile.write(b"220 mail.example.org ESMTP\r\n\r\n")
+        handler.close_connection = True
+        return True
+
+    server.fail("/a.tar", *[answer] * 1000)
+    assert "the answer of the server is not valid HTTP; check the server" in fetch_error(locate(server))
 
 
 def test_end_of_the_attempts_is_one_line(server: FaultyServer) -> None:
