@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from featgan.config.base import list_keys
+from featgan.system.locations import redact_urls
 
 MAX_INPUT_LENGTH = 80
 """Characters of a wrong value that are quoted."""
@@ -31,7 +32,7 @@ def format_validation_error(
     key = ".".join(str(part) for part in details["loc"])
     keys = list_keys(model)
     override = find_override(key, validator_message(details), overrides or {})
-    location = repr(override) if override else location
+    location, key = repr(redact_urls(override)) if override else location, redact_urls(key)
     if details["type"] == "extra_forbidden":
         return f"{location}: unknown key {key!r}; {suggest_key(key, keys)}"
     return f"{location}: {describe_problem(key, details, keys)}"
@@ -46,7 +47,7 @@ def describe_problem(key: str, details: ErrorDetails, keys: list[str]) -> str:
     """Return `KEY: problem`; pydantic's own messages are followed by the wrong value."""
     message = validator_message(details)
     if not message:
-        return f"{key}: {details['msg']} (got {details['input']!r:.{MAX_INPUT_LENGTH}})"
+        return f"{key}: {details['msg']} (got {redact_urls(repr(details['input'])):.{MAX_INPUT_LENGTH}})"
     if not key:
         return message
     is_section = any(name.startswith(f"{key}.") for name in keys)

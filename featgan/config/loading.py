@@ -13,6 +13,7 @@ from featgan.config.preset_folders import find_preset_folders
 from featgan.config.renamed_keys import find_renamed
 from featgan.config.schema import Config
 from featgan.errors import UserError
+from featgan.system.locations import redact_urls
 from featgan.system.user_paths import expand_path
 from featgan.system.yaml_files import YamlError, parse_yaml, read_yaml_mapping
 
@@ -51,7 +52,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{override!r}: not an override; write section.key=value")
+            raise UserError(f"{redact_urls(override)!r}: not an override; write section.key=value")
         *parents, leaf = key.split(".")
         section = tree
         for parent in parents:
@@ -61,7 +62,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         try:
             section[leaf] = parse_yaml(text) if text else None
         except YamlError as error:
-            raise UserError(f"{override!r}: the value is {error}; put text in quotes") from None
+            raise UserError(f"{redact_urls(override)!r}: the value is {error}; put text in quotes") from None
     return tree
 
 
@@ -74,7 +75,7 @@ def parse_config(tree: Mapping[str, Any], location: str, overrides: Mapping[str,
     if renamed := find_renamed(tree):
         key, message = renamed
         matches = [text for name, text in (overrides or {}).items() if key == name or key.startswith(f"{name}.")]
-        raise UserError(f"{repr(matches[-1]) if matches else location}: {message}")
+        raise UserError(f"{repr(redact_urls(matches[-1])) if matches else location}: {message}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -143,7 +143,10 @@ class Location:
         A file behind a URL may be written by anyone, so it may name only files of the same server, bucket or
         repository. Raises UserError otherwise.
         """
-        location = Location.parse(reference)
+        try:
+            location = Location.parse(reference)
+        except UserError as error:
+            raise UserError(f"{self.redacted}: names {error}") from None
         if not location.is_remote and "\0" in str(location.path):
             raise UserError(f"{self.redacted}: contains no file {format_one_line(reference)!r}")
         if location.scheme == "path" and not (self.is_remote and reference.startswith("/")):
@@ -201,3 +204,8 @@ def redact_text(text: str) -> str:
         return format_one_line(f"{start}://...")  # any part of it may be a part of a password
     path = re.split("[?#]", rest[len(authority) :], maxsplit=1)[0]
     return format_one_line(f"{start}://{authority.rpartition('@')[2]}{path}")
+
+
+def redact_urls(text: str) -> str:
+    """Return a text on one line, without user, password and query of each URL in it."""
+    return format_one_line(re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://\S*", lambda match: redact_text(match[0]), text))

@@ -108,6 +108,11 @@ ERROR_MESSAGES = {
     "extract --shards s --blackbox x --cache-name a --out b": "has no effect with --out b",
     "extract --shards s --blackbox x --out https://a.org/b": "features cannot be written to a URL",
     "train debug dataset.feature_cache=https://you:secret@example.org/x": "contains a password",
+    "train debug dataset={shards:https://example.org/x?key=secret}": "dataset.shards",
+    "train debug dataset.stage=https://you:secret@example.org/x": "dataset.stage",
+    "train debug dataset.shards=[https://you:secret@example.org/x]": "dataset.shards",
+    "train debug dataset.url=https://you:secret@example.org/x": "unknown key",
+    "train debug https://you:secret@example.org/x": "not an override",
     "blackbox fit --shards none --out out": "none: ",
 }
 
@@ -122,7 +127,7 @@ def test_user_errors_are_one_line_with_exit_code_2(
         main()
     output = capsys.readouterr()
     assert exited.value.code == 2 and output.out == ""
-    assert output.err.count("\n") == 1 and message in output.err
+    assert output.err.count("\n") == 1 and message in output.err and "secret" not in output.err
     assert list(tmp_path.iterdir()) == []
 
 

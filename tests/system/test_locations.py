@@ -135,6 +135,9 @@ def test_files_behind_a_url_name_files_of_the_same_server_only() -> None:
     for reference in ("/etc/passwd", "file:///etc/passwd", "http://host/a", "https://host:1/a", "s3://host/a"):
         with pytest.raises(UserError, match="only files of the same server"):
             folder.resolve(reference)
+    for reference in ("pipe:id", "http://[bad", "ftp://host/a"):
+        with pytest.raises(UserError, match=r"^https://host/sets: names "):
+            folder.resolve(reference)
     local = Location.parse("/data")
     assert local.resolve("/other/a.tar").raw == "/other/a.tar" and local.resolve("a.tar").raw == "/data/a.tar"
     assert local.resolve("https://host/a.tar").is_remote
