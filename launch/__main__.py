@@ -13,6 +13,7 @@ import click
 
 from featgan.cli.click_helpers import (
     CONTEXT_SETTINGS,
+    LOCATION_TYPE,
     PATH_TYPE,
     OrderedGroup,
     choose_feature_cache,
@@ -33,7 +34,7 @@ from featgan.system.os_errors import TRANSIENT_ERRORS, describe_os_error
 from featgan.system.plain_text import print_line
 from launch.cli_options import ClusterCommand, SubmitOptions, read_cluster, read_pipeline_stage, read_stage
 from launch.jobs import EvaluateJob, ExtractJob, Job, RenderJob, TrainJob
-from launch.preflight import check_run, check_shards, check_training
+from launch.preflight import check_run, check_shards, check_training, choose_job_folder
 
 logger = logging.getLogger(__name__)
 
@@ -224,13 +225,18 @@ def render(
 
 
 @cli.command(cls=ClusterCommand)
-@click.option("--shards", required=True, type=PATH_TYPE, help="Folder written by `featgan pack`.")
+@click.option(
+    "--shards",
+    required=True,
+    type=LOCATION_TYPE,
+    help="Path or URL of a folder written by `featgan pack` or `featgan index`.",
+)
 @click.option(
     "--blackbox", required=True, metavar="SPEC", help="SPEC of the classifier to explain (see docs/blackbox.md)."
 )
 @extract_options
 def extract(
-    shards: Path,
+    shards: Location,
     blackbox: str,
     layer: str | None,
     cache_name: str,
@@ -250,8 +256,8 @@ def extract(
     cluster = read_cluster(submit)
     check_shards(shards, cluster, submit.after_job)
     cache = choose_feature_cache(cache_name, out)
-    job = ExtractJob(str(shards.absolute()), blackbox, cache, layer, num_components, task, batch_size=batch_size)
-    folder = out.path if out else shards
+    folder = choose_job_folder(shards, out)
+    job = ExtractJob(shards.absolute().raw, blackbox, cache, layer, num_components, task, batch_size=batch_size)
     submit_or_print(job, cluster, folder, "extract", submit.after_job, submit.dry_run)
     if not submit.dry_run:
         record_callables(folder, callable_names([blackbox]))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, trust_given_specs
 from featgan.run.evaluation_options import EvaluationOptions
+from featgan.system.locations import Location
 from launch.attempts import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, record_exit, record_start
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ class ExtractJob(Job):
             if group.is_main:
                 record_start(job_folder(), restart_count())
             extract_features(
-                Path(self.shards),
+                Location.parse(self.shards),
                 self.blackbox,
                 self.cache_name,
                 layer=self.layer,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featgan.errors import UserError
+from featgan.system.locations import Location
 
 if TYPE_CHECKING:
     from featgan.config.schema import Config
@@ -64,9 +65,27 @@ def check_run(run_dir: Path, step: int | None, cluster: "ClusterConfig", after_j
         raise UserError(f"{run_dir}: no checkpoint of step {step}; its checkpoints are {', '.join(map(str, steps))}")
 
 
-def check_shards(shards: Path, cluster: "ClusterConfig", after_job: str | None) -> None:
-    """Raise UserError unless the shards exist, or the job starts after another one, which may write them."""
-    if not (after_job or cluster.dependency or (shards / "manifest.json").is_file()):
+def check_shards(shards: Location, cluster: "ClusterConfig", after_job: str | None) -> None:
+    """Raise UserError unless the shards exist, or the job starts after another one, which may write them.
+
+    The files of a URL are checked in the job; the URL must not contain a password.
+    """
+    if shards.has_secret:
+        raise UserError(
+            f"{shards}: contains a password or a query, which would be stored with the job; use ~/.netrc or the "
+            "variables of the environment instead"
+        )
+    if not (after_job or cluster.dependency or shards.is_remote or (shards.path / "manifest.json").is_file()):
         raise UserError(
             f"{shards}: no shards; write them with `featgan pack`, or name the job that writes them with --after-job"
         )
+
+
+def choose_job_folder(shards: Location, out: Location | None) -> Path:
+    """Return the folder for the files of an extraction: that of the features, or the shards.
+
+    Raises UserError if the shards are behind a URL, to which nothing can be written.
+    """
+    if out is None and shards.is_remote:
+        raise UserError(f"{shards}: features cannot be written to a URL; choose a local folder with --out")
+    return (out or shards).path

@@ -110,6 +110,26 @@ def test_commands_in_the_docs_are_valid(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("shards", "out", "problem"),
+    [
+        ("https://a.org/shards", "own", ""),
+        ("https://a.org/shards", "", "features cannot be written to a URL; choose a local folder with --out"),
+        ("https://you:secret@a.org/shards", "own", "https://a.org/shards: contains a password or a query"),
+    ],
+)
+def test_extraction_from_a_url_needs_a_folder_for_the_features(
+    tmp_path: Path, shards: str, out: str, problem: str
+) -> None:
+    options = ["--out", str(tmp_path / out)] if out else []
+    result = CliRunner().invoke(cli, ["extract", "--shards", shards, "--blackbox", "x", *options, "--dry-run"])
+    assert "secret" not in f"{result.output}{result.exception}"
+    if problem:
+        assert problem in str(result.exception)
+    else:
+        assert f"{tmp_path}/own/jobs/NNN-extract" in result.output
+
+
 def test_jobs_of_an_extraction_to_another_folder_are_in_this_folder(world: World, tmp_path: Path) -> None:
     command = ["extract", "--shards", str(world.shards.path), "--blackbox", "x", "--out", str(tmp_path / "own")]
     result = CliRunner().invoke(cli, [*command, "--dry-run"], catch_exceptions=False)
