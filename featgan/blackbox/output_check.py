@@ -20,6 +20,7 @@ from featgan.blackbox.agreement import (
 )
 from featgan.blackbox.class_names import format_class_names, match_names
 from featgan.data.feature_cache.cache import FeatureCache
+from featgan.data.row_selection import select_rows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 
@@ -49,18 +50,35 @@ def read_labeled_outputs(
     """Return the outputs for labeled images, of the validation split if it has enough; None with too few labels."""
     for name in sorted(shards.split_names, key=lambda name: name != "validation"):
         split = shards.get_split(name)
-        rows = select_rows((split.expression >= 0) & (split.expression < len(shards.classes)), max_images)
+        rows = select_labeled_rows(split, has_class, max_images)
         if len(rows) >= MIN_COMPARED_IMAGES:
             outputs = np.asarray(read_outputs(name, rows), np.float64)
             return LabeledOutputs(name, outputs, split.expression[rows].astype(np.int64))
     return None
 
 
-def select_rows(is_known: np.ndarray, max_images: int = MAX_COMPARED_IMAGES) -> np.ndarray:
-    """Return up to `max_images` evenly spaced rows of those that are known."""
-    rows = np.flatnonzero(is_known)
+def has_class(split: Split, rows: slice) -> np.ndarray:
+    """Return which of these rows have a class [n]."""
+    return np.asarray(split.expression[rows] >= 0)
+
+
+def has_values(split: Split, rows: slice) -> np.ndarray:
+    """Return which of these rows have valence and arousal [n]."""
+    return np.asarray(np.isfinite(split.valence[rows]) & np.isfinite(split.arousal[rows]))
+
+
+def has_attributes(split: Split, rows: slice) -> np.ndarray:
+    """Return which of these rows have all attributes [n]."""
+    return np.asarray((split.attributes[rows] >= 0).all(1))
+
+
+def select_labeled_rows(
+    split: Split, is_labeled: Callable[[Split, slice], np.ndarray], max_images: int = MAX_COMPARED_IMAGES
+) -> np.ndarray:
+    """Return up to `max_images` evenly spaced rows of those that have a label."""
+    rows = select_rows(len(split), lambda chunk: is_labeled(split, chunk))
     count = min(len(rows), max_images)
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))] if count else rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]
 
 
 def name_outputs_by_labels(
@@ -146,7 +164,7 @@ def report_class_agreement(location: str, cache: FeatureCache, shards: ShardSet)
 def report_value_agreement(location: str, cache: FeatureCache, shards: ShardSet) -> None:
     """Log the correlation of valence and arousal with the labels."""
     for name, split in iterate_splits(shards):
-        rows = select_rows(np.isfinite(split.valence) & np.isfinite(split.arousal))
+        rows = select_labeled_rows(split, has_values)
         if len(rows) < MIN_COMPARED_IMAGES:
             continue
         labels = np.stack([split.valence[rows], split.arousal[rows]], 1)
@@ -164,7 +182,7 @@ def report_attribute_agreement(location: str, cache: FeatureCache, shards: Shard
     """Log the mean correlation of the attributes that the classifier and the labels share."""
     matches = match_names(cache.class_names, shards.attribute_names)
     for name, split in iterate_splits(shards):
-        rows = select_rows(np.asarray((split.attributes >= 0).all(1))) if matches else np.zeros(0, np.int64)
+        rows = select_labeled_rows(split, has_attributes) if matches else np.zeros(0, np.int64)
         if len(rows) < MIN_COMPARED_IMAGES:
             continue
         outputs = np.asarray(cache.outputs(name, rows), np.float64)

@@ -10,6 +10,7 @@ from torch import Tensor
 from featgan.blackbox.loading import BlackBox
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.feature_cache.summary import evenly_spaced_rows
+from featgan.data.row_selection import AllRows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EditResults, EvaluationPairs, MetricsByColumn
@@ -85,7 +86,7 @@ class FeatureEvaluator:
     def training_rows(self) -> Integers:
         """The training images among which the nearest real image is searched."""
         count = len(self.shards.get_split("train"))
-        return evenly_spaced_rows(np.arange(count), MAX_TRAINING_IMAGES)
+        return evenly_spaced_rows(AllRows(count), MAX_TRAINING_IMAGES)
 
     @cached_property
     def training_predictions(self) -> Predictions:

@@ -16,15 +16,16 @@ from featgan.data.conditions import ConditionLayout
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.feature_cache.summary import (
     LABEL_MEANS,
-    MAX_IMAGES_PER_CLASS,
+    MAX_BLOCK_VALUES,
     PREDICTION_COUNTS,
     PREDICTION_MEANS,
-    evenly_spaced_rows,
+    count_classes,
+    mean_of_labels,
+    select_class_rows,
 )
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
 from featgan.errors import UserError
-from featgan.features.directions import class_means
 from featgan.inference.model import EditingModel, open_cache, open_dataset, open_shards
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,8 @@ def match_label_classes(cache: FeatureCache, shards: ShardSet) -> np.ndarray:
 
 def untrained_classes(shards: ShardSet) -> tuple[str, ...]:
     """Return the classes of the shards without training images; empty if no training image has a class."""
-    labels = shards.get_split("train").expression
-    present = np.unique(labels[labels >= 0])
-    return tuple(name for label, name in enumerate(shards.classes) if label not in present) if len(present) else ()
+    counts = count_classes(shards.get_split("train").expression, len(shards.classes))
+    return tuple(name for name, count in zip(shards.classes, counts, strict=True) if not count) if counts.any() else ()
 
 
 def find_untrained_in(dataset: DatasetConfig) -> tuple[str, ...]:
@@ -118,7 +118,8 @@ def untrained_outputs(training_data: TrainingData) -> tuple[str, ...]:
         return ()
     split = shards.get_split("train")
     is_present = count_predictions(cache, len(split)) > 0
-    is_present |= np.isin(match_label_classes(cache, shards), split.expression[split.expression >= 0])
+    labels = np.flatnonzero(count_classes(split.expression, len(shards.classes)))
+    is_present |= np.isin(match_label_classes(cache, shards), labels)
     return tuple(name for name, present in zip(output_names(cache), is_present, strict=True) if not present)
 
 
@@ -126,8 +127,15 @@ def count_predictions(cache: FeatureCache, num_images: int) -> np.ndarray:
     """Return the number of training images for which each output is the largest, int64 [O]."""
     if PREDICTION_COUNTS in cache.summary:
         return cache.summary[PREDICTION_COUNTS].numpy()
-    predicted = np.asarray(cache.outputs("train", np.arange(num_images))).argmax(1)
-    return np.bincount(predicted, minlength=cache.output_dim)
+    return count_classes(predict_rows(cache, "train", range(num_images)), cache.output_dim)
+
+
+def predict_rows(cache: FeatureCache, split: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the largest output of rows [n] of a split, int32 [n]; the outputs are read in blocks."""
+    predicted, block = np.empty(len(rows), np.int32), max(1, MAX_BLOCK_VALUES // cache.output_dim)
+    for start in range(0, len(rows), block):
+        predicted[start : start + block] = cache.outputs(split, rows[start : start + block]).argmax(1)
+    return predicted
 
 
 def report_untrained_classes(location: object, names: Sequence[str]) -> None:
@@ -145,7 +153,7 @@ def correctly_classified_rows(training_data: TrainingData, split: Split) -> np.n
     if cache is None or shards is None or not predicts_label_classes(cache, shards):
         return np.zeros(0, np.int64)
     rows = np.flatnonzero(split.expression >= 0)
-    predicted = match_label_classes(cache, shards)[cache.outputs(split.name, rows).argmax(1)]
+    predicted = match_label_classes(cache, shards)[predict_rows(cache, split.name, rows)]
     return rows[predicted == split.expression[rows]]
 
 
@@ -204,12 +212,9 @@ def training_class_means(training_data: TrainingData, num_classes: int) -> Tenso
     if stored_means is not None and len(stored_means) == num_classes:
         return stored_means
     labels = training_data.shards.get_split("train").expression
-    rows = [evenly_spaced_rows(np.flatnonzero(labels == label), MAX_IMAGES_PER_CLASS) for label in range(num_classes)]
-    selected_rows = np.sort(np.concatenate([*rows, np.empty(0, np.int64)])).astype(np.int64)
-    if not len(selected_rows):
+    if not count_classes(labels, num_classes).any():
         return None
-    features = torch.from_numpy(np.array(training_data.cache.features("train", selected_rows, False)))
-    return class_means(features, torch.from_numpy(labels[selected_rows].astype(np.int64)), num_classes)
+    return mean_of_labels(training_data.cache.arrays["train", "features"], labels, num_classes)
 
 
 def mean_features_by_prediction(training_data: TrainingData) -> dict[str, Tensor]:
@@ -225,13 +230,12 @@ def mean_features_by_prediction(training_data: TrainingData) -> dict[str, Tensor
         stored_means, counts = cache.summary[PREDICTION_MEANS], cache.summary[PREDICTION_COUNTS]
         names = enumerate(training_data.output_names)
         return {name: stored_means[output] for output, name in names if counts[output] >= MIN_IMAGES_PER_PREDICTION}
-    predicted = np.asarray(cache.outputs("train", np.arange(len(shards.get_split("train"))))).argmax(1)
-    means = {}
-    for output, name in enumerate(training_data.output_names):
-        rows = evenly_spaced_rows(np.flatnonzero(predicted == output), MAX_IMAGES_PER_CLASS)
-        if len(rows) >= MIN_IMAGES_PER_PREDICTION:
-            means[name] = torch.from_numpy(np.array(cache.features("train", rows, False))).mean(0)
-    return means
+    predicted = predict_rows(cache, "train", range(len(shards.get_split("train"))))
+    return {
+        training_data.output_names[output]: torch.from_numpy(np.array(cache.features("train", rows, False))).mean(0)
+        for output, rows in select_class_rows(predicted, cache.output_dim)
+        if len(rows) >= MIN_IMAGES_PER_PREDICTION
+    }
 
 
 def check_stored_blackbox(model: EditingModel, trusted: TrustedCallables) -> None:

@@ -15,6 +15,7 @@ from featgan.blackbox.loading import BlackBox
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables, UntrustedCallableError
 from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.feature_cache.summary import evenly_spaced_rows
+from featgan.data.row_selection import AllRows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.errors import UserError
 from featgan.inference.editor import ImageEditor, predict
@@ -356,7 +357,7 @@ def build_output_spec(inputs: RenderInputs) -> OutputSpec | None:
     output_spec = OutputSpec(classifier.task, output_names(classifier))
     if cache is None or shards is None:
         return output_spec
-    rows = evenly_spaced_rows(np.arange(len(shards.get_split("train"))), MAX_STATISTICS_IMAGES)
+    rows = evenly_spaced_rows(AllRows(len(shards.get_split("train"))), MAX_STATISTICS_IMAGES)
     stds = output_spec.center_outputs(to_float64(cache.outputs("train", rows))).std(0)
     return replace(output_spec, stds=stds, recalls=compute_class_recalls(output_spec, cache, shards))
 

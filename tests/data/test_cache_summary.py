@@ -26,13 +26,15 @@ from featgan.inference.training_data import (
     untrained_outputs,
 )
 from tests.conftest import FakeLinearClassifier, World, write_features
+from tests.helpers.limits import measure_call
 
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use at most 4 images of each class, and read 3 images at once."""
-    for module in (summary_module, training_data_module):
-        monkeypatch.setattr(module, "MAX_IMAGES_PER_CLASS", 4)
+    monkeypatch.setattr(summary_module, "MAX_IMAGES_PER_CLASS", 4)
+    monkeypatch.setattr(summary_module, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(training_data_module, "MAX_BLOCK_VALUES", 3 * 8)
     monkeypatch.setattr(training_data_module, "MIN_IMAGES_PER_PREDICTION", 3)
     monkeypatch.setattr(summary_module, "MAX_BLOCK_VALUES", 3 * 8)
 
@@ -86,12 +88,45 @@ def test_class_without_images_has_the_mean_of_the_others(tmp_path: Path) -> None
     assert torch.allclose(mean_of_labels(arrays, labels, 4), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_of_a_class_are_evenly_spaced() -> None:
+@pytest.mark.parametrize("chunk_rows", [1 << 20, 777])
+def test_rows_of_a_class_are_evenly_spaced(monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
+    monkeypatch.setattr(summary_module, "CHUNK_ROWS", chunk_rows)
     classes = np.random.default_rng(0).integers(-1, 4, 30_000)
     selected = dict(select_class_rows(classes, 6))
     assert list(selected) == [0, 1, 2, 3]
     for number, rows in selected.items():
         assert np.array_equal(rows, evenly_spaced_rows(np.flatnonzero(classes == number), 2000))
+
+
+MANY_IMAGES_SETUP = """
+import numpy as np
+from types import SimpleNamespace
+from featgan.blackbox.output_check import has_class, has_values, select_labeled_rows
+from featgan.data.feature_cache import summary
+from featgan.data.row_selection import AllRows
+from featgan.inference import training_data
+count = 3_000_000
+labels = np.tile(np.arange(1000, dtype=np.int16), count // 1000)
+values = np.zeros(count, np.float32)
+class Split(SimpleNamespace):
+    def __len__(self): return count
+split = Split(expression=labels, valence=values, arousal=values)
+shards = SimpleNamespace(get_split=lambda name: split, classes=tuple(map(str, range(1001))))
+scores = np.zeros((summary.MAX_BLOCK_VALUES // 100, 100), np.float32)
+cache = SimpleNamespace(output_dim=100, outputs=lambda split, rows: scores[:len(rows)], summary={})
+def run():
+    assert summary.count_classes(labels, 1000).tolist() == [3000] * 1000
+    assert training_data.untrained_classes(shards) == ("1000",)
+    assert training_data.count_predictions(cache, count)[0] == count
+    assert all(len(rows) == 2000 for _, rows in summary.select_class_rows(labels, 1000))
+    assert len(summary.evenly_spaced_rows(AllRows(count), 2000)) == 2000
+    assert len(select_labeled_rows(split, has_class)) == len(select_labeled_rows(split, has_values)) == 10_000
+"""
+
+
+def test_memory_for_millions_of_images_is_bounded() -> None:
+    # One int64 for each image would need 24 MB, several times, and all outputs would need 1.2 GB.
+    assert measure_call(MANY_IMAGES_SETUP, "run()").megabytes < 80
 
 
 class Regressor(FakeLinearClassifier):

@@ -99,7 +99,10 @@ class RenderFixture:
             attribute_names=("Smiling", "Young"), has_validation=True,
             get_split=splits.__getitem__,
         )  # fmt: skip
+        train_features = splits["train"].features
+        arrays = SimpleNamespace(width=train_features.shape[1], gather_rows=lambda rows, flipped: train_features[rows])
         cache = SimpleNamespace(
+            arrays={("train", "features"): arrays},
             head=(HEAD_WEIGHT, torch.zeros(3)), task="expression", class_names=CLASSES, output_dim=3, summary={},
             features=lambda split, rows, flipped: splits[split].features[rows],
             outputs=lambda split, rows: splits[split].features[rows] @ HEAD_WEIGHT.numpy().T,

@@ -13,6 +13,7 @@ from torch import Tensor
 from featgan.config.choices import Task
 from featgan.data.remote.remote_folder import folder_of
 from featgan.data.remote.shard_files import LocalFiles, ShardFiles
+from featgan.data.row_selection import RowSelection
 from featgan.data.shards.manifest import MANIFEST_FILE, Count, Sha256
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
@@ -190,13 +191,13 @@ class ShardArrays:
             for shard in set(self.maps) - set(shards):
                 self.maps.pop(shard, None)
 
-    def read_in_order(self, rows: np.ndarray, block: int, *, with_flips: bool) -> Iterator[np.ndarray]:
+    def read_in_order(self, rows: np.ndarray | RowSelection, block: int, *, with_flips: bool) -> Iterator[np.ndarray]:
         """Yield the values of ascending rows in blocks; the maps of shards that were read are closed.
 
         With flips, the images and their horizontal flips alternate: float32 [2 n, width] for n rows.
         """
         for start in range(0, len(rows), block):
-            chosen = rows[start : start + block]
+            chosen = np.asarray(rows[start : start + block])
             if with_flips:
                 yield self.gather_rows(np.repeat(chosen, 2), np.tile([False, True], len(chosen)))
             else:

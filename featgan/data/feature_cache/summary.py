@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featgan.data.feature_cache.storage import ShardArrays
+from featgan.data.row_selection import CHUNK_ROWS, AllRows, RowSelection
 from featgan.system.progress import progress_bar
 
 MAX_IMAGES_PER_CLASS = 2000
@@ -42,10 +43,10 @@ def summarize_cache(
     summary: dict[str, Tensor] = {}
     if task == "expression":
         predicted = predict_classes(outputs)
-        summary[PREDICTION_COUNTS] = torch.from_numpy(np.bincount(predicted, minlength=outputs.width))
+        summary[PREDICTION_COUNTS] = torch.from_numpy(count_classes(predicted, outputs.width))
         if outputs.width * features.width <= MAX_SUMMARY_VALUES:
             summary[PREDICTION_MEANS] = mean_of_classes(features, predicted, outputs.width)
-    if (labels >= 0).any() and num_labels * features.width <= MAX_SUMMARY_VALUES:
+    if count_classes(labels, num_labels).any() and num_labels * features.width <= MAX_SUMMARY_VALUES:
         summary[LABEL_MEANS] = mean_of_labels(features, labels, num_labels)
     return summary
 
@@ -63,12 +64,12 @@ def is_valid_summary(summary: Mapping[str, Tensor], num_outputs: int, num_featur
 
 
 def predict_classes(outputs: ShardArrays) -> np.ndarray:
-    """Return the largest output of each image, int64 [N]."""
+    """Return the largest output of each image, int32 [N]."""
     num_images, block = len(outputs), max(1, MAX_BLOCK_VALUES // outputs.width)
-    predicted = np.empty(num_images, np.int64)
+    predicted = np.empty(num_images, np.int32)
     with progress_bar("reading predictions", num_images, "images") as bar:
         start = 0
-        for values in outputs.read_in_order(np.arange(num_images), block, with_flips=False):
+        for values in outputs.read_in_order(AllRows(num_images), block, with_flips=False):
             predicted[start : start + len(values)] = values.argmax(1)
             start += len(values)
             bar.advance(len(values))
@@ -86,24 +87,45 @@ def mean_of_classes(features: ShardArrays, classes: np.ndarray, num_classes: int
 def mean_of_labels(features: ShardArrays, labels: np.ndarray, num_labels: int) -> Tensor:
     """Return the mean features of each label [K, F] as `class_means` does: without images, the mean of the others."""
     means = mean_of_classes(features, labels, num_labels)
-    counts = torch.zeros(num_labels, dtype=torch.float64)
-    for number, rows in select_class_rows(labels, num_labels):
-        counts[number] = len(rows)
+    counts = torch.from_numpy(np.minimum(count_classes(labels, num_labels), MAX_IMAGES_PER_CLASS)).double()
     overall = (means.double() * counts[:, None]).sum(0) / counts.sum()
     means[counts == 0] = overall.float()
     return means
 
 
+def count_classes(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the number of images of each class, int64 [K]; other numbers, such as -1, are left out."""
+    counts = np.zeros(num_classes, np.int64)
+    for start in range(0, len(classes), CHUNK_ROWS):
+        chunk = classes[start : start + CHUNK_ROWS]
+        counts += np.bincount(chunk[(chunk >= 0) & (chunk < num_classes)], minlength=num_classes)
+    return counts
+
+
 def select_class_rows(classes: np.ndarray, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each class that has images, with up to MAX_IMAGES_PER_CLASS of its rows, evenly spaced and ascending."""
-    order = np.argsort(classes, kind="stable")
-    borders = np.searchsorted(classes[order], np.arange(num_classes + 1))
-    for number in range(num_classes):
-        rows = order[borders[number] : borders[number + 1]]
-        if len(rows):
-            yield number, evenly_spaced_rows(rows, MAX_IMAGES_PER_CLASS)
+    counts = count_classes(classes, num_classes).tolist()
+    ranks = {number: evenly_spaced(count, MAX_IMAGES_PER_CLASS) for number, count in enumerate(counts) if count}
+    rows: dict[int, list[np.ndarray]] = {number: [] for number in ranks}
+    num_seen = np.zeros(num_classes, np.int64)
+    for start in range(0, len(classes), CHUNK_ROWS):
+        chunk = classes[start : start + CHUNK_ROWS]
+        order = np.argsort(chunk, kind="stable")
+        borders = np.searchsorted(chunk[order], np.arange(num_classes + 1))
+        for number in np.flatnonzero(np.diff(borders)).tolist():
+            in_chunk = ranks[number] - num_seen[number]
+            in_chunk = in_chunk[(in_chunk >= 0) & (in_chunk < borders[number + 1] - borders[number])]
+            rows[number].append(start + order[borders[number] + in_chunk])
+        num_seen += np.diff(borders)
+    for number, parts in rows.items():
+        yield number, np.concatenate(parts)
 
 
-def evenly_spaced_rows(rows: np.ndarray, max_rows: int) -> np.ndarray:
+def evenly_spaced_rows(rows: np.ndarray | RowSelection, max_rows: int) -> np.ndarray:
     """Select up to `max_rows` evenly spaced rows."""
-    return rows[np.linspace(0, len(rows) - 1, min(max_rows, len(rows))).round().astype(np.int64)]
+    return np.asarray(rows[evenly_spaced(len(rows), max_rows)])
+
+
+def evenly_spaced(count: int, max_count: int) -> np.ndarray:
+    """Return up to `max_count` evenly spaced numbers below `count`, ascending."""
+    return np.linspace(0, count - 1, min(max_count, count)).round().astype(np.int64)

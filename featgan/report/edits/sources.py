@@ -54,7 +54,7 @@ def sample_rows(
     is_preferred = np.isin(shuffled, () if preferred is None else preferred)
     chosen: list[int] = []
     for candidates in (shuffled[is_preferred], shuffled[~is_preferred]):
-        queues = [list(candidates[labels[candidates] == label]) for label in np.unique(labels[candidates])]
+        queues = [list(candidates[labels[candidates] == label][:count]) for label in np.unique(labels[candidates])]
         while len(chosen) < count and any(queues):
             chosen += [int(queue.pop(0)) for queue in queues if queue]
     return np.array(chosen[:count], np.int64)
