@@ -457,6 +457,10 @@ def evaluate(
     RUN is the output folder of `featgan train`. The metrics have confidence intervals and are compared with baselines.
     They are printed and written to RUN/evaluations.
     """
+    from featgan.distributed.rendezvous import is_superfluous_process
+
+    if is_superfluous_process():
+        return
     from featgan.evaluation.console import print_evaluation
     from featgan.evaluation.evaluate import evaluate_with_defaults
     from featgan.run.checkpoint import newest_step
@@ -503,6 +507,10 @@ def render(
     valence_arousal   valence_arousal
     attributes        attributes
     """
+    from featgan.distributed.rendezvous import is_superfluous_process
+
+    if is_superfluous_process():
+        return
     from featgan.report.render import DEFAULT_VIDEO_KINDS, render_run
 
     report_path = render_run(

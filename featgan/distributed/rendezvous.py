@@ -38,6 +38,15 @@ def check_launcher_env() -> None:
             )
 
 
+def is_superfluous_process() -> bool:
+    """Return whether torchrun has started this process in addition to rank 0, for a command that runs as one process.
+
+    The tasks of srun do not count: each of them may run a command of its own.
+    """
+    getenv = os.environ.get
+    return parse_count(getenv("WORLD_SIZE", "")) > 1 and getenv("RANK", "0") != "0"
+
+
 @dataclass(frozen=True)
 class Rendezvous:
     """What the processes of one training know about each other before they connect."""
