@@ -457,24 +457,19 @@ def evaluate(
     RUN is the output folder of `featgan train`. The metrics have confidence intervals and are compared with baselines.
     They are printed and written to RUN/evaluations.
     """
-    from featgan.distributed.rendezvous import is_superfluous_process
-
-    if is_superfluous_process():
-        return
+    from featgan.distributed.work_group import open_work_group
     from featgan.evaluation.console import print_evaluation
-    from featgan.evaluation.evaluate import evaluate_with_defaults
-    from featgan.run.checkpoint import newest_step
-    from featgan.run.evaluation_claims import claim_checkpoint
+    from featgan.evaluation.evaluate import evaluate_in_group
     from featgan.system.console import PlainConsole
 
     trusted = trust_given_specs([*classifiers, factor_probe, second_classifier], trust_callables)
     options = EvaluationOptions(
         classifiers, factor_probe, second_classifier, inception, lpips, max_pairs, num_components, trusted
     )
-    requested_step = parse_step(step)
-    checkpoint_step = newest_step(run) if requested_step is None else requested_step
-    with claim_checkpoint(run, checkpoint_step, suite) as claimed_step:
-        document = evaluate_with_defaults(run, claimed_step, suite, options)
+    with open_work_group() as group:
+        document = evaluate_in_group(run, parse_step(step), suite, options, group)
+    if not group.is_main:
+        return
     print_evaluation(document, PlainConsole())
     print_line(document.path)
     logger.info(f"next: featgan render {run}")

@@ -7,21 +7,26 @@ each with one line.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from featgan.distributed.rendezvous import check_launcher_env, init_env_from_slurm
 from featgan.distributed.store_discovery import join_processes
 from featgan.errors import LostPeerError, PeerError, UserError
 from featgan.system.os_errors import user_error_message
+from featgan.system.progress import console
 from featgan.system.resources import parse_count
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 MAX_MESSAGE_BYTES = 2000
 """Size in bytes of a message of one process to all others; a longer one is cut."""
@@ -111,6 +116,37 @@ class WorkGroup:
             raise lost_peer_error() from error
         if message:
             raise PeerError(message)
+
+    def map_batches(self, compute: Callable[[Item], tuple[Tensor, ...]], batches: Sequence[Item]) -> list[list[Tensor]]:
+        """Compute tensors from each batch; the processes divide the batches, and all return all results in order.
+
+        The results of several processes are on the CPU. All processes must pass the same batches. If one of them fails,
+        the others raise PeerError.
+        """
+        if self.world_size == 1:
+            return [list(compute(batch)) for batch in batches]
+        own: list[list[Tensor]] = []
+        with self.joined():
+            own = [[tensor.cpu() for tensor in compute(batch)] for batch in batches[self.rank :: self.world_size]]
+        parts: list[list[list[Tensor]]] = [[] for _ in range(self.world_size)]
+        try:
+            dist.all_gather_object(parts, own)
+        except RuntimeError as error:
+            raise lost_peer_error() from error
+        return [parts[number % self.world_size][number // self.world_size] for number in range(len(batches))]
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Print progress bars, messages and warnings in the process of rank 0 only, if all do the same in the block."""
+        featgan_logger, previous_level = logging.getLogger("featgan"), logging.getLogger("featgan").level
+        if not self.is_main:
+            console.quiet = True
+            featgan_logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            console.quiet = False
+            featgan_logger.setLevel(previous_level)
 
     def exchange(self, message: str, while_waiting: Callable[[], None] = do_nothing) -> list[str]:
         """Return the messages of all processes, in the order of their ranks. Raises LostPeerError if one has ended."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from featgan.config.schema import Config
 from featgan.config.trusted_callables import NO_CALLABLES, TrustedCallables
 from featgan.data.conditions import ConditionLayout, build_condition
 from featgan.data.shards.shard_set import ShardSet
+from featgan.distributed.work_group import SINGLE_PROCESS, WorkGroup
 from featgan.errors import UserError
 from featgan.evaluation.document_builder import build_document
 from featgan.evaluation.edit_metrics import (
@@ -61,6 +63,8 @@ from featgan.evaluation.true_factors import SharedFactors, factor_response, find
 from featgan.inference.editor import ImageEditor
 from featgan.inference.model import EditingModel, load_model, open_cache, open_dataset, open_shards
 from featgan.inference.training_data import check_stored_blackbox, open_blackbox
+from featgan.run.checkpoint import newest_step
+from featgan.run.evaluation_claims import claim_checkpoint
 from featgan.run.evaluation_document import EvaluationDocument, read_evaluation, write_evaluation
 from featgan.run.evaluation_options import EvaluationOptions
 from featgan.run.evaluation_schedule import with_default_classifiers
@@ -91,6 +95,7 @@ def evaluate_run(
     lpips: Path | None = None,
     max_pairs: int | None = None,
     trusted: TrustedCallables = NO_CALLABLES,
+    group: WorkGroup = SINGLE_PROCESS,
 ) -> EvaluationDocument:
     """Evaluate a checkpoint (the newest by default), write RUN/evaluations/step-XXXXXXXX-SUITE.json and return it.
 
@@ -98,10 +103,11 @@ def evaluate_run(
     weights must be equal. For a label-conditioned run it has the evaluation classifiers, at most one per data set.
     `factor_probe` is the SPEC of a classifier of the true factors of synthetic faces, and `second_classifier` that of
     a classifier that was not used in training. `inception` and `lpips` are files of weights. `max_pairs` limits the
-    pairs below the suite's number. `trusted` are the callables that may be imported as classifiers.
+    pairs below the suite's number. `trusted` are the callables that may be imported as classifiers. The processes of
+    `group` divide the batches of images; the document is the same for any number of them, and rank 0 writes it.
     Raises UserError if the data or a model is missing.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = group.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(run_dir, step, device)
     options = {
         "classifier": classifiers,
@@ -121,17 +127,21 @@ def evaluate_run(
             "a label-conditioned run has an evaluation classifier that was not used in training: give --classifier"
         )
     run_cache = model.metadata.dataset.get("features")
-    models = load_optional_models(shards, device, factor_probe, second_classifier, inception, lpips, trusted, run_cache)
+    models = load_optional_models(
+        shards, device, factor_probe, second_classifier, inception, lpips, trusted, run_cache, group
+    )
     if model.metadata.condition_kind == "features":
         if len(classifiers) > 1:
             raise UserError(
                 "--classifier: a feature-conditioned run has one classifier; give another one as --second-classifier"
             )
         spec = classifiers[0] if classifiers else None
-        results = evaluate_feature_model(model, shards, num_pairs, num_swept, spec, models, num_components, trusted)
+        results = evaluate_feature_model(
+            model, shards, num_pairs, num_swept, spec, models, num_components, trusted, group
+        )
     else:
         config = load_run_config(run_dir)
-        results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models, trusted)
+        results = evaluate_label_model(model, shards, config, num_pairs, classifiers, models, trusted, group)
     path = result_path(run_dir, model.metadata.step, suite, max_pairs)
     document = build_document(
         results,
@@ -143,13 +153,14 @@ def evaluate_run(
         arguments=arguments,
         path=path,
     )
-    write_evaluation(path, document)
-    log_metrics(run_dir, results, model.metadata.step)
+    if group.is_main:
+        write_evaluation(path, document)
+        log_metrics(run_dir, results, model.metadata.step)
     return document
 
 
 def evaluate_with_defaults(
-    run_dir: Path, step: int | None, suite: str, options: EvaluationOptions
+    run_dir: Path, step: int | None, suite: str, options: EvaluationOptions, group: WorkGroup = SINGLE_PROCESS
 ) -> EvaluationDocument:
     """Evaluate a checkpoint; classifiers that are not given are taken from the configuration of the run."""
     options = with_default_classifiers(run_dir, options)
@@ -165,7 +176,26 @@ def evaluate_with_defaults(
         lpips=options.lpips,
         max_pairs=options.max_pairs,
         trusted=options.trusted,
+        group=group,
     )
+
+
+def evaluate_in_group(
+    run_dir: Path, step: int | None, suite: str, options: EvaluationOptions, group: WorkGroup
+) -> EvaluationDocument:
+    """Claim a checkpoint in the process of rank 0, and evaluate it in all processes of the group.
+
+    If one process fails, the others raise PeerError.
+    """
+    claimed_step: int | None = None
+    with ExitStack() as stack:
+        with group.joined():
+            if group.is_main:
+                chosen_step = newest_step(run_dir) if step is None else step
+                claimed_step = stack.enter_context(claim_checkpoint(run_dir, chosen_step, suite))
+        text = group.exchange("" if claimed_step is None else str(claimed_step))[0]
+        with group.joined(), group.silenced():
+            return evaluate_with_defaults(run_dir, int(text) if text else None, suite, options, group)
 
 
 def to_cli_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -205,6 +235,7 @@ def evaluate_feature_model(
     models: OptionalModels,
     num_components: int,
     trusted: TrustedCallables,
+    group: WorkGroup,
 ) -> EvaluationResults:
     """Measure all families of a feature-conditioned model.
 
@@ -216,7 +247,7 @@ def evaluate_feature_model(
     # Check the probe first, before anything is measured.
     shared_factors = find_shared_factors(shards, probe) if probe else None
     cache = open_cache(model, shards)
-    evaluator = FeatureEvaluator(model, open_blackbox(model, blackbox_spec, trusted), shards, cache, num_pairs)
+    evaluator = FeatureEvaluator(model, open_blackbox(model, blackbox_spec, trusted), shards, cache, num_pairs, group)
     if second_classifier and second_classifier.classifier.sha256 == evaluator.classifier.sha256:
         raise UserError(
             f"--second-classifier {second_classifier.classifier.spec}: is the classifier of the run; give another one"
@@ -260,6 +291,7 @@ def evaluate_label_model(
     classifier_specs: Sequence[str],
     models: OptionalModels,
     trusted: TrustedCallables,
+    group: WorkGroup,
 ) -> EvaluationResults:
     """Measure a label-conditioned model: preservation, diversity, and realism in Inception features if they are given.
 
@@ -280,7 +312,7 @@ def evaluate_label_model(
     classifiers = assign_evaluation_classifiers(
         [load_blackbox(spec, device=model.device, trusted=trusted) for spec in classifier_specs], conditions
     )
-    results, editor = EvaluationResults(), ImageEditor(model)
+    results, editor = EvaluationResults(), ImageEditor(model, group)
     for index, (shard_set, condition) in enumerate(zip(all_shards, conditions, strict=True)):
         split = shard_set.get_split("validation")
         evaluator = LabelEvaluator(editor, split, condition, layout, index, classifiers[index], num_pairs)

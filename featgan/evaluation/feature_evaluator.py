@@ -13,6 +13,7 @@ from featgan.data.feature_cache.summary import evenly_spaced_rows
 from featgan.data.row_selection import AllRows
 from featgan.data.shards.shard_set import ShardSet
 from featgan.data.shards.split import Split
+from featgan.distributed.work_group import SINGLE_PROCESS, WorkGroup
 from featgan.evaluation.evaluator import MAX_SHARED_TARGETS, EditResults, EvaluationPairs, MetricsByColumn
 from featgan.inference.editor import ImageEditor, predict
 from featgan.inference.model import EditingModel
@@ -36,11 +37,17 @@ class FeatureEvaluator:
     """A feature-conditioned model with its classifier and its validation pairs; implements `Evaluator`."""
 
     def __init__(
-        self, model: EditingModel, classifier: BlackBox, shards: ShardSet, cache: FeatureCache, max_pairs: int
+        self,
+        model: EditingModel,
+        classifier: BlackBox,
+        shards: ShardSet,
+        cache: FeatureCache,
+        max_pairs: int,
+        group: WorkGroup = SINGLE_PROCESS,
     ) -> None:
         assert model.space is not None
         self.model = model
-        self.editor = ImageEditor(model)
+        self.editor = ImageEditor(model, group)
         self.classifier = classifier
         self.shards = shards
         self.cache = cache
@@ -120,7 +127,7 @@ class FeatureEvaluator:
 
     def predict(self, images: Tensor) -> Predictions:
         """Return the classifier's predictions for uint8 images."""
-        return predict(self.classifier, images)
+        return predict(self.classifier, images, self.editor.group)
 
     def real_images(self) -> dict[str, Tensor]:
         return {"nearest_real": self.training_images(self.nearest_to_target)}

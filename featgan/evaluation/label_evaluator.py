@@ -82,7 +82,7 @@ class LabelEvaluator:
     def predict(self, images: Tensor) -> Predictions:
         """Return the predictions of the evaluation classifier, with outputs in the order of the condition's names."""
         assert self.classifier is not None
-        predictions = predict(self.classifier, images)
+        predictions = predict(self.classifier, images, self.editor.group)
         assert predictions.outputs is not None
         column_of_name = match_names(self.condition.names, self.classifier.class_names)
         columns = [column_of_name[index] for index in range(len(self.condition.names))]

@@ -14,6 +14,7 @@ from featgan.data.feature_cache.cache import FeatureCache
 from featgan.data.feature_cache.storage import FEATURES_FOLDER, cache_location, is_outside_shards
 from featgan.data.shards.manifest import MANIFEST_FILE
 from featgan.data.shards.shard_set import ShardSet
+from featgan.distributed.work_group import SINGLE_PROCESS, WorkGroup
 from featgan.errors import UserError
 from featgan.inference.editor import predict
 from featgan.metrics.inception import Inception
@@ -32,8 +33,15 @@ MAX_NAMING_IMAGES = 1000
 class SecondClassifier:
     """A classifier that was not used in training. A feature cache, if present, replaces it for real images."""
 
-    def __init__(self, classifier: BlackBox, shards: ShardSet, run_cache: str | None = None) -> None:
+    def __init__(
+        self,
+        classifier: BlackBox,
+        shards: ShardSet,
+        run_cache: str | None = None,
+        group: WorkGroup = SINGLE_PROCESS,
+    ) -> None:
         self.classifier = classifier
+        self.group = group
         self.shards = shards
         self.cache = find_feature_cache(shards, classifier, run_cache)
         self.class_names = classifier.class_names
@@ -60,9 +68,10 @@ class SecondClassifier:
 
     def predict(self, images: Tensor, description: str) -> Predictions:
         """Return the predictions for images, uint8 [N, 3, S, S]; the progress bar shows the description."""
-        batches = images.split(choose_batch_size(images.shape[-1], BATCH_SIZE))
+        # Each process of the group computes one part of a batch.
+        batches = images.split(choose_batch_size(images.shape[-1], BATCH_SIZE) * self.group.world_size)
         predictions = [
-            predict(self.classifier, batch)
+            predict(self.classifier, batch, self.group)
             for batch in track_progress(batches, f"second: {description}", len(batches), "batches")
         ]
         outputs = [batch.outputs for batch in predictions if batch.outputs is not None]
@@ -116,6 +125,7 @@ def load_optional_models(
     lpips: Path | None = None,
     trusted: TrustedCallables = NO_CALLABLES,
     run_cache: str | None = None,
+    group: WorkGroup = SINGLE_PROCESS,
 ) -> OptionalModels:
     """Load the given models. Raises UserError for the first that cannot be loaded.
 
@@ -127,7 +137,7 @@ def load_optional_models(
     )
     return OptionalModels(
         probe,
-        SecondClassifier(second, shards, run_cache) if second else None,
+        SecondClassifier(second, shards, run_cache, group) if second else None,
         Inception(inception, device) if inception else None,
         Lpips(lpips, device) if lpips else None,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from featgan.blackbox.loading import BlackBox
+from featgan.distributed.work_group import SINGLE_PROCESS, WorkGroup
 from featgan.evaluation.evaluator import MetricsByColumn
 from featgan.evaluation.feature_evaluator import FeatureEvaluator
 from featgan.features.directions import component_sweep, leading_component_projections
@@ -57,7 +58,7 @@ def sweep_components(
             components = project_features(evaluator.space, evaluator.predict(edited).features)
             measured.append(components[:, :num_components].reshape(shape))
             if factor_probe is not None:
-                factors.append(predict_outputs(factor_probe, edited).reshape(shape))
+                factors.append(predict_outputs(factor_probe, edited, evaluator.editor.group).reshape(shape))
     return SweepResults(
         rows,
         images,
@@ -67,9 +68,9 @@ def sweep_components(
     )
 
 
-def predict_outputs(classifier: BlackBox, images: Tensor) -> Floats:
+def predict_outputs(classifier: BlackBox, images: Tensor, group: WorkGroup = SINGLE_PROCESS) -> Floats:
     """Return the outputs [N, O] of a classifier."""
-    outputs = predict(classifier, images).outputs
+    outputs = predict(classifier, images, group).outputs
     assert outputs is not None
     return outputs
 
