@@ -20,12 +20,12 @@ LATENCY_SECONDS = 0.05
 """Seconds before the first byte of each answer."""
 BYTES_PER_SECOND = 200e6
 """Bandwidth of a node."""
-NUM_SHARDS, SHUFFLE_WINDOW, NUM_WINDOWS = 16, 2, 6
+NUM_SHARDS, SHUFFLE_WINDOW, NUM_WINDOWS = 64, 8, 6
 """Shards, shards per window, and windows that the run reads."""
 
 
 def run_benchmark(image_size: int, num_images: int, batch_size: int) -> BenchmarkResults:
-    """Train over an HTTP server with latency and limited bandwidth; the cache holds three of eight windows."""
+    """Train over an HTTP server with latency and limited bandwidth; the cache holds four of eight windows."""
     keep_freed_memory()
     images_per_shard = max(1, num_images // NUM_SHARDS)
     with tempfile.TemporaryDirectory(prefix="featgan-bench-") as folder:
@@ -46,7 +46,7 @@ def run_benchmark(image_size: int, num_images: int, batch_size: int) -> Benchmar
 def build_config(root: Path, name: str, shards: str, images_per_shard: int, batch_size: int) -> Config:
     """Return the configuration of a run that reads `NUM_WINDOWS` windows, and logs once per window.
 
-    The networks are tiny, so that the data must arrive fast.
+    The networks are small, so that the data must arrive fast.
     """
     window_steps = max(1, SHUFFLE_WINDOW * images_per_shard // batch_size)
     shard_bytes = max(path.stat().st_size for path in (root / "shards").glob("train-*.tar"))
@@ -56,8 +56,8 @@ def build_config(root: Path, name: str, shards: str, images_per_shard: int, batc
             "shards": shards, "feature_cache": FIXTURE_CACHE_NAME, "shuffle_window": SHUFFLE_WINDOW,
             "cache_dir": str(root / "cache"), "cache_gb": 4 * SHUFFLE_WINDOW * shard_bytes / 1e9,
         },
-        "generator": {"dim": 8, "num_blocks": 1},
-        "discriminator": {"dim": 8, "num_layers": 4},
+        "generator": {"dim": 16, "num_blocks": 2},
+        "discriminator": {"dim": 16, "num_layers": 4},
         "training": {
             "steps": NUM_WINDOWS * window_steps, "batch_size": batch_size, "log_every": window_steps, "num_workers": 1,
         },

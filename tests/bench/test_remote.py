@@ -4,7 +4,7 @@ from featgan.bench.remote import NUM_WINDOWS, SHUFFLE_WINDOW, run_benchmark
 
 
 def test_each_shard_is_downloaded_once() -> None:
-    result = run_benchmark(32, 64, 4)
+    result = run_benchmark(32, 128, 4)
     assert [len(row.goals) for row in result.rows] == [1, 0]
     assert len(result.tables[0].rows) == NUM_WINDOWS
     num_shards = NUM_WINDOWS * SHUFFLE_WINDOW
