@@ -26,6 +26,7 @@ from featgan.data.packing.pack import (
     find_validation_origin,
 )
 from featgan.data.packing.plan import SPLITS, PlannedImage, hash_planned_images, plan_packing
+from featgan.data.readers.class_codes import check_names_file
 from featgan.data.remote.fetching import FetchedFile
 from featgan.data.shards.index import ShardEntry, build_index, serialize_index
 from featgan.data.shards.manifest import (
@@ -79,6 +80,7 @@ def index_shards(
         logger.warning(f"{problem}; these shards can be used for classifiers only")
     out = Path(out).resolve()
     fields = parse_label_option(options.get("label", ""))
+    check_names_file(options.get("classes", ""))
     tars = expand_sources(sources, options.get("validation", ""))
     check_locations(tars)
     recorded: dict[str, Any] = {

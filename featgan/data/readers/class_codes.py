@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 MAX_CLASSES = 1000
 """A column with more classes than this probably contains names, ages or measured values."""
 
+MAX_LISTED_NAMES = 10
+"""Number of class names in a message."""
+
 OPTION = "--layout-option classes"
 
 RAF_DB_NAMES = ("surprise", "fear", "disgust", "happy", "sad", "anger", "neutral")
@@ -40,6 +43,9 @@ KNOWN_CODES: Mapping[str, Mapping[str, str]] = {
     "fer2013": {str(code): name for code, name in enumerate(FER2013_NAMES)},
 }
 """Value of the option `classes` => the name of each code in this data set."""
+
+TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".names", ".lst")
+"""Suffixes of files with class names."""
 
 OPTION_HELP = f"{OPTION}=1=NAME,2=NAME, {OPTION}=FILE, or {OPTION}=affectnet, raf-db or fer2013"
 
@@ -72,7 +78,13 @@ class ClassCodes:
         problem = f"{location}: unknown class {format_one_line(text[:40])!r}"
         if is_numeric_code(text) and not is_whole_number(text):
             raise UserError(f"{problem}; a class is a word or a whole number, so choose another column or correct it")
-        raise UserError(f"{problem}; use one of {', '.join(self.names)}, or name the classes with {OPTION_HELP}")
+        raise UserError(f"{problem}; use one of {self.list_names()}, or name the classes with {OPTION_HELP}")
+
+    def list_names(self) -> str:
+        """Return the first class names, and the number of the others."""
+        shown = ", ".join(self.names[:MAX_LISTED_NAMES])
+        num_others = len(self.names) - MAX_LISTED_NAMES
+        return f"{shown} and {num_others:,} others" if num_others > 0 else shown
 
 
 def is_missing_label(text: str) -> bool:
@@ -188,6 +200,7 @@ def apply_classes_option(texts: set[str], option: str | Sequence[str], source: P
 def read_option_entries(option: str | Sequence[str], source: Path) -> tuple[str, ...]:
     """Return the entries of the option, or of the text file that it names. Raises UserError if there are none."""
     path = source / option if isinstance(option, str) else None
+    check_names_file(option, source)
     if path is None or not path.is_file():
         entries = parse_name_list(option)
     else:
@@ -198,6 +211,14 @@ def read_option_entries(option: str | Sequence[str], source: Path) -> tuple[str,
     if not entries:
         raise UserError(f"{OPTION} {option!r}: contains no names; use {OPTION_HELP}")
     return entries
+
+
+def check_names_file(option: str | Sequence[str], source: Path = Path()) -> None:
+    """Raise UserError if the option names a file that does not exist, and is not a list of names."""
+    if not isinstance(option, str) or re.search(r"[,=\n]", option):
+        return
+    if (Path(option).suffix.lower() in TEXT_SUFFIXES or "/" in option) and not (source / option).is_file():
+        raise UserError(f"{source / option}: no such file; check {OPTION}")
 
 
 def code_by_expressions(names: Mapping[str, str]) -> ClassCodes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featgan.data.readers.class_codes import ClassCodes, assign_class_codes
+from featgan.data.readers.class_codes import ClassCodes, assign_class_codes, check_names_file
 from featgan.data.readers.records import DatasetListing, Record, TarImage, use_test_images
 from featgan.data.shards.manifest import SkippedFile
 from featgan.data.webdataset.labels import LabelField, attribute_names, parse_label_option
@@ -33,6 +33,7 @@ def list_webdataset(sources: Sequence[str], label: str = "", classes: str = "", 
     pattern for the names of the validation tars. Raises UserError if a tar cannot be read or a label has a wrong type.
     """
     fields = parse_label_option(label)
+    check_names_file(classes)
     collector = SampleCollector(fields)
     tars = expand_sources(sources, validation)
     for number, tar in enumerate(track_progress(tars, "reading labels", unit="tars")):
@@ -91,6 +92,11 @@ class SampleCollector:
         """
         if options.get("label") and self.fields and not self.has_labels:
             raise UserError(f"--layout-option label={options['label']}: no sample has this label; choose another one")
+        if not options.get("label") and not self.has_labels:
+            logger.warning(
+                "no labels: no sample has a cls file; name a field of the json files, such as "
+                "--layout-option label=json:label, or use --layout-option label=none"
+            )
         classes = read_classes_option(options.get("classes", ""))
         codes = assign_class_codes(self.labels, classes) if self.labels else ClassCodes((), {})
         skipped = Counter(file.reason for file in self.unusable)

@@ -117,6 +117,7 @@ def list_tars(text: str) -> list[SourceTar]:
     if kind != stat.S_IFREG:
         raise UserError(
             f"{location}: no such file or folder; give a folder, tars, or a pattern such as a-{{000..127}}.tar"
+            + ("; remove the quotes around *, which the shell expands" if "*" in location.name else "")
         )
     return [SourceTar(location, split_of_name(location))]
 

@@ -344,3 +344,28 @@ def test_options_and_sources_of_other_layouts(source: Path, tmp_path: Path) -> N
         pack_shards("folder", ["a", "b"], tmp_path / "out")
     with pytest.raises(UserError, match="https://host/a: is a URL"):
         pack_shards("folder", ["https://host/a"], tmp_path / "out")
+
+
+def test_missing_file_of_class_names_is_found_before_a_tar_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"names\.txt: no such file; check --layout-option classes"):
+        list_webdataset([str(tmp_path / "missing.tar")], classes="names.txt")
+
+
+def test_error_for_an_unknown_class_lists_few_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("k", {"jpg": draw_image(0), "cls": b"999"})])
+    (tmp_path / "names.txt").write_text("\n".join(f"name {number}" for number in range(500)))
+    with pytest.raises(UserError, match=r"unknown class '999'; use one of name 0, .*name 9 and 490 others"):
+        list_webdataset([str(tmp_path / "a.tar")], classes=str(tmp_path / "names.txt"))
+
+
+def test_samples_without_labels_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(tmp_path / "a.tar", [("k", {"jpg": draw_image(0)})])
+    list_webdataset([str(tmp_path / "a.tar")], "none")
+    assert not caplog.records
+    list_webdataset([str(tmp_path / "a.tar")])
+    assert "no sample has a cls file" in caplog.text
+
+
+def test_pattern_of_the_shell_in_quotes_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"remove the quotes around \*, which the shell expands"):
+        list_webdataset([str(tmp_path / "*.tar")])
