@@ -79,7 +79,7 @@ def extract_features(
     def load() -> BlackBox:
         return load_blackbox(spec, layer, chosen_device, preprocessing, task, trusted)
 
-    if group.run_on_main(lambda: extraction.prepare(load())):
+    if group.run_on_main(lambda: extraction.prepare(load)):
         return extraction.open_existing()
     with group.joined():
         if not group.is_main:
@@ -104,9 +104,10 @@ class Extraction:
         self.group = group
         self.cache: FeatureCache | None = None
 
-    def prepare(self, blackbox: BlackBox) -> bool:
+    def prepare(self, load: Callable[[], BlackBox]) -> bool:
         """Create or check the folder, in the process of rank 0. Returns whether the cache is complete."""
         self.shards.verify()
+        blackbox = load()
         logger.info(blackbox.input_description)
         existing = find_existing_cache(self.shards, self.name, blackbox)
         if existing is not None and existing.num_components == self.num_components:
