@@ -325,7 +325,7 @@ class FeatureExtractor:
     def fetch_shard(self, shard: PendingShard) -> PendingShard:
         """Download a shard if it is behind a URL, and return it."""
         split = self.shards.get_split(shard.split)
-        split.reader.shard_files.fetch(split.shard_names.index(shard.shard))
+        split.reader.shard_files.fetch(int(split.shard_of([shard.rows.start])[0]))
         return shard
 
     def decode_task(self, task: tuple[PendingShard, range]) -> tuple[tuple[PendingShard, range], Tensor]:

@@ -45,9 +45,10 @@ class ShardSizes:
 
 def check_cache_size(training_sets: Sequence[TrainingSet]) -> None:
     """Raise UserError if two windows of shards, or all shards without windows, do not fit into the cache together."""
-    all_sizes = [ShardSizes.measure(training_set) for training_set in training_sets]
-    required = sum(sizes.required_bytes() for sizes in all_sizes)
     for cache in find_caches(training_sets):
+        users = [training_set for training_set in training_sets if cache in find_caches([training_set])]
+        all_sizes = [ShardSizes.measure(training_set) for training_set in users]
+        required = sum(sizes.required_bytes() for sizes in all_sizes)
         available = min(cache.max_bytes, shutil.disk_usage(cache.folder).free + cache.measure_bytes())
         if required > available:
             raise too_small_error(cache, all_sizes, required, available)

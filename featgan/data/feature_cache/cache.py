@@ -50,6 +50,8 @@ from featgan.system.locations import Location
 from featgan.system.verified_hashes import first_modified_file
 
 SPACE_FILE, HEAD_FILE, SUMMARY_FILE = "space.safetensors", "head.safetensors", "summary.safetensors"
+COPIED_FILES = (SPACE_FILE, HEAD_FILE, SUMMARY_FILE)
+"""Files that are copied from a cache behind a URL when it is opened."""
 
 DISK_FULL_REMEDY = "free some space and run the command again: it resumes where it stopped"
 
@@ -127,7 +129,7 @@ class FeatureCache:
         if not location.is_remote:
             check_file_sizes(path, manifest)
         for file, entry in manifest.files.items():
-            if location.is_remote and file in (SPACE_FILE, HEAD_FILE, SUMMARY_FILE):
+            if location.is_remote and file in COPIED_FILES:
                 folder.copy_file(file, entry.sha256, entry.bytes)
         cache = cls(shards, path, manifest, location)
         for arrays in cache.arrays.values():
@@ -174,6 +176,8 @@ class FeatureCache:
         Files that are read through the node cache are left out: it checks each one when it arrives.
         """
         cached = {item.sha256 for arrays in self.arrays.values() for item in arrays.shard_files.items()}
+        if self.location.is_remote:  # files of another version of featgan were not copied
+            cached |= {entry.sha256 for file, entry in self.manifest.files.items() if file not in COPIED_FILES}
         verify_cache_files(self.path, self.manifest, cached)
 
 

@@ -231,7 +231,7 @@ def check_webdataset_options(options: Iterable[str]) -> None:
 def single_source(layout: str, sources: Sequence[str]) -> Path:
     """Return the folder of a layout that has one. Raises UserError if there are several or if it is a URL."""
     if len(sources) != 1:
-        raise UserError(f"SOURCE {sources[1]}: layout {layout} has one folder as source")
+        raise UserError(f"SOURCE {redact_text(sources[1])}: layout {layout} has one folder as source")
     location = Location.parse(sources[0])
     return expand_path(sources[0]) if location.scheme == "path" else location.path
 

@@ -45,7 +45,7 @@ CACHE_REMEDY = "free some space, or set dataset.cache_dir to a folder on a local
 def default_cache_folder() -> Path:
     """Return the folder of the user's cache on the local disk: in $SLURM_TMPDIR, $TMPDIR or /tmp."""
     parent = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    return Path(parent) / f"featgan-cache-{os.geteuid()}"
+    return Path(parent).absolute() / f"featgan-cache-{os.geteuid()}"
 
 
 def create_cache_folder(folder: Path) -> None:

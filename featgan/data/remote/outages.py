@@ -38,7 +38,7 @@ class Outage:
         remaining = self.start + self.retry_seconds - now
         if remaining <= 0:
             raise UserError(self.describe_end(error))
-        seconds = min(2.0**self.num_waits, MAX_WAIT) * (1 + self.random.uniform(-WAIT_SPREAD, WAIT_SPREAD))
+        seconds = min(2.0 ** min(self.num_waits, 10), MAX_WAIT) * (1 + self.random.uniform(-WAIT_SPREAD, WAIT_SPREAD))
         self.num_waits += 1
         sleep(min(max(seconds, min(error.delay, MAX_WAIT)), remaining))
 

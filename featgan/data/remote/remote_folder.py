@@ -54,7 +54,8 @@ class RemoteFolder:
     def copy_file(self, name: str, sha256: str, max_bytes: int) -> Path:
         """Return the copy of a file; download it if it is missing or damaged.
 
-        Raises UserError if it does not have the hash, also in a second attempt, or if it is larger than `max_bytes`.
+        Raises UserError if it does not have the hash, also in a second attempt, or if it is larger than `max_bytes` or
+        than the cache may be: a server could name any size.
         """
         path = self.path / name
         with user_friendly_write_errors(self.path, CACHE_REMEDY), exclusive_lock(self.cache.locks / sha256):
@@ -68,7 +69,7 @@ class RemoteFolder:
         location = self.location.join(path.name)
         for _ in range(2):
             with suppress(ChangedFileError), atomic_file(path) as file:
-                fetched = fetch_file(location, file, max_bytes, self.retry_seconds)
+                fetched = fetch_file(location, file, min(max_bytes, self.cache.max_bytes), self.retry_seconds)
                 if fetched.sha256 != sha256:
                     raise ChangedFileError
                 return

@@ -17,8 +17,7 @@ from featgan.data.remote.fetching import read_small
 from featgan.errors import UserError
 from featgan.system.json_files import JsonError, parse_json
 from featgan.system.limits import MAX_JSON_BYTES, MAX_SHARDS
-from featgan.system.locations import Location
-from featgan.system.plain_text import format_one_line
+from featgan.system.locations import Location, redact_text
 from featgan.system.user_paths import expand_path
 
 INFO_FILES = ("_info.json", "info.json")
@@ -71,7 +70,7 @@ def expand_braces(text: str) -> Iterator[str]:
     if "{" not in text or file_kind(Path(text)):
         yield text
         return
-    shown = format_one_line(text[:200])
+    shown = redact_text(text)[:200]
     if re.search(r"\{[^{}]*\{", text):
         raise UserError(f"{shown}: braces inside braces are not supported; give several patterns")
     if math.prod(map(count_texts, re.findall(r"\{([^{}]*)\}", text))) > MAX_SHARDS:

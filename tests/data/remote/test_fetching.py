@@ -395,3 +395,10 @@ def test_error_of_the_target_is_not_an_error_of_the_server(server: FaultyServer)
     with pytest.raises(OSError, match="No space left"):
         fetch_file(locate(server), target, len(CONTENT), 900)
     assert CONNECTIONS.num_open == 0
+
+
+def test_an_outage_of_days_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featgan.data.remote.outages.sleep", lambda seconds: None)
+    outage = Outage(Location.parse("http://host/a"), 1e9)
+    for _ in range(1100):
+        outage.wait(TransientError("is away"))

@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 from braceexpand import braceexpand
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from featgan.data.webdataset.sources import count_texts, expand_braces
+from featgan.data.webdataset.sources import count_texts, expand_braces, expand_sources
+from featgan.errors import UserError
 from featgan.system.limits import MAX_SHARDS
 
 BRACE_PARTS = st.one_of(
@@ -25,3 +27,10 @@ def test_patterns_are_those_of_the_library_and_never_counted_too_low(parts: list
     texts = list(braceexpand(pattern, escape=False))
     assert len(texts) <= count
     assert list(expand_braces(pattern)) == texts
+
+
+@pytest.mark.parametrize("pattern", ["{000..99999999}", "{a{b}}", "{1..x"])
+def test_errors_of_patterns_show_no_password(pattern: str) -> None:
+    with pytest.raises(UserError) as error:
+        expand_sources([f"https://user:secret@host/{pattern}.tar?sig=secret"])
+    assert "secret" not in str(error.value)
